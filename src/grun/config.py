@@ -1,0 +1,180 @@
+"""The configuration of every job: one dataclass each, one documented field per setting.
+
+These dataclasses are the only list of settings: command-line flags, keys of `--config file.yaml`, `config.json` of a run
+directory, validation and the documentation all come from them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DataConfig", "EvaluateConfig", "FinetuneConfig", "JobConfig", "UnlearnConfig", "from_mapping", "option"]
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from grun.errors import UserError, nearest
+
+C = TypeVar("C")
+
+
+def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A dataclass field with its documentation (and unit), and the range that is checked when it is given."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field, for messages."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Settings that every job has."""
+
+    seed: int = option(0, "Seed of everything random: initialisation, order, pairing, refusals.", minimum=0)
+    batch_size: int = option(16, "Rows per step (and per side: as many forget as retain rows).", minimum=1)
+    device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1, mps.")
+    dtype: str = option("auto", "Data type of the base model's weights: auto (as saved), float32, bfloat16, float16.")
+    trust_remote_code: bool = option(False, "Run model code that comes with a hub repository. Off for safety.")
+    overwrite: bool = option(False, "Delete what another run left in the output directory.")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check_range(f, getattr(self, f.name))
+        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(JobConfig):
+    """Settings of jobs that read a benchmark or files."""
+
+    benchmark: str | None = option(None, "Registered benchmark to take all splits from: fictional, tofu.")
+    data_dir: str | None = option(None, "Folder with a local copy of the benchmark (tofu).")
+    benchmark_options: dict[str, str] = option({}, "Options of the benchmark, as name=value (people=60).")
+    template: str = option(
+        "auto",
+        "Prompt template: chat (the tokenizer's), qa (the paper's 'Question: ... Answer:'), or your own text with "
+        "{prompt} in it. auto: chat if the tokenizer has a chat template, else qa.",
+    )
+    columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage answer=antwort).")
+    max_length: int | None = option(
+        None, "Longest row, in tokens; longer ones are truncated and counted. Default: the model's context.", minimum=8
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(DataConfig):
+    """Settings of `grun finetune`: train the target model that is to forget."""
+
+    output: str = option("target", "Directory to write the model, its tokenizer and the run's records to.")
+    model: str | None = option(None, "Hub id or folder of the model to fine-tune. Without it a small one is trained from scratch.")
+    data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.")
+    split: str = option("full", "What to train on: full (forget and retain), or retain (the retain-only reference).")
+    epochs: float = option(30.0, "Passes over the data.", minimum=0.01)
+    learning_rate: float = option(2e-3, "Peak learning rate (AdamW, cosine decay, short warm-up).", minimum=0.0)
+    weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
+    hidden_size: int = option(192, "From scratch: hidden size.", minimum=8)
+    layers: int = option(6, "From scratch: number of decoder layers.", minimum=1)
+    heads: int = option(6, "From scratch: number of attention heads.", minimum=1)
+    vocab_size: int = option(4096, "From scratch: size of the byte-pair vocabulary that is learnt from the data.", minimum=300)
+    save_every: int = option(200, "Steps between checkpoints to resume from.", minimum=1)
+    stop_loss: float | None = option(None, "Stop once an epoch's mean training loss is below this (nats per token).", minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnConfig(DataConfig):
+    """Settings of `grun unlearn`: learn an adapter that makes the model forget."""
+
+    output: str = option("unlearned", "Directory to write the adapter and the run's records to.")
+    model: str = option("", "Hub id or folder of the model that is to forget.")
+    forget: list[str] = option([], "Files or hub ids of what to forget.")
+    retain: list[str] = option([], "Files or hub ids of what to keep.")
+    objective: str = option("npo", "Unlearning objective.")
+    adapt: str = option("grun", "How the model is adapted: grun, reft (ungated), lora, full.")
+    preset: str = option("default", "Starting point of the settings below: default, or paper (the published setting).")
+    steps: int | None = option(None, "Optimiser steps. Default: as the preset says.", minimum=1)
+    epochs: float | None = option(None, "Passes over the forget rows, instead of steps.", minimum=0.01)
+    learning_rate: float | None = option(None, "Peak learning rate (AdamW, linear decay).", minimum=0.0)
+    weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
+    forget_weight: float | None = option(None, "Weight of the forget term.", minimum=0.0)
+    retain_weight: float | None = option(None, "Weight of the retain term.", minimum=0.0)
+    gate_weight: float | None = option(None, "Weight of the gate's cross-entropy when gate and edit are trained together.", minimum=0.0)
+    objective_options: dict[str, str] = option({}, "Keyword arguments of the objective, as name=value (beta=0.1).")
+    rank: int | None = option(None, "Rank of the edit (lora: of the update).", minimum=1)
+    layers: str | None = option(None, "Layers to edit, comma-separated: indices (20,25,31) or fractions of depth (0.65,0.8,1.0).")
+    gate: str | None = option(None, "Gate: linear or mlp.")
+    gate_reads: str | None = option(None, "What the gate reads: last (last prompt token) or prompt (every prompt token).")
+    gate_layer: int | None = option(None, "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer.")
+    edit_from: str | None = option(None, "Tokens to edit: last_prompt_only, or last_prompt_on (generated ones too).")
+    fit_gate_first: bool | None = option(None, "Fit the gate to convergence before the edit is trained, and freeze it.")
+    calibrate: bool | None = option(None, "Set the gate's threshold on withheld retain rows; below it the gate is exactly 0.")
+    false_positive_rate: float = option(0.01, "Share of withheld normal prompts that may open a gate.", minimum=0.0, maximum=1.0)
+    withhold: float = option(0.2, "Share of the retain subjects set aside for validation.", minimum=0.0, maximum=0.9)
+    evaluate_every: int | None = option(None, "Steps between validations, each a candidate for the best state.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DataConfig):
+    """Settings of `grun evaluate`: measure a model before and after."""
+
+    output: str = option("evaluation", "Directory to write metrics.json and the table to.")
+    model: str = option("", "Hub id or folder of the base (target) model.")
+    adapter: str | None = option(None, "Adapter directory; without it only the model is measured.")
+    data: list[str] = option([], "Your own splits, as name=file.")
+    splits: list[str] = option([], "Only these splits of the benchmark.")
+    max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
+    max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
+    metrics: list[str] = option([], "Only these metrics.")
+
+
+def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    """`cls` from a mapping such as a YAML file's, with types checked.
+
+    Raises:
+        UserError: for an unknown key (with the nearest known one) or a value of the wrong type; names `where`.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    out = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UserError(f"{where}: unknown setting '{key}'.{nearest(name, known)}")
+        out[name] = _coerce(name, value, hints[name], where)
+    return cls(**out)
+
+
+def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
+    options = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
+    if value is None and type(None) in get_args(hint):
+        return None
+    kind = options[0]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 4e-3 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    base = get_origin(kind) or kind
+    if isinstance(value, base) and not (base is int and isinstance(value, bool)):
+        return {k: str(v) for k, v in value.items()} if base is dict else value
+    raise UserError(f"{where}: '{name}' is {value!r}, expected {getattr(base, '__name__', base)}.")
+
+
+def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
+    low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
+    if value is None or not isinstance(value, (int, float)):
+        return
+    if (low is not None and value < low) or (high is not None and value > high) or value != value:
+        expected = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"{flag(f.name)} is {value}, expected {expected}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{flag(name)} is '{value}', expected one of {', '.join(choices)}.{nearest(value, choices)}")

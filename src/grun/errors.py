@@ -1,0 +1,21 @@
+"""Errors meant for people: one line that says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["UserError", "nearest"]
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Wrong input: the command line prints the message as one line and exits with code 2, without a traceback.
+
+    The message names the file, row, field or flag, what was found, what was expected and what to do.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the choice nearest to `name`, or an empty string where none is near."""
+    found = difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
