@@ -1,0 +1,137 @@
+"""`GrunConfig`: what a GRUN adapter looks like, checked when it is made."""
+
+from __future__ import annotations
+
+__all__ = ["PAPER_DEPTHS", "GrunConfig"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils import TaskType
+
+from grun.errors import UserError, nearest
+
+PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
+CHOICES = {
+    "gate": ("linear", "mlp", "none"),
+    "gate_reads": ("last", "prompt"),
+    "edit_from": ("last_prompt_only", "last_prompt_on"),
+}
+
+
+@dataclass
+class GrunConfig(PeftConfig):
+    """Configuration of a GRUN adapter (arXiv 2502.17823); the defaults are ours, `GrunConfig.paper()` is the published one.
+
+    Args:
+        rank: rank of the edit at each layer.
+        layers: decoder layers whose output is edited: indices (int, 0-based), or fractions of depth (float in (0, 1]).
+        gate: `mlp`, `linear`, or `none` for a plain LoReFT without a gate (the ablation).
+        gate_hidden: hidden sizes of an `mlp` gate.
+        gate_reads: `last` reads the last prompt token (the paper), `prompt` every prompt token and takes the largest logit.
+        gate_layer: layer whose input one gate, shared by all edits, reads (0: the embedding output). None: a gate of its own
+            at the output of every edited layer (the paper).
+        edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
+        dropout: dropout probability on the edit, in training.
+        init_weights: start as the identity. False: random edit, as in the reference implementation.
+        init_seed: seed of the initial weights, independent of the global random state.
+        hidden_size, num_layers: of the base model; filled in when the adapter is attached and checked when it is loaded.
+        target_modules: names of the wrapped decoder layers; filled in.
+
+    Raises:
+        UserError: (a ValueError) for a value out of range, at construction.
+    """
+
+    rank: int = field(default=4, metadata={"help": "Rank of the edit."})
+    layers: list[int | float] = field(
+        default_factory=lambda: list(PAPER_DEPTHS), metadata={"help": "Edited layers: indices or fractions of depth."}
+    )
+    gate: str = field(default="mlp", metadata={"help": "linear, mlp or none."})
+    gate_hidden: list[int] = field(default_factory=lambda: [64], metadata={"help": "Hidden sizes of an mlp gate."})
+    gate_reads: str = field(default="prompt", metadata={"help": "last or prompt."})
+    gate_layer: int | None = field(default=0, metadata={"help": "Layer whose input the shared gate reads, or None."})
+    edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
+    init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
+    init_seed: int = field(default=0, metadata={"help": "Seed of the initial weights."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of the base model."})
+    num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
+    target_modules: list[str] | None = field(default=None, metadata={"help": "Wrapped decoder layers (filled in)."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "GRUN"  # type: ignore[assignment]
+        self.task_type = self.task_type or TaskType.CAUSAL_LM
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}.{nearest(str(value), choices)}")
+        self._check_number("rank", 1, None)
+        self._check_number("dropout", 0.0, 1.0)
+        if self.gate_layer is not None:
+            self._check_number("gate_layer", 0, None)
+        self.layers = self._checked_layers(self.layers)
+        self.gate_hidden = list(self.gate_hidden)
+        if self.gate == "mlp" and (not self.gate_hidden or any(not _is_int(n) or n < 1 for n in self.gate_hidden)):
+            raise UserError(f"gate_hidden is {self.gate_hidden}, expected one or more sizes of at least 1 for an mlp gate.")
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> GrunConfig:
+        """The setting of arXiv 2502.17823: at each of three layers a gate and an edit of its own, on the last prompt token."""
+        published: dict[str, Any] = {
+            "gate_hidden": [256, 64],
+            "gate_reads": "last",
+            "gate_layer": None,
+            "edit_from": "last_prompt_only",
+            "init_weights": False,
+        }
+        return cls(**{**published, **overrides})
+
+    @property
+    def hidden_sizes_of_gate(self) -> list[int]:
+        """Hidden sizes of the gate network; empty for a linear one."""
+        return self.gate_hidden if self.gate == "mlp" else []
+
+    def resolved_layers(self, num_layers: int) -> list[int]:
+        """Indices of the edited layers in a model of `num_layers` decoder layers, ascending.
+
+        Raises:
+            UserError: if an index is out of range, or the gate would read above the first edited layer.
+        """
+        indices = sorted({_index(value, num_layers) for value in self.layers})
+        if indices[-1] >= num_layers or indices[0] < 0:
+            wrong = indices[-1] if indices[-1] >= num_layers else indices[0]
+            raise UserError(f"layers contains {wrong}, but the model has {num_layers} layers (0 to {num_layers - 1}).")
+        if self.gate != "none" and self.gate_layer is not None and self.gate_layer > indices[0]:
+            raise UserError(
+                f"gate_layer is {self.gate_layer}, expected at most {indices[0]}, the first edited layer: "
+                "the gate must be decided before the first edit."
+            )
+        return indices
+
+    def _check_number(self, name: str, low: float, high: float | None) -> None:
+        value = getattr(self, name)
+        ok = _is_int(value) if isinstance(low, int) else isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not ok or value < low or (high is not None and value >= high):
+            expected = f"at least {low}" if high is None else f"from {low} to below {high}"
+            raise UserError(f"{name} is {value!r}, expected a number {expected}.")
+
+    @staticmethod
+    def _checked_layers(layers: Sequence[int | float]) -> list[int | float]:
+        if isinstance(layers, (str, bytes)) or not isinstance(layers, Sequence) or not layers:
+            raise UserError(f"layers is {layers!r}, expected one or more indices or fractions of depth.")
+        for value in layers:
+            fraction = isinstance(value, float) and 0.0 < value <= 1.0
+            if not fraction and not (_is_int(value) and value >= 0):
+                raise UserError(f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1).")
+        return list(layers)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _index(value: int | float, num_layers: int) -> int:
+    return min(int(value * num_layers), num_layers - 1) if isinstance(value, float) else value

@@ -1,0 +1,113 @@
+"""What the layers of one model share during a forward call: where the prompt is, and what the gates said."""
+
+from __future__ import annotations
+
+__all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "gates_of", "keep_with_cache"]
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grun.prompt_position import PromptSpan, from_attention_mask
+
+GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds the gate
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What the gates of one adapter said about each prompt: float32 logits and values, both (B, G), in layer order."""
+
+    logits_BG: Tensor
+    values_BG: Tensor
+
+
+@dataclass(frozen=True)
+class GenerationScope:
+    """The prompts of a `generate` call: their mask (B, T), given once and valid for every step of the call."""
+
+    mask_BT: Tensor
+
+    @property
+    def width(self) -> int:
+        """Columns of the prompt, padding included."""
+        return self.mask_BT.shape[1]
+
+    def span(self, rows: int) -> PromptSpan:
+        """Prompt positions for a step of `rows` rows (beams and return sequences repeat rows)."""
+        return from_attention_mask(self.mask_BT).repeated(rows)
+
+
+@dataclass
+class CallContext:
+    """One forward call.
+
+    Attributes:
+        span: prompt positions in absolute columns; None in decoding, when the whole prompt is in the cache.
+        past: number of columns in the cache before this call.
+        logits: gate logits (B,) so far, by adapter and layer; -inf while no prompt token was read.
+        edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
+    """
+
+    span: PromptSpan | None
+    past: int
+    logits: dict[GateKey, Tensor] = field(default_factory=dict)
+    edited: dict[int, Tensor] | None = None
+
+    def columns(self, width: int, device: torch.device) -> Tensor:
+        """Absolute columns (T,) of this call's tokens."""
+        return torch.arange(self.past, self.past + width, device=device)
+
+
+@dataclass
+class Runtime:
+    """State shared by the wrapped layers of one model; `layers` are those layers."""
+
+    layers: list[Any] = field(default_factory=list)
+    call: CallContext | None = None
+    generation: GenerationScope | None = None
+    last_logits: dict[GateKey, Tensor] = field(default_factory=dict)
+
+
+class _GateKeeping:
+    """Mixed into the class of a key/value cache: gate logits follow their rows through every reordering of the cache."""
+
+    _grun_logits: dict[GateKey, Tensor]
+
+    def reorder_cache(self, beam_idx: Tensor) -> Any:
+        out = super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._grun_logits = {k: v.index_select(0, beam_idx.to(v.device)) for k, v in self._grun_logits.items()}
+        return out
+
+    def batch_repeat_interleave(self, repeats: int) -> Any:
+        out = super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._grun_logits = {k: v.repeat_interleave(repeats, dim=0) for k, v in self._grun_logits.items()}
+        return out
+
+    def batch_select_indices(self, indices: Tensor) -> Any:
+        out = super().batch_select_indices(indices)  # type: ignore[misc]
+        self._grun_logits = {k: v[indices.to(v.device)] for k, v in self._grun_logits.items()}
+        return out
+
+    def reset(self) -> Any:
+        self._grun_logits = {}
+        return super().reset()  # type: ignore[misc]
+
+
+@lru_cache(maxsize=None)
+def _gate_keeping_class(cls: type) -> type:
+    return type(cls.__name__, (_GateKeeping, cls), {"__module__": cls.__module__})
+
+
+def keep_with_cache(cache: Any, logits: dict[GateKey, Tensor]) -> None:
+    """Keep gate logits with the sequence's cache, whatever its class: they are reordered, repeated and reset with it."""
+    if not isinstance(cache, _GateKeeping):
+        cache.__class__ = _gate_keeping_class(type(cache))
+    cache._grun_logits = {k: v.detach() for k, v in logits.items()}
+
+
+def gates_of(cache: Any) -> dict[GateKey, Tensor]:
+    """The gate logits kept with a cache; empty if it holds none (nothing was prefilled under an adapter)."""
+    return dict(cache._grun_logits) if isinstance(cache, _GateKeeping) else {}

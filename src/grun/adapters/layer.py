@@ -1,0 +1,174 @@
+"""A decoder layer wrapped so that a gate may read its input or output and edits may change its output."""
+
+from __future__ import annotations
+
+__all__ = ["GrunLayer"]
+
+import math
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from grun.adapters.config import GrunConfig
+from grun.adapters.context import CallContext, Runtime
+from grun.adapters.edit import Gate, LowRankEdit
+from grun.errors import UserError
+from grun.prompt_position import PromptSpan
+
+NO_BOUNDARY = (
+    "GRUN cannot know where the prompts end in this forward call. Pass prompt_lengths=tensor of shape (batch,), the number "
+    "of real prompt tokens of each row, or labels that are -100 on the prompt; or call generate(), which knows."
+)
+
+
+class GrunLayer(nn.Module, BaseTunerLayer):
+    """Wraps one decoder layer; unknown attributes are those of the layer, tensor and tuple outputs pass through.
+
+    Args:
+        base_layer: the decoder layer.
+        index: its 0-based number.
+        runtime: what the wrapped layers of the model share.
+    """
+
+    adapter_layer_names = ("grun_edit", "grun_gate")
+
+    def __init__(self, base_layer: nn.Module, index: int, runtime: Runtime) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.index = index
+        self.runtime = runtime
+        self.configs: dict[str, GrunConfig] = {}
+        self.grun_edit = nn.ModuleDict()
+        self.grun_gate = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Model loops read attributes off their layers (`attention_type`): unknown ones are the wrapped layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def update_layer(self, adapter_name: str, config: GrunConfig) -> None:
+        """Add the parts of an adapter that live at this layer: an edit, a gate, or both."""
+        assert config.hidden_size is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.init_seed * 100_003 + self.index)
+            if self.index in config.layers:
+                edit = LowRankEdit(config.hidden_size, config.rank, config.dropout, config.init_weights)
+                self.grun_edit[adapter_name] = edit
+            if config.gate != "none" and (config.gate_layer in (None, self.index)):
+                self.grun_gate[adapter_name] = Gate(config.hidden_size, config.hidden_sizes_of_gate)
+        self.configs[adapter_name] = config
+        self._move_to_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def _move_to_base_layer(self, adapter_name: str) -> None:
+        device = next(self.base_layer.parameters()).device
+        for parts in (self.grun_edit, self.grun_gate):
+            if adapter_name in parts and device.type != "meta" and not any(p.is_meta for p in parts[adapter_name].parameters()):
+                parts[adapter_name].to(device)
+
+    def active_here(self) -> list[str]:
+        """Names of the adapters that act in a forward call and have a part at this layer."""
+        if self.disable_adapters:
+            return []
+        return [name for name in self.active_adapters if name in self.configs]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own output, with the edits of the active adapters where their gates are open."""
+        names = self.active_here()
+        if not names:
+            return self.base_layer(*args, **kwargs)
+        call = self.runtime.call
+        if call is None:
+            raise UserError(NO_BOUNDARY)
+        h_in_BTD = args[0] if args else kwargs["hidden_states"]
+        for name in names:
+            if name in self.grun_gate and self.configs[name].gate_layer is not None:
+                self._read(name, h_in_BTD, call)
+        output = self.base_layer(*args, **kwargs)
+        h_BTD = output[0] if isinstance(output, tuple) else output
+        edited_BTD = self._edit(h_BTD, names, call)
+        if call.edited is not None:
+            call.edited[self.index] = edited_BTD
+        return (edited_BTD, *output[1:]) if isinstance(output, tuple) else edited_BTD
+
+    def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
+        """Update the logits of this layer's gate with the prompt tokens of this call."""
+        if call.span is None:
+            return
+        gate, (rows, width, _) = self.grun_gate[name], h_BTD.shape
+        start_B, end_B = call.span.start_B.to(h_BTD.device), call.span.end_B.to(h_BTD.device)
+        with torch.autocast(h_BTD.device.type, enabled=False):
+            if self.configs[name].gate_reads == "last":
+                at_B = (end_B - call.past).clamp(0, width - 1)
+                here_B = (end_B >= call.past) & (end_B < call.past + width)
+                logits_B = gate(h_BTD[torch.arange(rows, device=h_BTD.device), at_B])
+                logits_B = logits_B.masked_fill(~here_B, -math.inf)
+            else:
+                columns_T = call.columns(width, h_BTD.device)
+                prompt_BT = (columns_T >= start_B[:, None]) & (columns_T <= end_B[:, None])
+                logits_B = gate(h_BTD).masked_fill(~prompt_BT, -math.inf).amax(1)
+        before = call.logits.get((name, self.index))
+        call.logits[name, self.index] = logits_B if before is None else torch.maximum(before.to(logits_B.device), logits_B)
+
+    def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
+        out_BTD = h_BTD
+        for name in names:
+            if name in self.grun_gate and self.configs[name].gate_layer is None:
+                self._read(name, h_BTD, call)
+            if name not in self.grun_edit:
+                continue
+            if self.configs[name].edit_from == "last_prompt_on":
+                out_BTD = self._edit_from_last(out_BTD, h_BTD, name, call)
+            elif call.span is not None:
+                out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call.span, call.past)
+        return out_BTD
+
+    def gate_value(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
+        """Gate values (B,) float32 of an adapter for this layer's edit; ones without a gate."""
+        config = self.configs[name]
+        if config.gate == "none":
+            return torch.ones(rows, device=device)
+        source = self.index if config.gate_layer is None else config.gate_layer
+        if (name, source) not in call.logits:
+            raise UserError(NO_BOUNDARY)
+        gate = next(layer.grun_gate[name] for layer in self.runtime.layers if layer.index == source)
+        logits_B = call.logits[name, source]
+        value_B: Tensor = gate.value(logits_B).to(device)
+        return value_B
+
+    def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
+        """Edit the last prompt token and every token after it."""
+        rows, width, _ = h_BTD.shape
+        value_B = self.gate_value(name, call, rows, h_BTD.device)
+        at_BT = value_B[:, None].expand(rows, width)
+        if call.span is not None:
+            columns_T = call.columns(width, h_BTD.device)
+            at_BT = torch.where(columns_T >= call.span.end_B.to(h_BTD.device)[:, None], at_BT, 0.0)
+        return self._add(out_BTD, h_BTD, name, at_BT)
+
+    def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, span: PromptSpan, past: int) -> Tensor:
+        """Edit the last prompt token; where it lies outside this call nothing changes."""
+        rows, width, hidden = h_BTD.shape
+        call = self.runtime.call
+        assert call is not None
+        end_B = span.end_B.to(h_BTD.device) - past
+        value_B = self.gate_value(name, call, rows, h_BTD.device)
+        value_B = torch.where((end_B >= 0) & (end_B < width), value_B, 0.0)
+        at_B11 = end_B.clamp(0, width - 1)[:, None, None].expand(rows, 1, hidden)
+        new_B1D = self._add(out_BTD.gather(1, at_B11), h_BTD.gather(1, at_B11), name, value_B[:, None])
+        return out_BTD.scatter(1, at_B11, new_B1D)
+
+    def _add(self, out_BTD: Tensor, h_BTD: Tensor, name: str, value_BT: Tensor) -> Tensor:
+        """`out + value * phi(h)`; where the value is 0 the result is `out` itself, to the bit."""
+        with torch.autocast(h_BTD.device.type, enabled=False):
+            edit_BTD = self.grun_edit[name](h_BTD)
+            sum_BTD = (out_BTD.float() + value_BT[..., None] * edit_BTD).to(out_BTD.dtype)
+        return torch.where(value_BT[..., None] > 0, sum_BTD, out_BTD)

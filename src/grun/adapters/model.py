@@ -1,0 +1,241 @@
+"""`GrunModel`: the PEFT tuner that wraps decoder layers and tells them, in every call, where the prompts end."""
+
+from __future__ import annotations
+
+__all__ = ["GrunModel", "decoder_layers"]
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from grun.adapters.config import GrunConfig
+from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, gates_of, keep_with_cache
+from grun.adapters.layer import NO_BOUNDARY, GrunLayer
+from grun.errors import UserError
+from grun.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder layers of a causal language model.
+
+    Raises:
+        UserError: if the model has no module list with as many entries as its configuration has layers.
+    """
+    count = _text_config(model).num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise UserError(f"{type(model).__name__} has no list of {count} decoder layers; GRUN needs a decoder-only language model.")
+
+
+class GrunModel(BaseTuner):
+    """A causal language model with GRUN adapters (see `GrunConfig`).
+
+    In a forward call the end of each prompt comes from `prompt_lengths` (B,) or from `labels`; in `generate` from the
+    attention mask. Gate decisions of the last call that read prompts are in `last_gates`.
+    """
+
+    prefix = "grun_"
+    tuner_layer_cls = GrunLayer
+    target_module_mapping: dict[str, list[str]] = {}
+    uses_shared_state = True
+    takes_prompt_lengths = True
+
+    def _pre_injection_hook(self, model: nn.Module, config: GrunConfig, adapter_name: str) -> None:  # type: ignore[override]
+        self.runtime = Runtime()
+
+    def _post_injection_hook(self, model: nn.Module, config: GrunConfig, adapter_name: str) -> None:  # type: ignore[override]
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin_call, with_kwargs=True),
+            model.register_forward_hook(self._end_call, with_kwargs=True, always_call=True),
+        ]
+
+    def _prepare_adapter_config(self, peft_config: GrunConfig, model_config: dict[str, Any]) -> GrunConfig:  # type: ignore[override]
+        text = _text_config(self.model)
+        for name, found in (("hidden_size", text.hidden_size), ("num_layers", text.num_hidden_layers)):
+            expected = getattr(peft_config, name)
+            if expected is not None and expected != found:
+                raise UserError(
+                    f"this adapter was made for a base model with {name} {expected}, but the model has {found}: "
+                    "load it on the model it was trained on."
+                )
+            setattr(peft_config, name, found)
+        peft_config.layers = list(peft_config.resolved_layers(text.num_hidden_layers))
+        wrapped = set(peft_config.layers)
+        if peft_config.gate != "none" and peft_config.gate_layer is not None:
+            wrapped.add(peft_config.gate_layer)
+        prefix, _ = decoder_layers(self.model)
+        peft_config.target_modules = [f"{prefix}.{index}" for index in sorted(int(i) for i in wrapped)]
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: GrunConfig, key: str) -> bool:  # type: ignore[override]
+        return key in (peft_config.target_modules or ())
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: GrunConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, GrunLayer):
+            layer = target
+        else:
+            layer = GrunLayer(target, int(target_name), self.runtime)
+            self.runtime.layers.append(layer)
+            self.runtime.layers.sort(key=lambda wrapped: wrapped.index)
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config)
+
+    @property
+    def last_gates(self) -> dict[str, Gates]:
+        """Gate decisions of the last call that read prompts, by adapter; adapters without a gate are left out."""
+        gates: dict[str, Gates] = {}
+        for name in self.active_adapters:
+            held = [layer for layer in self.runtime.layers if (name, layer.index) in self.runtime.last_logits]
+            if not held:
+                continue
+            logits = [self.runtime.last_logits[name, layer.index] for layer in held]
+            values = [layer.grun_gate[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
+            device = logits[0].device
+            gates[name] = Gates(*(torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)))
+        return gates
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of the model; prompts end at the last token that the attention mask shows."""
+        inputs = next((kwargs[k] for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+        inputs = args[0] if args else inputs
+        if inputs is None:
+            raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
+        if kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = self._mask_from_padding(inputs, kwargs)
+        with self._generating(kwargs["attention_mask"].bool()):
+            return self.model.generate(*args, **kwargs)
+
+    def _mask_from_padding(self, inputs: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """The mask that `generate` infers itself: pad tokens are padding, unless they also end sequences."""
+        config = kwargs.get("generation_config") or self.model.generation_config
+        pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
+        ends = {int(e) for e in (eos if isinstance(eos, (list, tuple)) else [eos]) if e is not None}
+        ones = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        if pad is None or int(pad) in ends or inputs.is_floating_point():
+            return ones
+        return inputs.ne(int(pad)).long()
+
+    @contextmanager
+    def _generating(self, mask_BT: Tensor) -> Iterator[None]:
+        before, self.runtime.generation = self.runtime.generation, GenerationScope(mask_BT)
+        try:
+            yield
+        finally:
+            self.runtime.generation = before
+
+    def _begin_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        prompt_lengths = kwargs.pop("prompt_lengths", None)
+        self.runtime.call = None
+        if not any(layer.active_here() for layer in self.runtime.layers):
+            return args, kwargs
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        if inputs is None:
+            raise UserError("a forward call needs input_ids or inputs_embeds.")
+        cache = given.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        kept = gates_of(cache) if past else {}
+        span = self._span(inputs, past, prompt_lengths, given, bool(kept))
+        call = CallContext(span, past, kept)
+        if given.get("output_hidden_states", getattr(module.config, "output_hidden_states", False)):
+            call.edited = {}
+        self.runtime.call = call
+        return args, kwargs
+
+    def _span(
+        self, inputs: Tensor, past: int, prompt_lengths: Tensor | None, given: dict[str, Any], prefilled: bool
+    ) -> PromptSpan | None:
+        """Where the prompts are; None when they are in the cache already (decoding)."""
+        rows, new = inputs.shape[:2]
+        labels = given.get("labels")
+        if prompt_lengths is None and labels is None:
+            scope = self.runtime.generation
+            if scope is not None:
+                return scope.span(rows) if past < scope.width else None
+            if prefilled or self._needs_no_boundary(past):
+                return None
+            raise UserError(NO_BOUNDARY)
+        mask_BT = full_mask(given.get("attention_mask"), rows, new, past, inputs.device)
+        if prompt_lengths is not None:
+            return from_prompt_lengths(prompt_lengths, mask_BT)
+        return from_labels(nn.functional.pad(labels, (past, 0), value=-100), mask_BT)
+
+    def _needs_no_boundary(self, past: int) -> bool:
+        """Continuing a cache under adapters that neither gate nor edit generated tokens needs no boundary."""
+        configs = [self.peft_config[name] for name in self.active_adapters]
+        return past > 0 and all(c.gate == "none" and c.edit_from == "last_prompt_on" for c in configs)
+
+    def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        call, self.runtime.call = self.runtime.call, None
+        if call is None or output is None:
+            return output
+        if call.span is not None:
+            self.runtime.last_logits = dict(call.logits)
+        cache = getattr(output, "past_key_values", None)
+        if cache is None and isinstance(output, tuple):
+            cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
+        if cache is not None:
+            keep_with_cache(cache, call.logits)
+        if call.edited and getattr(output, "hidden_states", None) is not None:
+            output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
+        return output
+
+    def _check_merge_allowed(self) -> None:
+        raise UserError(
+            "a GRUN adapter cannot be merged into the weights: its gate depends on the prompt. Save the adapter and load it "
+            "with PeftModel.from_pretrained, or use unload() to get the base model back."
+        )
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Keys of a checkpoint do not depend on the adapter's name: `...grun_gate.<name>.layers.0.weight` loses it."""
+        for part in GrunLayer.adapter_layer_names:
+            key = key.replace(f".{part}.{adapter_name}.", f".{part}.")
+        return key
+
+    def _unload_and_optionally_merge(self, *args: Any, merge: bool = True, **kwargs: Any) -> nn.Module:
+        """The base model, exactly as it was: no wrapper, no hook."""
+        if merge:
+            self._check_merge_allowed()
+        _, layers = decoder_layers(self.model)
+        for wrapped in self.runtime.layers:
+            layers[wrapped.index] = wrapped.base_layer
+        for hook in self._hooks:
+            hook.remove()
+        self.runtime.layers.clear()
+        del self.model.peft_config
+        return self.model
+
+
+def _with_edits(hidden_states: tuple[Tensor | None, ...], edited: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+    """Hidden states as the model recorded them (before the edit), with those of edited layers replaced.
+
+    The last entry follows the final norm and has seen every edit already.
+    """
+    return tuple(
+        edited[i - 1] if i - 1 in edited and h is not None and i < len(hidden_states) - 1 else h
+        for i, h in enumerate(hidden_states)
+    )
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise UserError(f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model.")
+    return config.get_text_config()
