@@ -126,6 +126,27 @@ class SideSignals:
     mask_BT: Tensor
     ref_logps_BT: Tensor | None = None
 
+    @property
+    def nll_B(self) -> Tensor:
+        """Negative log-likelihood of each answer: the sum over its tokens, in nats."""
+        return -self.logps_BT.sum(1)
+
+    @property
+    def ref_nll_B(self) -> Tensor:
+        """The same under the base model.
+
+        Raises:
+            ValueError: if the objective did not declare that it needs reference log-probabilities.
+        """
+        if self.ref_logps_BT is None:
+            raise ValueError("reference log-probabilities were not asked for: declare '<side>.ref_logps' in `needs`")
+        return -self.ref_logps_BT.sum(1)
+
+    @property
+    def mean_nll(self) -> Tensor:
+        """Cross-entropy: the mean over all answer tokens of the side, in nats per token."""
+        return -self.logps_BT.sum() / self.mask_BT.sum()
+
 
 @dataclass(frozen=True)
 class Signals:

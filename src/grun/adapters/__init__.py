@@ -1,5 +1,41 @@
-"""Ways of adapting a model: GRUN itself as a PEFT method, and what it is compared with."""
+"""Ways of adapting a model: GRUN itself as a PEFT method, and what it is compared with.
+
+A way of adapting is a function `(model, UnlearnConfig) -> model` registered with its presets: the settings that a preset
+leaves to it (`None` in the configuration) are taken from there.
+"""
+
+from __future__ import annotations
+
+__all__ = ["adapters", "register_with_peft", "with_presets"]
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import nn
 
 from grun.adapters.base import register_with_peft
+from grun.config import UnlearnConfig
+from grun.errors import UserError, nearest
+from grun.registry import Registry
 
 register_with_peft()
+
+Adapt = Callable[[nn.Module, UnlearnConfig], nn.Module]
+adapters: Registry[Adapt] = Registry("adaptation", "grun.adapters")
+
+
+def with_presets(config: UnlearnConfig) -> UnlearnConfig:
+    """The configuration with every setting left open filled in from its preset.
+
+    Raises:
+        UserError: for an unknown way of adapting or an unknown preset.
+    """
+    presets = adapters.get(config.adapt).info["presets"]
+    if config.preset not in presets:
+        hint = nearest(config.preset, presets)
+        raise UserError(f"--preset '{config.preset}' is unknown for --adapt {config.adapt}.{hint} It has: {', '.join(presets)}.")
+    preset = dict(presets[config.preset])
+    if config.steps is not None or config.epochs is not None:
+        preset.update(steps=config.steps, epochs=config.epochs)
+    missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)

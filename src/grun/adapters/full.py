@@ -1,0 +1,18 @@
+"""Full fine-tuning, as a way of adapting a model."""
+
+from __future__ import annotations
+
+__all__ = ["full"]
+
+from torch import nn
+
+from grun.adapters import adapters
+from grun.config import UnlearnConfig
+
+PRESET = {"learning_rate": 2e-4, "steps": 150, "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+
+
+@adapters.register("full", presets={"default": PRESET | {"evaluate_every": 25}})
+def full(model: nn.Module, config: UnlearnConfig) -> nn.Module:
+    """Every weight of the model is trained."""
+    return model.requires_grad_(True)

@@ -1,0 +1,76 @@
+"""GRUN and its ungated ablation as ways of adapting a model."""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT", "PAPER", "grun", "grun_config", "reft"]
+
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from grun.adapters import adapters
+from grun.adapters.config import GrunConfig
+from grun.config import UnlearnConfig
+from grun.errors import UserError
+
+COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "learning_rate": 4e-3, "gate_weight": 10.0}
+DEFAULT: dict[str, Any] = COMMON | {
+    "steps": 150,
+    "gate_reads": "prompt",
+    "gate_layer": 0,
+    "edit_from": "last_prompt_on",
+    "fit_gate_first": True,
+    "calibrate": True,
+    "evaluate_every": 25,
+}
+PAPER: dict[str, Any] = COMMON | {
+    "epochs": 40.0,
+    "gate_reads": "last",
+    "gate_layer": -1,
+    "edit_from": "last_prompt_only",
+    "fit_gate_first": False,
+    "calibrate": False,
+    "evaluate_every": 50,
+}
+UNGATED: dict[str, Any] = {"gate": "none", "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+
+
+def grun_config(config: UnlearnConfig) -> GrunConfig:
+    """The adapter's configuration from that of the job (with presets filled in).
+
+    Raises:
+        UserError: for a layer that is neither an index nor a fraction, or any value that `GrunConfig` refuses.
+    """
+    make = GrunConfig.paper if config.preset == "paper" else GrunConfig
+    return make(
+        rank=config.rank,
+        layers=[_layer(text) for text in str(config.layers).split(",")],
+        gate=config.gate,
+        gate_reads=config.gate_reads,
+        gate_layer=None if config.gate_layer in (None, -1) else config.gate_layer,
+        edit_from=config.edit_from,
+        init_seed=config.seed,
+        base_model_name_or_path=config.model,
+    )
+
+
+@adapters.register("grun", paper="arXiv 2502.17823", presets={"default": DEFAULT, "paper": PAPER})
+def grun(model: nn.Module, config: UnlearnConfig) -> PeftModel:
+    """Gated low-rank edits of hidden states; the weights stay frozen."""
+    return get_peft_model(model, grun_config(config))  # type: ignore[arg-type, return-value]
+
+
+@adapters.register(
+    "reft", paper="arXiv 2404.03592", presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED}
+)
+def reft(model: nn.Module, config: UnlearnConfig) -> PeftModel:
+    """The same low-rank edits without a gate (LoReFT): every prompt is edited."""
+    return grun(model, config)
+
+
+def _layer(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise UserError(f"--layers contains '{text}', expected indices (20,25,31) or fractions of depth (0.65,0.8,1.0).") from error

@@ -1,0 +1,27 @@
+"""LoRA on every linear layer, as a way of adapting a model."""
+
+from __future__ import annotations
+
+__all__ = ["lora"]
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+
+from grun.adapters import adapters
+from grun.config import UnlearnConfig
+
+PRESET = {"rank": 8, "learning_rate": 1e-3, "steps": 150, "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+
+
+@adapters.register("lora", paper="arXiv 2106.09685", presets={"default": PRESET | {"evaluate_every": 25}})
+def lora(model: nn.Module, config: UnlearnConfig) -> PeftModel:
+    """Low-rank updates of the weights of every linear layer (peft's LoRA, alpha twice the rank)."""
+    assert config.rank is not None
+    lora_config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=config.rank,
+        lora_alpha=2 * config.rank,
+        target_modules="all-linear",
+        base_model_name_or_path=config.model,
+    )
+    return get_peft_model(model, lora_config)  # type: ignore[arg-type, return-value]

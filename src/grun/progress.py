@@ -1,0 +1,46 @@
+"""A progress bar for training, in place of the trainer's own printing."""
+
+from __future__ import annotations
+
+__all__ = ["ProgressBar", "quiet_trainer"]
+
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+T = TypeVar("T", bound=Trainer)
+
+
+class ProgressBar(TrainerCallback):
+    """One bar on standard error, with the newest loss and validation score."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.bar: Any = None
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        names = {"loss": "loss", "eval_score": "score", "eval_forget_probability": "forget"}
+        self.shown |= {label: f"{logs[key]:.3f}" for key, label in names.items() if key in (logs or {})}
+        if self.bar is not None:
+            self.bar.set_postfix(self.shown)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.close()
+
+
+def quiet_trainer(trainer: T) -> T:
+    """The trainer without the callbacks that print dictionaries of numbers between the lines of a bar."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
