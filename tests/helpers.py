@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ARCHITECTURES", "TEXTS", "VOCABULARY", "tiny_model", "tiny_tokenizer"]
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ _HEAD_CLASS = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
 
 
 def tiny_model(arch: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random model of one of `ARCHITECTURES`: 4 layers, hidden size 32, float32, evaluation mode, the same for a seed.
+    """A random model of one of `ARCHITECTURES`: 4 layers, hidden size 32, float32, in evaluation mode.
 
     Weights are larger than at usual initialisation, so that different inputs give clearly different outputs.
     """
@@ -71,7 +71,7 @@ def tiny_model(arch: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTr
     return model.eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _backend(kind: str) -> Tokenizer:
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind != "bytes"))
     initial: list[str] = []
@@ -88,7 +88,7 @@ def _backend(kind: str) -> Tokenizer:
         backend.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
-        initial = [chr(c) for c in range(32, 127)] + ["\n"]
+        initial = [chr(c) for c in range(32, 127)] + ["\n", "é"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=initial, show_progress=False
     )
@@ -96,7 +96,9 @@ def _backend(kind: str) -> Tokenizer:
     return backend
 
 
-def tiny_tokenizer(kind: str = "bytes", *, bos: bool | None = None, eos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    kind: str = "bytes", *, bos: bool | None = None, eos: bool = False, chat: bool = False
+) -> PreTrainedTokenizerFast:
     """A tokenizer of at most `VOCABULARY` tokens.
 
     Args:
@@ -109,7 +111,9 @@ def tiny_tokenizer(kind: str = "bytes", *, bos: bool | None = None, eos: bool = 
     bos = kind != "bytes" if bos is None else bos
     parts = (["<s>"] if bos else []) + ["$A"] + (["</s>"] if eos else [])
     if len(parts) > 1:
-        backend.post_processor = processors.TemplateProcessing(single=" ".join(parts), special_tokens=[("<s>", 1), ("</s>", 2)])
+        backend.post_processor = processors.TemplateProcessing(
+            single=" ".join(parts), special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
