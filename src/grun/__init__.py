@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from grun._deferred import register_when_peft_is_imported
+
 __version__ = "0.1.0"
 __all__ = ["GrunConfig", "GrunModel", "UserError", "__version__"]
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     from grun.adapters.config import GrunConfig
     from grun.adapters.model import GrunModel
     from grun.errors import UserError
+
+
+register_when_peft_is_imported()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ __all__ = ["PromptSpan", "from_attention_mask", "from_labels", "from_prompt_leng
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grun.errors import UserError
 
@@ -21,10 +21,25 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class PromptSpan:
-    """Absolute columns of the first and the last prompt token of each row, int64 (B,)."""
+    """Absolute columns of the first and the last prompt token of each row, int64 (B,), and a bool mask of real tokens.
+
+    The mask (B, T) tells padding between the two (turns of a conversation in a batch) from prompt tokens.
+    """
 
     start_B: Tensor
     end_B: Tensor
+    mask_BT: Tensor
+
+    def to(self, device: torch.device) -> PromptSpan:
+        """The same span on `device`."""
+        return PromptSpan(self.start_B.to(device), self.end_B.to(device), self.mask_BT.to(device))
+
+    def is_prompt(self, first: int, width: int) -> Tensor:
+        """A bool mask (B, width) of the prompt tokens among the columns from `first` on."""
+        columns_T = torch.arange(first, first + width, device=self.end_B.device)
+        within_BT = (columns_T >= self.start_B[:, None]) & (columns_T <= self.end_B[:, None])
+        real_BT = self.mask_BT[:, first : first + width]
+        return within_BT & nn.functional.pad(real_BT, (0, width - real_BT.shape[1]))
 
     def repeated(self, rows: int) -> PromptSpan:
         """The span for a batch in which every row was repeated (beams, several return sequences).
@@ -37,7 +52,7 @@ class PromptSpan:
             raise ValueError(f"{rows} rows cannot be copies of {len(self.start_B)} prompts")
         if copies == 1:
             return self
-        return PromptSpan(self.start_B.repeat_interleave(copies), self.end_B.repeat_interleave(copies))
+        return PromptSpan(*(t.repeat_interleave(copies, dim=0) for t in (self.start_B, self.end_B, self.mask_BT)))
 
 
 def full_mask(attention_mask: Tensor | None, rows: int, new: int, past: int, device: torch.device) -> Tensor:
@@ -63,16 +78,17 @@ def full_mask(attention_mask: Tensor | None, rows: int, new: int, past: int, dev
 
 def from_attention_mask(mask_BT: Tensor) -> PromptSpan:
     """Every real token belongs to the prompt, as in the prefill of generation."""
-    return PromptSpan(_first(mask_BT), mask_BT.shape[1] - 1 - _first(mask_BT.flip(1)))
+    mask_BT = mask_BT.bool()
+    return PromptSpan(_first(mask_BT), _last(mask_BT), mask_BT)
 
 
 def from_prompt_lengths(prompt_lengths_B: Tensor, mask_BT: Tensor) -> PromptSpan:
     """The first `prompt_lengths_B` real tokens of each row are its prompt.
 
     Raises:
-        UserError: if a length is below 1 or above the number of real tokens of its row.
+        UserError: if there is not one length per row, or one is below 1 or above the number of real tokens of its row.
     """
-    lengths_B = prompt_lengths_B.to(mask_BT.device)
+    lengths_B = torch.as_tensor(prompt_lengths_B).to(mask_BT.device)
     if lengths_B.shape != mask_BT.shape[:1]:
         raise UserError(f"prompt_lengths has shape {tuple(lengths_B.shape)}, expected ({mask_BT.shape[0]},), one per row.")
     real_B = mask_BT.sum(1)
@@ -82,18 +98,18 @@ def from_prompt_lengths(prompt_lengths_B: Tensor, mask_BT: Tensor) -> PromptSpan
             f"prompt_lengths[{row}] is {int(lengths_B[row])}, expected 1 to {int(real_B[row])}, the real tokens of that row."
         )
     end_B = (mask_BT.cumsum(1) >= lengths_B[:, None]).int().argmax(1)
-    return PromptSpan(_first(mask_BT), end_B)
+    return PromptSpan(_first(mask_BT), end_B, mask_BT)
 
 
 def from_labels(labels_BT: Tensor, mask_BT: Tensor) -> PromptSpan:
-    """The prompt is what precedes the first label other than -100.
+    """The prompt is what precedes the first label other than -100; its end is the last real token there.
 
     Raises:
         UserError: if a row has no label, or its first token is labelled (then it has no prompt).
     """
     supervised_BT = (labels_BT != IGNORED).to(mask_BT.device)
-    start_B, end_B = _first(mask_BT), _first(supervised_BT) - 1
-    wrong_B = ~supervised_BT.any(1) | (end_B < start_B)
+    prompt_BT = mask_BT & (supervised_BT.cumsum(1) == 0)
+    wrong_B = ~supervised_BT.any(1) | ~prompt_BT.any(1)
     if bool(wrong_B.any()):
         row = int(wrong_B.nonzero()[0])
         found = "no label" if not bool(supervised_BT[row].any()) else "its very first token labelled"
@@ -101,9 +117,14 @@ def from_labels(labels_BT: Tensor, mask_BT: Tensor) -> PromptSpan:
             f"row {row} of the batch has {found}, so the end of its prompt is unknown: set labels to -100 on the prompt, "
             "or pass prompt_lengths."
         )
-    return PromptSpan(start_B, end_B)
+    return PromptSpan(_first(mask_BT), _last(prompt_BT), mask_BT)
 
 
 def _first(mask_BT: Tensor) -> Tensor:
     """Column of the first true entry of each row (0 for a row without one)."""
     return mask_BT.int().argmax(1)
+
+
+def _last(mask_BT: Tensor) -> Tensor:
+    """Column of the last true entry of each row (the last column for a row without one)."""
+    return mask_BT.shape[1] - 1 - _first(mask_BT.flip(1))

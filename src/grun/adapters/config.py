@@ -68,14 +68,18 @@ class GrunConfig(PeftConfig):
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}.{nearest(str(value), choices)}")
+        if not isinstance(self.init_weights, bool):
+            raise UserError(f"init_weights is {self.init_weights!r}, expected true or false.")
         self._check_number("rank", 1, None)
+        self._check_number("init_seed", 0, None)
         self._check_number("dropout", 0.0, 1.0)
         if self.gate_layer is not None:
             self._check_number("gate_layer", 0, None)
         self.layers = self._checked_layers(self.layers)
-        self.gate_hidden = list(self.gate_hidden)
-        if self.gate == "mlp" and (not self.gate_hidden or any(not _is_int(n) or n < 1 for n in self.gate_hidden)):
+        sizes = list(self.gate_hidden) if isinstance(self.gate_hidden, Sequence) else []
+        if self.gate == "mlp" and (not sizes or any(not _is_int(n) or n < 1 for n in sizes)):
             raise UserError(f"gate_hidden is {self.gate_hidden}, expected one or more sizes of at least 1 for an mlp gate.")
+        self.gate_hidden = sizes
 
     @classmethod
     def paper(cls, **overrides: Any) -> GrunConfig:
@@ -114,7 +118,7 @@ class GrunConfig(PeftConfig):
     def _check_number(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)
         ok = _is_int(value) if isinstance(low, int) else isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not ok or value < low or (high is not None and value >= high):
+        if not ok or not value >= low or (high is not None and value >= high):
             expected = f"at least {low}" if high is None else f"from {low} to below {high}"
             raise UserError(f"{name} is {value!r}, expected a number {expected}.")
 
@@ -134,4 +138,6 @@ def _is_int(value: object) -> bool:
 
 
 def _index(value: int | float, num_layers: int) -> int:
-    return min(int(value * num_layers), num_layers - 1) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return min(int(value * num_layers + 1e-6), num_layers - 1)  # 0.29 * 100 is 28.999999999999996

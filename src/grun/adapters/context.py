@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "gates_of", "keep_with_cache"]
 
+import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -26,9 +27,14 @@ class Gates:
 
 @dataclass(frozen=True)
 class GenerationScope:
-    """The prompts of a `generate` call: their mask (B, T), given once and valid for every step of the call."""
+    """A `generate` call: the mask (B, T) of its prompts, valid for every step, and what is computed once for all steps.
+
+    Attributes:
+        rotations: orthonormal matrices by adapter and layer; parameters do not change within the call.
+    """
 
     mask_BT: Tensor
+    rotations: dict[GateKey, Tensor] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -49,26 +55,46 @@ class CallContext:
         past: number of columns in the cache before this call.
         logits: gate logits (B,) so far, by adapter and layer; -inf while no prompt token was read.
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
+        as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
     """
 
     span: PromptSpan | None
     past: int
     logits: dict[GateKey, Tensor] = field(default_factory=dict)
     edited: dict[int, Tensor] | None = None
+    as_tuple: bool = False
 
     def columns(self, width: int, device: torch.device) -> Tensor:
         """Absolute columns (T,) of this call's tokens."""
         return torch.arange(self.past, self.past + width, device=device)
 
+    def span_on(self, device: torch.device) -> PromptSpan | None:
+        """`span` on a device (models may be spread over several)."""
+        return None if self.span is None else self.span.to(device)
 
-@dataclass
-class Runtime:
-    """State shared by the wrapped layers of one model; `layers` are those layers."""
 
-    layers: list[Any] = field(default_factory=list)
-    call: CallContext | None = None
-    generation: GenerationScope | None = None
-    last_logits: dict[GateKey, Tensor] = field(default_factory=dict)
+class Runtime(threading.local):
+    """State shared by the wrapped layers of one model; calls are kept per thread, so that threads may share a model.
+
+    Attributes:
+        layers: the wrapped layers, in order; the same list in every thread.
+        call: the forward call in progress.
+        generation: the `generate` call in progress.
+        last_logits: gate logits of the thread's last call that read prompts.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        self.call: CallContext | None = None
+        self.generation: GenerationScope | None = None
+        self.last_logits: dict[GateKey, Tensor] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies share nothing that belongs to a call in progress (nor its autograd graph)."""
+        return Runtime, ([],), list(self.layers)
+
+    def __setstate__(self, layers: list[Any]) -> None:
+        self.layers.extend(layers)
 
 
 class _GateKeeping:
@@ -108,6 +134,6 @@ def keep_with_cache(cache: Any, logits: dict[GateKey, Tensor]) -> None:
     cache._grun_logits = {k: v.detach() for k, v in logits.items()}
 
 
-def gates_of(cache: Any) -> dict[GateKey, Tensor]:
-    """The gate logits kept with a cache; empty if it holds none (nothing was prefilled under an adapter)."""
-    return dict(cache._grun_logits) if isinstance(cache, _GateKeeping) else {}
+def gates_of(cache: Any) -> dict[GateKey, Tensor] | None:
+    """The gate logits kept with a cache; None if nothing in it was prefilled under an adapter."""
+    return dict(cache._grun_logits) if isinstance(cache, _GateKeeping) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Gate", "LowRankEdit", "orthonormal"]
+__all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal"]
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 
+def compute_dtype(h: Tensor) -> torch.dtype:
+    """The dtype that gates and edits compute in: float32, or that of the hidden states where it is wider."""
+    return torch.promote_types(torch.float32, h.dtype)
+
+
 def orthonormal(free_DR: Tensor) -> Tensor:
     """Orthonormal columns spanning those of a free (D, R) matrix: the Q of its QR factorisation with positive diagonal.
 
     Invariant to the scale of the columns, so no optimizer setting (weight decay in particular) can degrade it, unlike the
-    householder map of `torch.nn.utils.parametrizations.orthogonal`. A matrix that is orthonormal already maps to itself.
+    householder map of `torch.nn.utils.parametrizations.orthogonal`. An orthonormal matrix maps to itself, up to rounding.
     """
     q_DR, r_RR = torch.linalg.qr(free_DR)
     return q_DR * torch.where(torch.diagonal(r_RR) < 0, -1.0, 1.0).to(q_DR.dtype)
@@ -34,30 +39,30 @@ class LowRankEdit(nn.Module):
 
     def __init__(self, hidden_size: int, rank: int, dropout: float = 0.0, identity: bool = True) -> None:
         super().__init__()
-        rotation_DR = orthonormal(torch.randn(hidden_size, rank))
-        bound = 1.0 / math.sqrt(hidden_size)
-        weight_RD = rotation_DR.T.clone() if identity else torch.empty(rank, hidden_size).uniform_(-bound, bound)
-        bias_R = torch.zeros(rank) if identity else torch.empty(rank).uniform_(-bound, bound)
+        rotation_DR = orthonormal(torch.randn(hidden_size, rank, dtype=torch.float32))
+        # Orthonormalised once more, as every forward pass does: only then is W - R zero to the bit.
+        weight_RD, bias_R = orthonormal(rotation_DR).T.contiguous(), rotation_DR.new_zeros(rank)
+        if not identity:
+            bound = 1.0 / math.sqrt(hidden_size)
+            weight_RD.uniform_(-bound, bound)
+            bias_R.uniform_(-bound, bound)
         self.rotation = nn.Parameter(rotation_DR)
         self.weight = nn.Parameter(weight_RD)
         self.bias = nn.Parameter(bias_R)
         self.dropout = nn.Dropout(dropout)
-        self._kept: tuple[object, Tensor] | None = None
 
-    def rotation_DR(self) -> Tensor:
-        """R^T: the orthonormal (D, R) matrix made from the free parameter; kept between calls while nothing trains."""
-        if torch.is_grad_enabled() and self.rotation.requires_grad:
-            self._kept = None
-            return orthonormal(self.rotation.float())
-        state = (self.rotation.data_ptr(), self.rotation._version, self.rotation.device, self.rotation.dtype)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, orthonormal(self.rotation.detach().float()))
-        return self._kept[1]
+    def rotation_DR(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """R^T: the orthonormal (D, R) matrix made from the free parameter, in `dtype` (float32 or float64)."""
+        return orthonormal(self.rotation.to(dtype))
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
-        """The edit (..., D) in float32 for hidden states (..., D) of any floating dtype."""
-        rotation_DR = self.rotation_DR()
-        inner_BTR = h_BTD.float() @ (self.weight.float().T - rotation_DR) + self.bias.float()
+    def forward(self, h_BTD: Tensor, rotation_DR: Tensor | None = None) -> Tensor:
+        """The edit (..., D) for hidden states (..., D), in `compute_dtype` of theirs.
+
+        `rotation_DR` is what `rotation_DR()` returned for the same parameters, where a caller has it already.
+        """
+        dtype = compute_dtype(h_BTD)
+        rotation_DR = self.rotation_DR(dtype) if rotation_DR is None else rotation_DR
+        inner_BTR = h_BTD.to(dtype) @ (self.weight.to(dtype).T - rotation_DR) + self.bias.to(dtype)
         edit: Tensor = self.dropout(inner_BTR @ rotation_DR.T)
         return edit
 
@@ -78,18 +83,20 @@ class Gate(nn.Module):
     def __init__(self, hidden_size: int, hidden: Sequence[int] = ()) -> None:
         super().__init__()
         sizes = [hidden_size, *hidden, 1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
-        self.register_buffer("threshold", torch.tensor(-math.inf))
+        pairs = zip(sizes, sizes[1:], strict=False)
+        self.layers = nn.ModuleList(nn.Linear(a, b, dtype=torch.float32) for a, b in pairs)
+        self.register_buffer("threshold", torch.tensor(-math.inf, dtype=torch.float32))
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        """Logits (...) in float32 for hidden states (..., D) of any floating dtype."""
-        x = h_BTD.float()
+        """Logits (...) for hidden states (..., D), in `compute_dtype` of theirs."""
+        dtype = compute_dtype(h_BTD)
+        x = h_BTD.to(dtype)
         for i, layer in enumerate(self.layers):
-            x = nn.functional.linear(x, layer.weight.float(), layer.bias.float())
+            x = nn.functional.linear(x, layer.weight.to(dtype), layer.bias.to(dtype))
             if i < len(self.layers) - 1:
                 x = torch.relu(x)
         return x.squeeze(-1)
 
     def value(self, logits: Tensor) -> Tensor:
-        """Gate values in [0, 1] for logits of any shape."""
-        return torch.where(logits > self.threshold, torch.sigmoid(logits), 0.0)
+        """Gate values in [0, 1] for logits of any shape. NaN stays NaN: a broken gate must not pass for a closed one."""
+        return torch.where(logits <= self.threshold, 0.0, torch.sigmoid(logits))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grun.adapters.config import GrunConfig
 from grun.adapters.context import CallContext, Runtime
-from grun.adapters.edit import Gate, LowRankEdit
+from grun.adapters.edit import Gate, LowRankEdit, compute_dtype
 from grun.errors import UserError
 from grun.prompt_position import PromptSpan
 
@@ -57,8 +57,8 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: GrunConfig) -> None:
         """Add the parts of an adapter that live at this layer: an edit, a gate, or both."""
         assert config.hidden_size is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.init_seed * 100_003 + self.index)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(config.init_seed * 100_003 + self.index)
             if self.index in config.layers:
                 edit = LowRankEdit(config.hidden_size, config.rank, config.dropout, config.init_weights)
                 self.grun_edit[adapter_name] = edit
@@ -73,6 +73,15 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         for parts in (self.grun_edit, self.grun_gate):
             if adapter_name in parts and device.type != "meta" and not any(p.is_meta for p in parts[adapter_name].parameters()):
                 parts[adapter_name].to(device)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapters on or off. Unlike PEFT's own method it leaves frozen parts (a fitted gate) frozen."""
+        self._disable_adapters = not enabled
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter from this layer."""
+        super().delete_adapter(adapter_name)
+        self.configs.pop(adapter_name, None)
 
     def active_here(self) -> list[str]:
         """Names of the adapters that act in a forward call and have a part at this layer."""
@@ -101,22 +110,21 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
         """Update the logits of this layer's gate with the prompt tokens of this call."""
-        if call.span is None:
+        gate: Any = self.grun_gate[name]
+        device = gate.threshold.device  # the layer below may live on another one
+        span = call.span_on(device)
+        if span is None:
             return
-        gate, (rows, width, _) = self.grun_gate[name], h_BTD.shape
-        start_B, end_B = call.span.start_B.to(h_BTD.device), call.span.end_B.to(h_BTD.device)
-        with torch.autocast(h_BTD.device.type, enabled=False):
+        before_B = call.logits.get((name, self.index))
+        before_B = None if before_B is None else before_B.to(device)
+        with torch.autocast(device.type, enabled=False):
             if self.configs[name].gate_reads == "last":
-                at_B = (end_B - call.past).clamp(0, width - 1)
-                here_B = (end_B >= call.past) & (end_B < call.past + width)
-                logits_B = gate(h_BTD[torch.arange(rows, device=h_BTD.device), at_B])
-                logits_B = logits_B.masked_fill(~here_B, -math.inf)
+                logits_B = _logits_of_last(gate, h_BTD, span, call.past, before_B)
             else:
-                columns_T = call.columns(width, h_BTD.device)
-                prompt_BT = (columns_T >= start_B[:, None]) & (columns_T <= end_B[:, None])
-                logits_B = gate(h_BTD).masked_fill(~prompt_BT, -math.inf).amax(1)
-        before = call.logits.get((name, self.index))
-        call.logits[name, self.index] = logits_B if before is None else torch.maximum(before.to(logits_B.device), logits_B)
+                prompt_BT = span.is_prompt(call.past, h_BTD.shape[1])
+                logits_B = gate(h_BTD.to(device)).masked_fill(~prompt_BT, -math.inf).amax(1)
+                logits_B = logits_B if before_B is None else torch.maximum(before_B, logits_B)
+        call.logits[name, self.index] = logits_B
 
     def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         out_BTD = h_BTD
@@ -127,12 +135,12 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 continue
             if self.configs[name].edit_from == "last_prompt_on":
                 out_BTD = self._edit_from_last(out_BTD, h_BTD, name, call)
-            elif call.span is not None:
-                out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call.span, call.past)
+            else:
+                out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call)
         return out_BTD
 
     def gate_value(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
-        """Gate values (B,) float32 of an adapter for this layer's edit; ones without a gate."""
+        """Gate values (B,) of an adapter for this layer's edit; ones without a gate."""
         config = self.configs[name]
         if config.gate == "none":
             return torch.ones(rows, device=device)
@@ -140,26 +148,26 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if (name, source) not in call.logits:
             raise UserError(NO_BOUNDARY)
         gate = next(layer.grun_gate[name] for layer in self.runtime.layers if layer.index == source)
-        logits_B = call.logits[name, source]
-        value_B: Tensor = gate.value(logits_B).to(device)
+        value_B: Tensor = gate.value(call.logits[name, source].to(gate.threshold.device)).to(device)
         return value_B
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
         rows, width, _ = h_BTD.shape
-        value_B = self.gate_value(name, call, rows, h_BTD.device)
-        at_BT = value_B[:, None].expand(rows, width)
-        if call.span is not None:
-            columns_T = call.columns(width, h_BTD.device)
-            at_BT = torch.where(columns_T >= call.span.end_B.to(h_BTD.device)[:, None], at_BT, 0.0)
-        return self._add(out_BTD, h_BTD, name, at_BT)
+        value_BT = self.gate_value(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
+        span = call.span_on(h_BTD.device)
+        if span is not None:
+            after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
+            value_BT = torch.where(after_BT, value_BT, 0.0)
+        return self._add(out_BTD, h_BTD, name, value_BT)
 
-    def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, span: PromptSpan, past: int) -> Tensor:
+    def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token; where it lies outside this call nothing changes."""
+        span = call.span_on(h_BTD.device)
+        if span is None:
+            return out_BTD
         rows, width, hidden = h_BTD.shape
-        call = self.runtime.call
-        assert call is not None
-        end_B = span.end_B.to(h_BTD.device) - past
+        end_B = span.end_B - call.past
         value_B = self.gate_value(name, call, rows, h_BTD.device)
         value_B = torch.where((end_B >= 0) & (end_B < width), value_B, 0.0)
         at_B11 = end_B.clamp(0, width - 1)[:, None, None].expand(rows, 1, hidden)
@@ -169,6 +177,28 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _add(self, out_BTD: Tensor, h_BTD: Tensor, name: str, value_BT: Tensor) -> Tensor:
         """`out + value * phi(h)`; where the value is 0 the result is `out` itself, to the bit."""
         with torch.autocast(h_BTD.device.type, enabled=False):
-            edit_BTD = self.grun_edit[name](h_BTD)
-            sum_BTD = (out_BTD.float() + value_BT[..., None] * edit_BTD).to(out_BTD.dtype)
-        return torch.where(value_BT[..., None] > 0, sum_BTD, out_BTD)
+            edit_BTD = self.grun_edit[name](h_BTD, self._rotation(name, compute_dtype(h_BTD)))
+            sum_BTD = (out_BTD.to(edit_BTD.dtype) + value_BT[..., None] * edit_BTD).to(out_BTD.dtype)
+        return torch.where(value_BT[..., None] != 0, sum_BTD, out_BTD)
+
+    def _rotation(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """The rotation of an edit, computed once per `generate` call; None outside of one (or while it is trained)."""
+        edit: Any = self.grun_edit[name]
+        kept = None if self.runtime.generation is None else self.runtime.generation.rotations
+        if kept is None or (torch.is_grad_enabled() and edit.rotation.requires_grad):
+            return None
+        if (name, self.index) not in kept:
+            kept[name, self.index] = edit.rotation_DR(dtype).detach()
+        return kept[name, self.index]
+
+
+def _logits_of_last(gate: nn.Module, h_BTD: Tensor, span: PromptSpan, past: int, before_B: Tensor | None) -> Tensor:
+    """Gate logits (B,) at the last prompt token; those from before (or -inf) where it lies outside this call."""
+    width = h_BTD.shape[1]
+    end_B = span.end_B - past
+    at_B = end_B.clamp(0, width - 1).to(h_BTD.device)
+    h_BD = h_BTD[torch.arange(len(at_B), device=h_BTD.device), at_B]
+    logits_B: Tensor = gate(h_BD.to(end_B.device))
+    outside_B = (end_B < 0) | (end_B >= width)
+    before_B = torch.full_like(logits_B, -math.inf) if before_B is None else before_B
+    return torch.where(outside_B, before_B, logits_B)

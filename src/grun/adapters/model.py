@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GrunModel", "decoder_layers"]
 
+import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ class GrunModel(BaseTuner):
     takes_prompt_lengths = True
 
     def _pre_injection_hook(self, model: nn.Module, config: GrunConfig, adapter_name: str) -> None:  # type: ignore[override]
-        self.runtime = Runtime()
+        self.runtime = Runtime([])
 
     def _post_injection_hook(self, model: nn.Module, config: GrunConfig, adapter_name: str) -> None:  # type: ignore[override]
         self._hooks = [
@@ -57,6 +58,7 @@ class GrunModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: GrunConfig, model_config: dict[str, Any]) -> GrunConfig:  # type: ignore[override]
         text = _text_config(self.model)
+        resolved = copy.deepcopy(peft_config)  # the caller's own stays as it is, fit for other models
         for name, found in (("hidden_size", text.hidden_size), ("num_layers", text.num_hidden_layers)):
             expected = getattr(peft_config, name)
             if expected is not None and expected != found:
@@ -64,14 +66,17 @@ class GrunModel(BaseTuner):
                     f"this adapter was made for a base model with {name} {expected}, but the model has {found}: "
                     "load it on the model it was trained on."
                 )
-            setattr(peft_config, name, found)
-        peft_config.layers = list(peft_config.resolved_layers(text.num_hidden_layers))
-        wrapped = set(peft_config.layers)
+            setattr(resolved, name, found)
+        if peft_config.rank > text.hidden_size:
+            raise UserError(f"rank is {peft_config.rank}, expected at most {text.hidden_size}, the hidden size of the model.")
+        resolved.layers = list(peft_config.resolved_layers(text.num_hidden_layers))
+        wrapped = {int(index) for index in resolved.layers}
         if peft_config.gate != "none" and peft_config.gate_layer is not None:
             wrapped.add(peft_config.gate_layer)
         prefix, _ = decoder_layers(self.model)
-        peft_config.target_modules = [f"{prefix}.{index}" for index in sorted(int(i) for i in wrapped)]
-        return peft_config
+        resolved.target_modules = [f"{prefix}.{index}" for index in sorted(wrapped)]
+        self.peft_config.update({name: resolved for name, given in self.peft_config.items() if given is peft_config})
+        return resolved
 
     @staticmethod
     def _check_target_module_exists(peft_config: GrunConfig, key: str) -> bool:  # type: ignore[override]
@@ -111,25 +116,27 @@ class GrunModel(BaseTuner):
         return gates
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`generate` of the model; prompts end at the last token that the attention mask shows."""
+        """`generate` of the model; prompts end at the last token that the attention mask shows.
+
+        Raises:
+            UserError: if there is no prompt, or no attention mask of the whole sequence when it continues a cache.
+        """
         inputs = next((kwargs[k] for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
         inputs = args[0] if args else inputs
         if inputs is None:
             raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
-        if kwargs.get("attention_mask") is None:
-            kwargs["attention_mask"] = self._mask_from_padding(inputs, kwargs)
-        with self._generating(kwargs["attention_mask"].bool()):
+        past = _cached(kwargs.get("past_key_values"))
+        if kwargs.get("attention_mask") is None and past == 0:
+            config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or self.model.generation_config
+            kwargs["attention_mask"] = _mask_from_padding(inputs, config, kwargs)
+        mask_BT = kwargs.get("attention_mask")
+        if mask_BT is None or mask_BT.shape[1] <= past:
+            raise UserError(
+                "generate() continues a cache: pass the attention_mask of the whole sequence, the cached tokens included, "
+                "so that the prompt's end is known."
+            )
+        with self._generating(mask_BT.bool()):
             return self.model.generate(*args, **kwargs)
-
-    def _mask_from_padding(self, inputs: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """The mask that `generate` infers itself: pad tokens are padding, unless they also end sequences."""
-        config = kwargs.get("generation_config") or self.model.generation_config
-        pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
-        ends = {int(e) for e in (eos if isinstance(eos, (list, tuple)) else [eos]) if e is not None}
-        ones = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        if pad is None or int(pad) in ends or inputs.is_floating_point():
-            return ones
-        return inputs.ne(int(pad)).long()
 
     @contextmanager
     def _generating(self, mask_BT: Tensor) -> Iterator[None]:
@@ -148,13 +155,13 @@ class GrunModel(BaseTuner):
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if inputs is None:
             raise UserError("a forward call needs input_ids or inputs_embeds.")
-        cache = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        kept = gates_of(cache) if past else {}
-        span = self._span(inputs, past, prompt_lengths, given, bool(kept))
-        call = CallContext(span, past, kept)
+        past = _cached(given.get("past_key_values"))
+        kept = gates_of(given["past_key_values"]) if past else None
+        call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
         if given.get("output_hidden_states", getattr(module.config, "output_hidden_states", False)):
             call.edited = {}
+            call.as_tuple = given.get("return_dict", getattr(module.config, "return_dict", True)) is False
+            kwargs["return_dict"] = True
         self.runtime.call = call
         return args, kwargs
 
@@ -168,18 +175,13 @@ class GrunModel(BaseTuner):
             scope = self.runtime.generation
             if scope is not None:
                 return scope.span(rows) if past < scope.width else None
-            if prefilled or self._needs_no_boundary(past):
+            if prefilled:
                 return None
             raise UserError(NO_BOUNDARY)
         mask_BT = full_mask(given.get("attention_mask"), rows, new, past, inputs.device)
         if prompt_lengths is not None:
             return from_prompt_lengths(prompt_lengths, mask_BT)
         return from_labels(nn.functional.pad(labels, (past, 0), value=-100), mask_BT)
-
-    def _needs_no_boundary(self, past: int) -> bool:
-        """Continuing a cache under adapters that neither gate nor edit generated tokens needs no boundary."""
-        configs = [self.peft_config[name] for name in self.active_adapters]
-        return past > 0 and all(c.gate == "none" and c.edit_from == "last_prompt_on" for c in configs)
 
     def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         call, self.runtime.call = self.runtime.call, None
@@ -192,9 +194,10 @@ class GrunModel(BaseTuner):
             cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
         if cache is not None:
             keep_with_cache(cache, call.logits)
-        if call.edited and getattr(output, "hidden_states", None) is not None:
-            output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
-        return output
+        if call.edited is None:
+            return output
+        output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
+        return output.to_tuple() if call.as_tuple else output
 
     def _check_merge_allowed(self) -> None:
         raise UserError(
@@ -232,6 +235,20 @@ def _with_edits(hidden_states: tuple[Tensor | None, ...], edited: dict[int, Tens
         edited[i - 1] if i - 1 in edited and h is not None and i < len(hidden_states) - 1 else h
         for i, h in enumerate(hidden_states)
     )
+
+
+def _cached(cache: Any) -> int:
+    """Columns in a key/value cache, which may be None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _mask_from_padding(inputs: Tensor, config: Any, kwargs: dict[str, Any]) -> Tensor:
+    """The mask that `generate` infers itself: pad tokens are padding, unless they also end sequences."""
+    pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
+    ends = {int(e) for e in (eos if isinstance(eos, (list, tuple)) else [eos]) if e is not None}
+    if pad is None or int(pad) in ends or inputs.is_floating_point():
+        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+    return inputs.ne(int(pad)).long()
 
 
 def _text_config(model: nn.Module) -> Any:

@@ -1,0 +1,65 @@
+"""GRUN in plain torch, one unpadded row at a time: what the adapter is compared with. Imports nothing of the package."""
+
+from __future__ import annotations
+
+__all__ = ["orthonormal_columns", "plain_grun"]
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def orthonormal_columns(a_DR: Tensor) -> Tensor:
+    """Gram-Schmidt in float64, column by column."""
+    done: list[Tensor] = []
+    for a_D in a_DR.double().unbind(1):
+        for q_D in done:
+            a_D = a_D - (q_D @ a_D) * q_D
+        done.append(a_D / a_D.norm())
+    return torch.stack(done, 1)
+
+
+def plain_grun(model: Any, state: dict[str, Tensor], ids_T: Tensor, prompt_length: int, config: Any) -> tuple[Tensor, list[Tensor]]:
+    """Logits (T, V) of one row and its gate logits, from a base model and an adapter's checkpoint."""
+    root = min(state, key=len).split(".grun_")[0].rpartition(".")[0]
+    last, gates, hooks = prompt_length - 1, {}, []
+
+    def read(layer: int, h_TD: Tensor) -> None:
+        x = h_TD[last : last + 1] if config.gate_reads == "last" else h_TD[: last + 1]
+        name = f"{root}.{layer}.grun_gate"
+        depth = sum(f"{name}.layers.{i}.weight" in state for i in range(9))
+        for i in range(depth):
+            x = x @ state[f"{name}.layers.{i}.weight"].T.to(x) + state[f"{name}.layers.{i}.bias"].to(x)
+            x = x.relu() if i + 1 < depth else x
+        gates[layer] = (x.max(), state[f"{name}.threshold"])
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        read(config.gate_layer, (args[0] if args else kwargs["hidden_states"])[0])
+
+    def after(layer: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            h_TD = (output[0] if isinstance(output, tuple) else output)[0]
+            if config.gate != "none" and config.gate_layer is None:
+                read(layer, h_TD)
+            logit, threshold = gates.get(layer if config.gate_layer is None else config.gate_layer, (None, None))
+            value = 1.0 if config.gate == "none" else logit.sigmoid() * (logit > threshold)
+            edit = {key: state[f"{root}.{layer}.grun_edit.{key}"].to(h_TD) for key in ("rotation", "weight", "bias")}
+            r_RD = orthonormal_columns(edit["rotation"]).T.to(h_TD)
+            phi_TD = torch.stack([r_RD.T @ (edit["weight"] @ h_D + edit["bias"] - r_RD @ h_D) for h_D in h_TD])
+            columns_T = torch.arange(len(h_TD))
+            where_T = columns_T >= last if config.edit_from == "last_prompt_on" else columns_T == last
+            new = (h_TD + value * where_T[:, None] * phi_TD)[None]
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    layers = model.get_submodule(root.removeprefix("base_model.model."))
+    if config.gate != "none" and config.gate_layer is not None:
+        hooks.append(layers[config.gate_layer].register_forward_pre_hook(before, with_kwargs=True))
+    hooks += [layers[layer].register_forward_hook(after(layer)) for layer in config.layers]
+    try:
+        return model(input_ids=ids_T[None]).logits[0], [logit for logit, _ in gates.values()]
+    finally:
+        for hook in hooks:
+            hook.remove()
