@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError", "nearest"]
+__all__ = ["Interrupted", "TrainingDiverged", "UserError", "nearest"]
 
 import difflib
 from collections.abc import Iterable
@@ -12,6 +12,20 @@ class UserError(ValueError):
     """Wrong input: the command line prints the message as one line and exits with code 2, without a traceback.
 
     The message names the file, row, field or flag, what was found, what was expected and what to do.
+    """
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is not finite: the command line prints the message and exits with code 3.
+
+    The message says at which step, and where the last good state is.
+    """
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a job whose state is kept: the command line prints the message and exits with code 130.
+
+    The message says where the state is and how to resume. A `KeyboardInterrupt`, so that no `except Exception` swallows it.
     """
 
 
