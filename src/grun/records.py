@@ -175,7 +175,7 @@ class RowEvidence:
         generated: greedy answer, decoded, special tokens removed; None if nothing was generated.
         gate_logits: gate logits, one per gate of the adapter, in layer order; None without a gated adapter.
         gate_values: gate values after threshold, likewise.
-        truncated: the row did not fit into the model's context and lost prompt tokens.
+        truncated: the row did not fit into the model's context and lost the end of its answer.
     """
 
     example: Example
@@ -188,11 +188,17 @@ class RowEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All rows of one split for one model, and, for metrics that compare, the rows of the forget split."""
+    """All rows of one split for one model, and what metrics that compare need.
+
+    Attributes:
+        forget: rows of the forget split; None if this split itself is to be forgotten.
+        forget_paraphrased: the same in other phrasings; None likewise, or where there are none.
+    """
 
     split: str
     rows: tuple[RowEvidence, ...]
     forget: tuple[RowEvidence, ...] | None = None
+    forget_paraphrased: tuple[RowEvidence, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,7 @@ class Score:
         value: the aggregate, or None when it cannot be computed; then `reason` says why.
         n: number of rows behind it.
         per_row: one value per row, in row order; empty for metrics that have none.
+        per_gate: one value per gate of the adapter, in layer order; empty for metrics that do not look at gates.
         reason: why `value` is None.
     """
 
@@ -210,3 +217,4 @@ class Score:
     n: int
     per_row: tuple[float, ...] = ()
     reason: str | None = None
+    per_gate: tuple[float, ...] = ()

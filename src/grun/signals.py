@@ -83,7 +83,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def gates_of_last_call(model: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Gate logits and values, (B, G) each, of the last call that read prompts; None without gates.
 
-    All active adapters, and of each its gates in layer order. Do not ask after a call with adapters off: the answer would be that of an earlier call.
+    All active adapters, and of each its gates in layer order. Do not ask after a call with adapters off: the answer
+    would be that of an earlier call.
     """
     found = getattr(getattr(_unwrapped(model), "base_model", None), "last_gates", None)
     if not found:

@@ -1,0 +1,160 @@
+"""Metrics against scipy, scikit-learn, rouge-score and plain loops; what is missing never becomes a number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+from scipy.stats import gmean
+from sklearn.metrics import roc_auc_score
+
+from grun.metrics import metrics
+from grun.metrics.gate import auroc
+from grun.records import Evidence, Example, RowEvidence, Score
+
+NEEDS = {"token_logps", "generated", "gates"}
+
+
+def row(
+    logps: tuple[float, ...] = (-0.5, -1.0),
+    answer: str = "Ada wrote the books.",
+    generated: str | None = "Ada wrote it.",
+    logits: tuple[float, ...] | None = (0.0, 1.0),
+    values: tuple[float, ...] | None = (0.5, 0.7),
+) -> RowEvidence:
+    return RowEvidence(Example("Who?", answer), logps, generated, logits, values)
+
+
+def score(name: str, *rows: RowEvidence, **others: tuple[RowEvidence, ...]) -> Score:
+    return metrics.get(name).target(Evidence("retain", rows, **others))
+
+
+def every_metric() -> list[str]:
+    return metrics.names()
+
+
+@pytest.mark.parametrize("name", every_metric())
+def test_every_metric_says_what_is_needed_to_read_it(name: str) -> None:
+    info = metrics.get(name).info
+    low, high = info["range"]
+    assert low < high and info["label"] and metrics.get(name).summary
+    assert {info["forget"], info["normal"]} <= {"lower", "higher", None}
+    assert info["needs"] and set(info["needs"]) <= NEEDS
+
+
+@pytest.mark.parametrize("name", every_metric())
+def test_without_rows_or_measurements_there_is_a_reason_and_no_number(name: str) -> None:
+    bare = RowEvidence(Example("Who?", "Ada."), ())
+    for rows in ((), (bare,), (row(), bare)):
+        found = score(name, *rows, forget=(bare,), forget_paraphrased=(bare,))
+        assert found.value is None and found.reason and found.per_row == ()
+
+
+@pytest.mark.parametrize("name", every_metric())
+def test_values_are_in_range_with_one_number_per_row_where_there_are_any(name: str) -> None:
+    rows = (row(), row((-3.0,), "One", "two", (-2.0, -3.0), (0.0, 0.0)))
+    found = score(name, *rows, forget=rows, forget_paraphrased=rows)
+    low, high = metrics.get(name).info["range"]
+    assert found.value is not None and low <= found.value <= high and found.n == 2 and found.reason is None
+    assert len(found.per_row) in (0, 2)
+    if found.per_row:
+        assert found.value == pytest.approx(float(np.mean(found.per_row)))
+
+
+@pytest.mark.parametrize("name", every_metric())
+def test_a_broken_number_is_never_averaged_in(name: str) -> None:
+    broken = row((math.nan, -1.0), generated="Ada.", logits=(1.0, math.nan), values=(0.9, math.nan))
+    found = score(name, row(), broken, forget=(row(),), forget_paraphrased=(row(),))
+    if "generated" in metrics.get(name).info["needs"]:
+        assert found.value is not None
+    else:
+        assert found.value is None and found.reason
+
+
+logps = st.lists(st.floats(-30, 0), min_size=1, max_size=8).map(tuple)
+
+
+@given(st.lists(logps, min_size=1, max_size=6))
+def test_probability_is_the_geometric_mean_over_tokens_then_the_mean_over_rows(rows: list[tuple[float, ...]]) -> None:
+    expected = np.mean([gmean(np.exp(np.array(r, dtype=np.float64))) for r in rows])
+    assert score("probability", *[row(r) for r in rows]).value == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_an_impossible_token_makes_an_answer_impossible() -> None:
+    assert score("probability", row((-math.inf, -1.0))).value == 0.0
+
+
+def plain_lcs(a: list[str], b: list[str]) -> int:
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+words = st.lists(st.sampled_from(["one", "two", "red", "sea", "cat"]), min_size=1, max_size=7)
+
+
+@given(words, words)
+def test_rouge_is_recall_of_the_gold_answer(gold: list[str], said: list[str]) -> None:
+    pair = row(answer=" ".join(gold), generated=" ".join(said))
+    assert score("rouge_l_recall", pair).value == pytest.approx(plain_lcs(gold, said) / len(gold))
+    hits = sum(min(gold.count(word), said.count(word)) for word in set(gold))
+    assert score("rouge_1_recall", pair).value == pytest.approx(hits / len(gold))
+
+
+def test_rouge_stems_words_and_agrees_with_the_reference_package() -> None:
+    gold, said = "She wrote books about running foxes.", "A book about a fox that runs, she writes."
+    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge1"], use_stemmer=True)
+    expected = scorer.score(gold, said)
+    assert score("rouge_l_recall", row(answer=gold, generated=said)).value == expected["rougeL"].recall
+    assert score("rouge_1_recall", row(answer=gold, generated=said)).value == expected["rouge1"].recall
+    assert score("rouge_1_recall", row(answer="books", generated="book")).value == 1.0
+
+
+def test_rouge_cannot_read_other_scripts_and_says_so() -> None:
+    found = score("rouge_l_recall", row(), row(answer="Москва", generated="Москва"))
+    assert found.value is None and "row 2" in found.reason and "Latin" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("Ada wrote it.", 1), ("  Ada\n wrote  it. ", 1), ("ada wrote it.", 0), ("Ada wrote it", 0), ("", 0)],
+)
+def test_exact_match_ignores_white_space_and_nothing_else(said: str, expected: int) -> None:
+    assert score("exact_match", row(answer="Ada wrote it.", generated=said)).value == expected
+
+
+numbers = st.lists(st.integers(-4, 4).map(float) | st.floats(-50, 50), min_size=1, max_size=20)
+
+
+@given(numbers, numbers)
+def test_auroc_equals_scikit_learns_ties_included(positive: list[float], negative: list[float]) -> None:
+    expected = roc_auc_score([1] * len(positive) + [0] * len(negative), positive + negative)
+    assert auroc(positive, negative) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_auroc_refuses_what_it_cannot_rank() -> None:
+    for positive, negative in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
+        with pytest.raises(ValueError, match="numbers on both sides"):
+            auroc(positive, negative)
+
+
+def test_a_row_counts_by_its_widest_gate() -> None:
+    forget = (row(logits=(5.0, -9.0)), row(logits=(-9.0, 4.0)))
+    normal = (row(logits=(1.0, 2.0)), row(logits=(3.0, 0.0)))
+    found = score("gate_auroc", *normal, forget=forget, forget_paraphrased=normal)
+    assert found.value == 1.0 and found.per_gate == (0.5, 0.5)
+    assert score("gate_auroc_paraphrased", *normal, forget=forget, forget_paraphrased=normal).value == 0.5
+    shut = (row(values=(0.0, 0.25)), row(values=(0.0, 0.0)))
+    assert score("gate_mean", *shut).per_row == (0.25, 0.0) and score("gate_mean", *shut).per_gate == (0.0, 0.125)
+    assert score("gate_open", *shut).value == 0.5 and score("gate_open", *shut).per_gate == (0.0, 0.5)
+
+
+def test_gates_are_not_compared_on_the_forget_split_itself() -> None:
+    found = score("gate_auroc", row())
+    assert found.value is None and "no forget rows" in found.reason
