@@ -74,8 +74,10 @@ class FinetuneConfig(DataConfig):
     model: str | None = option(None, "Hub id or folder of the model to fine-tune. Without it a small one is trained from scratch.")
     data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.")
     split: str = option("full", "What to train on: full (forget and retain), or retain (the retain-only reference).")
-    epochs: float = option(30.0, "Passes over the data.", minimum=0.01)
-    learning_rate: float = option(2e-3, "Peak learning rate (AdamW, cosine decay, short warm-up).", minimum=0.0)
+    epochs: float | None = option(None, "Passes over the data. Default: 20 from scratch, 5 with --model.", minimum=0.01)
+    learning_rate: float | None = option(
+        None, "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 2e-3 from scratch, 1e-5 with --model.", minimum=0.0
+    )
     weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
     hidden_size: int = option(192, "From scratch: hidden size.", minimum=8)
     layers: int = option(6, "From scratch: number of decoder layers.", minimum=1)
