@@ -6,7 +6,6 @@ from itertools import product
 
 import pytest
 import torch
-from helpers import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from grun.batches import (
 from grun.errors import UserError
 from grun.records import Example
 from grun.templates import stop_ids
+from helpers import tiny_tokenizer
 
 KINDS = ("bytes", "metaspace", "legacy")
 TOKENIZERS = {

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, tiny_model, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from grun.signals import (
     reference_logps,
     side_signals,
 )
+from helpers import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 LENGTHS = ((4, 3), (9, 1), (1, 6), (6, 6), (2, 2), (7, 4), (3, 9))  # prompt and answer tokens of each row

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "accepts_prompt_lengths",
     "adapters_off",
+    "context_length",
     "evaluating",
     "gates_of_last_call",
     "greedy",
@@ -58,6 +59,14 @@ def reference_logps(model: nn.Module, batch: Batch) -> SideSignals:
     """The same under the base model: adapters off, dropout off, no gradient."""
     with adapters_off(model), evaluating(model):
         return side_signals(model, batch, with_grad=False)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that the model can read, as its configuration says; None if it does not say."""
+    config = getattr(_unwrapped(model), "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config  # type: ignore[union-attr]
+    longest = getattr(text, "max_position_embeddings", None)
+    return None if longest is None else int(longest)
 
 
 @contextmanager
@@ -185,10 +194,10 @@ def _by_room(model: nn.Module, prompts: Sequence[Sequence[int]], limit: int) -> 
 
     Apart, so that a long prompt never shortens the answer to a short one in its batch.
     """
-    context = getattr(_unwrapped(model).config, "max_position_embeddings", None)  # type: ignore[union-attr]
+    context = context_length(model)
     rooms: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
-        rooms[limit if context is None else min(limit, int(context) - len(prompt))].append(i)
+        rooms[limit if context is None else min(limit, context - len(prompt))].append(i)
     for room, rows in sorted(rooms.items()):
         if room > 0:
             yield room, rows

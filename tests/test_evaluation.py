@@ -1,0 +1,252 @@
+"""Measuring a model: equal at any batch size, equal to plain loops, and the whole job on files."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from grun.adapters.config import GrunConfig
+from grun.batches import encode, resolve_template
+from grun.config import EvaluateConfig
+from grun.errors import UserError
+from grun.measuring import evaluate_model, gather, interval, measure, score, with_paraphrases
+from grun.metrics import metrics
+from grun.records import Example, RowEvidence, Score
+from helpers import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+TEMPLATE = resolve_template("qa", TOKENIZER)
+ANSWERS = ("Ada wrote it.", "No", "She was born in the red house by the sea.", "Five", "Blue and green.", "Ten", "Oslo")
+ROWS = tuple(
+    Example(f"What about number {i}{'?' * (3 * i % 5)}", answer, source=f"rows.jsonl, row {i + 1}")
+    for i, answer in enumerate(ANSWERS)
+)
+FORGET = tuple(replace(row, paraphrased_prompts=(f"Tell me: {row.prompt}", "unused")) for row in ROWS[:4])
+
+
+def grun_model(seed: int = 1) -> nn.Module:
+    """A model with an adapter that does something, and gates on both sides of their thresholds."""
+    model = get_peft_model(tiny_model(), GrunConfig())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def evidence(model: nn.Module, rows: tuple[Example, ...] = ROWS, **settings: object) -> tuple[RowEvidence, ...]:
+    return gather(model, TOKENIZER, rows, template=TEMPLATE, **{"max_new_tokens": 5, **settings})
+
+
+@pytest.mark.parametrize("make", [tiny_model, grun_model])
+def test_evidence_does_not_depend_on_the_batch_size(make: object) -> None:
+    model = make()
+    one, seven = evidence(model, batch_size=1), evidence(model, batch_size=7)
+    for a, b in zip(one, seven, strict=True):
+        assert a.example is b.example and a.generated == b.generated
+        assert a.token_logps == pytest.approx(b.token_logps, abs=1e-5)
+        assert (a.gate_logits is None) == (make is tiny_model)
+        if a.gate_logits is not None:
+            assert a.gate_logits == pytest.approx(b.gate_logits, abs=1e-5)
+            assert a.gate_values == pytest.approx(b.gate_values, abs=1e-5)
+
+
+def test_evidence_is_in_row_order_and_equals_the_models_own_loss() -> None:
+    model = tiny_model()
+    for found in evidence(model, batch_size=3):
+        row = encode(found.example, TOKENIZER, TEMPLATE)
+        labels = [-100] * row.prompt_length + list(row.input_ids[row.prompt_length :])
+        loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([labels])).loss
+        assert -math.fsum(found.token_logps) / len(found.token_logps) == pytest.approx(float(loss), abs=1e-5)
+        assert len(found.token_logps) == len(row.input_ids) - row.prompt_length
+
+
+def test_with_adapters_off_the_base_model_is_measured_and_no_stale_gate_is_read() -> None:
+    model = grun_model()
+    on, off = evidence(model), evidence(model, adapters=False)
+    assert [row.token_logps for row in off] == [row.token_logps for row in evidence(tiny_model())]
+    assert all(row.gate_values is None for row in off) and all(row.gate_values for row in on)
+    assert [row.generated for row in off] != [row.generated for row in on]
+
+
+def test_scoring_and_generating_put_the_edit_at_the_same_token() -> None:
+    """Greedy text fed back as the answer must be the most likely text of the scoring pass, token by token."""
+    model = grun_model()
+    for config in (GrunConfig(), GrunConfig.paper()):
+        model = get_peft_model(tiny_model(), config).eval()
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        row = encode(ROWS[0], TOKENIZER, TEMPLATE)
+        prompt = torch.tensor([row.input_ids[: row.prompt_length]])
+        said = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False
+        )
+        logits = model(input_ids=said, prompt_lengths=torch.tensor([row.prompt_length])).logits
+        assert torch.equal(logits[0, row.prompt_length - 1 : -1].argmax(-1), said[0, row.prompt_length :])
+
+
+def test_truncated_rows_are_marked() -> None:
+    rows = evidence(tiny_model(), max_length=70, max_new_tokens=0)
+    assert 0 < sum(row.truncated for row in rows) < len(rows)
+    assert all(row.generated is None for row in rows)
+
+
+def test_paraphrased_splits_are_added_where_every_row_has_one() -> None:
+    found = with_paraphrases({"forget": FORGET, "retain": ROWS, "mixed": (*ROWS, *FORGET)})
+    assert list(found) == ["forget", "forget_paraphrased", "retain", "mixed"]
+    assert found["forget_paraphrased"][1].prompt == "Tell me: What about number 1???"
+    assert found["forget_paraphrased"][1].answer == FORGET[1].answer
+    assert with_paraphrases(found) == found
+    given = with_paraphrases({"forget": FORGET, "forget_paraphrased": ROWS})
+    assert given["forget_paraphrased"] == ROWS
+
+
+def test_an_empty_split_and_an_unknown_forget_split_are_refused() -> None:
+    with pytest.raises(UserError, match="split 'retain' is empty"):
+        with_paraphrases({"forget": FORGET, "retain": ()})
+    with pytest.raises(UserError, match="'forgotten' is not among"):
+        measure(tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forgotten", template=TEMPLATE)
+
+
+def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_forget_split() -> None:
+    model, splits = grun_model(), {"forget": FORGET, "retain": ROWS[4:]}
+    settings = {"template": TEMPLATE, "forget_split": "forget", "max_new_tokens": 4}
+    results = evaluate_model(model, TOKENIZER, splits, **settings)
+    assert list(results) == ["forget", "forget_paraphrased", "retain"]
+    assert all(set(scores) == set(metrics.names()) for scores in results.values())
+    rows = evidence(model, FORGET)
+    expected = np.mean([np.exp(np.mean(row.token_logps)) for row in rows])
+    assert results["forget"]["probability"].value == pytest.approx(float(expected), abs=1e-6)
+    logits = {name: [max(row.gate_logits) for row in evidence(model, part)] for name, part in splits.items()}
+    wins = [f > r for f in logits["forget"] for r in logits["retain"]]
+    assert results["retain"]["gate_auroc"].value == pytest.approx(float(np.mean(wins)))
+    for split in ("forget", "forget_paraphrased"):
+        assert results[split]["gate_auroc"].value is None and results[split]["gate_auroc"].reason
+    assert results["retain"]["gate_auroc_paraphrased"].value is not None
+
+
+def test_nothing_is_generated_for_metrics_that_do_not_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("generated")
+
+    monkeypatch.setattr("grun.measuring.greedy", refuse)
+    settings = {"template": TEMPLATE, "forget_split": None}
+    found = evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probability"], **settings)
+    assert list(found["retain"]) == ["probability"]
+    with pytest.raises(AssertionError, match="generated"):
+        evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["exact_match"], **settings)
+    with pytest.raises(UserError, match="probability"):
+        evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probabilty"], **settings)
+
+
+def test_a_bootstrap_interval_has_the_width_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(5).normal(0.5, 0.2, 400)
+    low, high = interval(Score(float(values.mean()), 400, tuple(values)), seed=1)
+    error = 1.96 * values.std(ddof=1) / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + error, abs=0.15 * error)
+    assert interval(Score(0.5, 3, (0.5, 0.5, 0.5))) == (0.5, 0.5)
+    assert interval(Score(0.9, 400)) is None
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its tokenizer, an adapter, and two files of rows."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    tiny_model().save_pretrained(folder / "target")
+    TOKENIZER.save_pretrained(folder / "target")
+    grun_model().save_pretrained(folder / "run" / "adapter")
+    for name, rows in (("forget", FORGET), ("retain", ROWS)):
+        lines = [
+            {"question": r.prompt, "answer": r.answer, "paraphrased_question": list(r.paraphrased_prompts)}
+            for r in rows
+        ]
+        text = "\n".join(json.dumps({k: v for k, v in line.items() if v}) for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    return folder
+
+
+def config(saved: Path, output: Path, **changes: object) -> EvaluateConfig:
+    data = [f"forget={saved / 'forget.jsonl'}", f"retain={saved / 'retain.jsonl'}"]
+    given = {"model": str(saved / "target"), "adapter": str(saved / "run"), "output": str(output), "data": data}
+    return EvaluateConfig(**{**given, "device": "cpu", "max_new_tokens": 4, **changes})
+
+
+def test_the_job_measures_before_and_after_and_writes_what_it_found(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grun.evaluation import evaluate
+
+    path = evaluate(config(saved, tmp_path / "out"))
+    found = json.loads((path / "metrics.json").read_text())
+    assert list(found["splits"]) == ["forget", "forget_paraphrased", "retain"]
+    cell = found["splits"]["retain"]["metrics"]["probability"]
+    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * len(FORGET) + len(ROWS)
+    for subject, model in (("before", tiny_model()), ("after", grun_model())):
+        expected = [float(np.exp(np.mean(row.token_logps))) for row in evidence(model)]
+        assert cell[subject]["value"] == pytest.approx(float(np.mean(expected)), rel=1e-4)
+        assert cell[subject]["low"] < cell[subject]["value"] < cell[subject]["high"] and cell[subject]["n"] == len(ROWS)
+        assert [r[subject]["probability"] for r in rows if r["split"] == "retain"] == pytest.approx(expected, rel=1e-4)
+    gate = found["splits"]["retain"]["metrics"]["gate_auroc"]
+    assert gate["before"]["value"] is None and gate["before"]["reason"] and gate["after"]["value"] is not None
+    assert "forget_paraphrased" in (path / "table.md").read_text() and "after" in capsys.readouterr().out
+
+
+def test_the_job_compares_with_a_whole_model_as_well(saved: Path, tmp_path: Path) -> None:
+    from grun.evaluation import evaluate
+
+    tiny_model(seed=9).save_pretrained(tmp_path / "full" / "model")
+    TOKENIZER.save_pretrained(tmp_path / "full" / "model")
+    path = evaluate(config(saved, tmp_path / "out", adapter=str(tmp_path / "full"), metrics=["probability"]))
+    cell = json.loads((path / "metrics.json").read_text())["splits"]["retain"]["metrics"]["probability"]
+    expected = np.mean([np.exp(np.mean(row.token_logps)) for row in evidence(tiny_model(seed=9))])
+    assert cell["after"]["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": []}, "neither was given"),
+        ({"benchmark": "fictional"}, "both were given"),
+        ({"data": ["forget.jsonl"]}, "expected name=file"),
+        ({"data": ["a=x.jsonl"]}, "x.jsonl"),
+        ({"splits": ["retian"]}, "Did you mean 'retain'"),
+        ({"metrics": ["rouge"]}, "unknown metric 'rouge'"),
+        ({"adapter": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(saved: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    from grun.evaluation import evaluate
+
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(config(saved, tmp_path / "out", **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_and_rows_can_be_chosen(saved: Path, tmp_path: Path) -> None:
+    from grun.evaluation import load_splits
+
+    splits, forget = load_splits(config(saved, tmp_path, splits=["retain"], max_rows=3))
+    assert {name: len(rows) for name, rows in splits.items()} == {"retain": 3} and forget is None
+    splits, forget = load_splits(config(saved, tmp_path, data=[], benchmark="fictional", splits=["forget"]))
+    assert forget == "forget" and list(splits) == ["forget", "forget_paraphrased"]
+
+
+def test_score_is_pure(saved: Path) -> None:
+    found = measure(
+        tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forget", template=TEMPLATE, max_new_tokens=2
+    )
+    assert score(found) == score(found) and set(score(found, ["exact_match"])["forget"]) == {"exact_match"}
