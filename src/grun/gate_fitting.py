@@ -22,10 +22,12 @@ from grun.adapters.layer import GrunLayer
 from grun.prompt_position import from_prompt_lengths
 from grun.records import Batch
 
-MAX_STEPS = 600
-PATIENCE = 60
+MAX_STEPS = 400
+CHECK_EVERY = 10
+PATIENCE = 80
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
+LOW_QUANTILE = 0.05  # of the forget logits, the far side of the gap that a threshold is put into
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,9 @@ class GateFeatures:
     mask_NP: Tensor
 
     def logits(self, gate: Gate) -> Tensor:
-        """Gate logits (N,): the largest over the tokens that the gate reads."""
-        return gate(self.h_NPD).masked_fill(~self.mask_NP, -math.inf).amax(1)
-
-    def rows(self, index: Tensor) -> GateFeatures:
-        """A subset of the rows."""
-        return GateFeatures(self.h_NPD[index], self.mask_NP[index])
+        """Gate logits (N,) of the prompts."""
+        logits_N: Tensor = gate(self.h_NPD, self.mask_NP)[:, 0]
+        return logits_N
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,13 @@ class _Enough(Exception):
     """Raised inside a forward pass once every gate has what it reads."""
 
 
-def gated_layers(model: nn.Module, adapter: str = "default") -> list[GrunLayer]:
+def gated_layers(model: nn.Module, adapter: str) -> list[GrunLayer]:
     """The wrapped layers of a PEFT model that hold a gate of `adapter`, in order."""
     return [layer for layer in model.base_model.runtime.layers if adapter in layer.grun_gate]  # type: ignore[union-attr]
 
 
 @torch.no_grad()
-def gate_features(model: nn.Module, batches: Iterable[Batch], adapter: str = "default") -> list[GateFeatures]:
+def gate_features(model: nn.Module, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
     """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in layer order.
 
     The forward pass stops at the highest layer that a gate reads.
@@ -91,40 +90,61 @@ def fit_gates(
     forget: Sequence[GateFeatures],
     retain: Sequence[GateFeatures],
     validation: Sequence[GateFeatures],
+    *,
+    seed: int = 0,
     adapter: str = "default",
 ) -> list[GateFit]:
     """Fit every gate of `adapter`: forget prompts open it, retain prompts close it, both classes weigh the same.
+
+    A gate that pools over several tokens is also shown retain prompts in which one token was replaced by one of a forget
+    prompt, and has to stay closed: names share pieces with other names, so no single piece may open it.
 
     Args:
         model: PEFT model with a GRUN adapter.
         forget, retain: features of the prompts to learn from, one entry per gate.
         validation: features of normal prompts that the fit never learns from; the best state on them is kept.
+        seed: of the borrowed tokens.
     """
     layers = gated_layers(model, adapter)
     parts = zip(layers, forget, retain, validation, strict=True)
-    return [_fit(layer.grun_gate[adapter], layer.index, f, r, v) for layer, f, r, v in parts]
+    return [_fit(layer.grun_gate[adapter], layer.index, f, r, v, seed) for layer, f, r, v in parts]
 
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, normal: Sequence[GateFeatures], false_positive_rate: float, adapter: str = "default"
+    model: nn.Module,
+    forget: Sequence[GateFeatures],
+    normal: Sequence[GateFeatures],
+    false_positive_rate: float,
+    *,
+    adapter: str = "default",
 ) -> float:
-    """Set thresholds so that at most the given share of withheld normal prompts opens any gate; returns that share.
+    """Set thresholds so that at most the given share of withheld normal prompts opens any gate; returns the share that does.
 
-    With several gates the same number of exceedances is allowed to each, the largest for which their union keeps the bound.
+    A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
+    halfway between, which only lowers the share. With several gates the same number of prompts may exceed each, the largest
+    number for which their union keeps the bound.
+
+    Args:
+        model: PEFT model with a GRUN adapter whose gates are fitted.
+        forget: features of the forget prompts, one entry per gate.
+        normal: features of normal prompts that no gate was fitted on.
+        false_positive_rate: largest share of `normal` that may open a gate, in [0, 1].
     """
     gates = [layer.grun_gate[adapter] for layer in gated_layers(model, adapter)]
-    logits_NG = torch.stack([f.logits(g).float() for f, g in zip(normal, gates, strict=True)], dim=1)
-    allowed = int(false_positive_rate * len(logits_NG))
-    descending_NG = logits_NG.sort(dim=0, descending=True).values
-    for exceed in range(allowed, -1, -1):
-        thresholds_G = descending_NG[min(exceed, len(descending_NG) - 1)]
-        opened = (logits_NG > thresholds_G).any(1)
-        if int(opened.sum()) <= allowed:
+    normal_NG = torch.stack([f.logits(g) for f, g in zip(normal, gates, strict=True)], dim=1)
+    forget_NG = torch.stack([f.logits(g) for f, g in zip(forget, gates, strict=True)], dim=1)
+    allowed = int(false_positive_rate * len(normal_NG))
+    descending_NG = normal_NG.sort(dim=0, descending=True).values
+    for exceeding in range(min(allowed, len(normal_NG) - 1), -1, -1):
+        low_G = descending_NG[exceeding]
+        if int((normal_NG > low_G).any(1).sum()) <= allowed:
             break
-    for gate, threshold in zip(gates, thresholds_G, strict=True):
+    high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
+    threshold_G = torch.where(high_G > low_G, (low_G + high_G) / 2, low_G)
+    for gate, threshold in zip(gates, threshold_G, strict=True):
         gate.threshold.copy_(threshold)
-    return float(opened.float().mean())
+    return float((normal_NG > threshold_G).any(1).float().mean())
 
 
 @contextmanager
@@ -164,34 +184,55 @@ def _padded(rows: Sequence[Tensor]) -> GateFeatures:
     return GateFeatures(h_NPD, torch.arange(h_NPD.shape[1], device=h_NPD.device) < lengths_N[:, None])
 
 
-def _balanced_loss(gate: Gate, forget: GateFeatures, normal: GateFeatures) -> Tensor:
+def _balanced_loss(gate: Gate, forget: GateFeatures, *normal: GateFeatures) -> Tensor:
     softplus = nn.functional.softplus
-    return 0.5 * softplus(-forget.logits(gate)).mean() + 0.5 * softplus(normal.logits(gate)).mean()
+    normal_N = torch.cat([part.logits(gate) for part in normal])
+    return 0.5 * softplus(-forget.logits(gate)).mean() + 0.5 * softplus(normal_N).mean()
 
 
-def _fit(gate: Gate, index: int, forget: GateFeatures, retain: GateFeatures, validation: GateFeatures) -> GateFit:
+def _with_borrowed_token(normal: GateFeatures, forget: GateFeatures, generator: torch.Generator) -> GateFeatures:
+    """Normal prompts with one token of each replaced by one of a forget prompt."""
+    h_NPD, device = normal.h_NPD.clone(), normal.h_NPD.device
+    rows_N = torch.arange(len(h_NPD), device=device)
+    at_N = (torch.rand(len(h_NPD), generator=generator).to(device) * normal.mask_NP.sum(1)).long()
+    tokens_MD = forget.h_NPD[forget.mask_NP]
+    h_NPD[rows_N, at_N] = tokens_MD[torch.randint(len(tokens_MD), (len(h_NPD),), generator=generator).to(device)]
+    return GateFeatures(h_NPD, normal.mask_NP)
+
+
+def _fit(
+    gate: Gate, index: int, forget: GateFeatures, retain: GateFeatures, validation: GateFeatures, seed: int
+) -> GateFit:
     """Full-batch AdamW on standardised features until the validation loss stops falling; the best state is kept."""
     read = torch.cat([f.h_NPD[f.mask_NP] for f in (forget, retain)]).float()
     mean_D, std_D = read.mean(0), read.std(0).clamp_min(1e-6)
     forget, retain, validation = (
         GateFeatures((f.h_NPD.float() - mean_D) / std_D, f.mask_NP) for f in (forget, retain, validation)
     )
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    best, best_step, best_state = math.inf, 0, {k: v.clone() for k, v in gate.state_dict().items()}
+    best, best_step, best_state = math.inf, 0, _copied(gate)
     step = 0
     for step in range(1, MAX_STEPS + 1):
         optimizer.zero_grad()
-        _balanced_loss(gate, forget, retain).backward()
+        borrowed = [_with_borrowed_token(retain, forget, generator)] if gate.window > 1 else []
+        _balanced_loss(gate, forget, retain, *borrowed).backward()
         optimizer.step()
+        if step % CHECK_EVERY:
+            continue
         with torch.no_grad():
             loss = float(_balanced_loss(gate, forget, validation))
         if loss < best:
-            best, best_step, best_state = loss, step, {k: v.clone() for k, v in gate.state_dict().items()}
-        elif step - best_step > PATIENCE:
+            best, best_step, best_state = loss, step, _copied(gate)
+        elif step - best_step >= PATIENCE:
             break
     gate.load_state_dict(best_state)
     _fold_standardisation(gate.layers[0], mean_D, std_D)
     return GateFit(index, step, best)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @torch.no_grad()

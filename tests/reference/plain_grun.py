@@ -32,6 +32,8 @@ def plain_grun(model: Any, state: dict[str, Tensor], ids_T: Tensor, prompt_lengt
         for i in range(depth):
             x = x @ state[f"{name}.layers.{i}.weight"].T.to(x) + state[f"{name}.layers.{i}.bias"].to(x)
             x = x.relu() if i + 1 < depth else x
+            if i == 0:  # a detector that fired stays fired for a few tokens
+                x = torch.stack([x[max(0, t + 1 - config.window) : t + 1].amax(0) for t in range(len(x))])
         gates[layer] = (x.max(), state[f"{name}.threshold"])
 
     def before(module: Any, args: Any, kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from peft.utils import TaskType
 from grun.errors import UserError, nearest
 
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
+DEFAULT_WINDOW = 4
 CHOICES = {
     "gate": ("linear", "mlp", "none"),
     "gate_reads": ("last", "prompt"),
@@ -31,6 +32,8 @@ class GrunConfig(PeftConfig):
         gate: `mlp`, `linear`, or `none` for a plain LoReFT without a gate (the ablation).
         gate_hidden: hidden sizes of an `mlp` gate.
         gate_reads: `last` reads the last prompt token (the paper), `prompt` every prompt token and takes the largest logit.
+        gate_window: tokens over which an mlp gate that reads the prompt pools its detectors (see `Gate`). None: 4 for such a
+            gate, 1 for any other. 1 judges every token alone.
         gate_layer: layer whose input one gate, shared by all edits, reads (0: the embedding output). None: a gate of its own
             at the output of every edited layer (the paper).
         edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
@@ -51,6 +54,7 @@ class GrunConfig(PeftConfig):
     gate: str = field(default="mlp", metadata={"help": "linear, mlp or none."})
     gate_hidden: list[int] = field(default_factory=lambda: [64], metadata={"help": "Hidden sizes of an mlp gate."})
     gate_reads: str = field(default="prompt", metadata={"help": "last or prompt."})
+    gate_window: int | None = field(default=None, metadata={"help": "Tokens over which detectors are pooled."})
     gate_layer: int | None = field(default=0, metadata={"help": "Layer whose input the shared gate reads, or None."})
     edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
@@ -75,6 +79,13 @@ class GrunConfig(PeftConfig):
         self._check_number("dropout", 0.0, 1.0)
         if self.gate_layer is not None:
             self._check_number("gate_layer", 0, None)
+        if self.gate_window is not None:
+            self._check_number("gate_window", 1, None)
+            if self.gate_window > 1 and (self.gate != "mlp" or self.gate_reads != "prompt"):
+                raise UserError(
+                    f"gate_window is {self.gate_window}, but only an mlp gate that reads the prompt has a window; "
+                    f"this one is {self.gate} and reads {self.gate_reads}."
+                )
         self.layers = self._checked_layers(self.layers)
         sizes = list(self.gate_hidden) if isinstance(self.gate_hidden, Sequence) else []
         if self.gate == "mlp" and (not sizes or any(not _is_int(n) or n < 1 for n in sizes)):
@@ -97,6 +108,13 @@ class GrunConfig(PeftConfig):
     def hidden_sizes_of_gate(self) -> list[int]:
         """Hidden sizes of the gate network; empty for a linear one."""
         return self.gate_hidden if self.gate == "mlp" else []
+
+    @property
+    def window(self) -> int:
+        """Tokens over which the gate's detectors are pooled."""
+        if self.gate_window is not None:
+            return self.gate_window
+        return DEFAULT_WINDOW if self.gate == "mlp" and self.gate_reads == "prompt" else 1
 
     def resolved_layers(self, num_layers: int) -> list[int]:
         """Indices of the edited layers in a model of `num_layers` decoder layers, ascending.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "gates_of", "keep_with_cache"]
+__all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "readings_of", "keep_with_cache"]
 
 import threading
 from dataclasses import dataclass, field
@@ -53,14 +53,14 @@ class CallContext:
     Attributes:
         span: prompt positions in absolute columns; None in decoding, when the whole prompt is in the cache.
         past: number of columns in the cache before this call.
-        logits: gate logits (B,) so far, by adapter and layer; -inf while no prompt token was read.
+        readings: what each gate has read of the prompts so far (B, S), by adapter and layer; the first column is its logit.
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
     """
 
     span: PromptSpan | None
     past: int
-    logits: dict[GateKey, Tensor] = field(default_factory=dict)
+    readings: dict[GateKey, Tensor] = field(default_factory=dict)
     edited: dict[int, Tensor] | None = None
     as_tuple: bool = False
 
@@ -98,27 +98,27 @@ class Runtime(threading.local):
 
 
 class _GateKeeping:
-    """Mixed into the class of a key/value cache: gate logits follow their rows through every reordering of the cache."""
+    """Mixed into the class of a key/value cache: gate readings follow their rows through every reordering of the cache."""
 
-    _grun_logits: dict[GateKey, Tensor]
+    _grun_readings: dict[GateKey, Tensor]
 
     def reorder_cache(self, beam_idx: Tensor) -> Any:
         out = super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._grun_logits = {k: v.index_select(0, beam_idx.to(v.device)) for k, v in self._grun_logits.items()}
+        self._grun_readings = {k: v.index_select(0, beam_idx.to(v.device)) for k, v in self._grun_readings.items()}
         return out
 
     def batch_repeat_interleave(self, repeats: int) -> Any:
         out = super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._grun_logits = {k: v.repeat_interleave(repeats, dim=0) for k, v in self._grun_logits.items()}
+        self._grun_readings = {k: v.repeat_interleave(repeats, dim=0) for k, v in self._grun_readings.items()}
         return out
 
     def batch_select_indices(self, indices: Tensor) -> Any:
         out = super().batch_select_indices(indices)  # type: ignore[misc]
-        self._grun_logits = {k: v[indices.to(v.device)] for k, v in self._grun_logits.items()}
+        self._grun_readings = {k: v[indices.to(v.device)] for k, v in self._grun_readings.items()}
         return out
 
     def reset(self) -> Any:
-        self._grun_logits = {}
+        self._grun_readings = {}
         return super().reset()  # type: ignore[misc]
 
 
@@ -127,13 +127,13 @@ def _gate_keeping_class(cls: type) -> type:
     return type(cls.__name__, (_GateKeeping, cls), {"__module__": cls.__module__})
 
 
-def keep_with_cache(cache: Any, logits: dict[GateKey, Tensor]) -> None:
-    """Keep gate logits with the sequence's cache, whatever its class: they are reordered, repeated and reset with it."""
+def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor]) -> None:
+    """Keep gate readings with the sequence's cache, whatever its class: they are reordered, repeated and reset with it."""
     if not isinstance(cache, _GateKeeping):
         cache.__class__ = _gate_keeping_class(type(cache))
-    cache._grun_logits = {k: v.detach() for k, v in logits.items()}
+    cache._grun_readings = {k: v.detach() for k, v in readings.items()}
 
 
-def gates_of(cache: Any) -> dict[GateKey, Tensor] | None:
-    """The gate logits kept with a cache; None if nothing in it was prefilled under an adapter."""
-    return dict(cache._grun_logits) if isinstance(cache, _GateKeeping) else None
+def readings_of(cache: Any) -> dict[GateKey, Tensor] | None:
+    """The gate readings kept with a cache; None if nothing in it was prefilled under an adapter."""
+    return dict(cache._grun_readings) if isinstance(cache, _GateKeeping) else None

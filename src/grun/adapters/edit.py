@@ -6,6 +6,7 @@ __all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal"]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,17 @@ class LowRankEdit(nn.Module):
 
 
 class Gate(nn.Module):
-    """A soft gate `g(h) = sigmoid(f(h))`, exactly 0 where `f(h)` is not above a threshold.
+    """A soft gate `g = sigmoid(f)` on the prompt tokens that it reads, exactly 0 where `f` is not above a threshold.
+
+    The first layer is a set of detectors that look at one token each. With a window, a detector counts as fired for `window`
+    tokens, so the layers above see what occurred close together: the pieces of a name, say, each of which a tokenizer shares
+    among many names. The logit of a prompt is the largest over its tokens, so what follows cannot lower it. A window of 1 is
+    a plain network per token with the maximum over tokens (multiple-instance learning).
 
     Args:
         hidden_size: D.
-        hidden: sizes of the hidden layers of `f` (ReLU between them); none for a linear gate.
+        hidden: sizes K, ... of the hidden layers of `f` (ReLU between them); none for a linear gate.
+        window: tokens over which detectors are pooled; 1 for a linear gate.
 
     Attributes:
         threshold: scalar float32 buffer in logits; minus infinity until the gate is calibrated.
@@ -80,22 +87,45 @@ class Gate(nn.Module):
 
     threshold: Tensor
 
-    def __init__(self, hidden_size: int, hidden: Sequence[int] = ()) -> None:
+    def __init__(self, hidden_size: int, hidden: Sequence[int] = (), window: int = 1) -> None:
         super().__init__()
         sizes = [hidden_size, *hidden, 1]
         pairs = zip(sizes, sizes[1:], strict=False)
         self.layers = nn.ModuleList(nn.Linear(a, b, dtype=torch.float32) for a, b in pairs)
+        self.window = window
         self.register_buffer("threshold", torch.tensor(-math.inf, dtype=torch.float32))
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
-        """Logits (...) for hidden states (..., D), in `compute_dtype` of theirs."""
-        dtype = compute_dtype(h_BTD)
-        x = h_BTD.to(dtype)
-        for i, layer in enumerate(self.layers):
-            x = nn.functional.linear(x, layer.weight.to(dtype), layer.bias.to(dtype))
-            if i < len(self.layers) - 1:
-                x = torch.relu(x)
-        return x.squeeze(-1)
+    def forward(self, h_BTD: Tensor, prompt_BT: Tensor, before_BS: Tensor | None = None) -> Tensor:
+        """Read a part of each prompt.
+
+        Args:
+            h_BTD: hidden states of any floating dtype.
+            prompt_BT: bool, true on the tokens to read.
+            before_BS: the reading of the part before this one; None at the beginning.
+
+        Returns:
+            The reading so far (B, S), in `compute_dtype` of the states. Its first column is the logit, minus infinity while
+            no token was read; the others are the detectors on the last `window - 1` tokens.
+        """
+        x_BTK = self._layer(0, h_BTD.to(compute_dtype(h_BTD))).masked_fill(~prompt_BT[..., None], 0.0)
+        rows, _, detectors = x_BTK.shape
+        if before_BS is None:
+            before_BS = x_BTK.new_zeros(rows, 1 + (self.window - 1) * detectors)
+            before_BS[:, 0] = -math.inf
+        x_BTK = torch.cat([before_BS[:, 1:].view(rows, self.window - 1, detectors).to(x_BTK), x_BTK], dim=1)
+        kept_BS = x_BTK[:, x_BTK.shape[1] - (self.window - 1) :].flatten(1)
+        x_BTK = x_BTK.unfold(1, self.window, 1).amax(-1)
+        for i in range(1, len(self.layers)):
+            x_BTK = self._layer(i, x_BTK)
+        logit_B = x_BTK.squeeze(-1).masked_fill(~prompt_BT, -math.inf).amax(1)
+        logit_B = torch.maximum(before_BS[:, 0].to(logit_B), logit_B)
+        return torch.cat([logit_B[:, None], kept_BS], dim=1)
+
+    def _layer(self, i: int, x: Tensor) -> Tensor:
+        """The i-th linear layer in the dtype of its input, with a ReLU unless it is the last."""
+        layer: Any = self.layers[i]
+        x = nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+        return x if i == len(self.layers) - 1 else torch.relu(x)
 
     def value(self, logits: Tensor) -> Tensor:
         """Gate values in [0, 1] for logits of any shape. NaN stays NaN: a broken gate must not pass for a closed one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["GrunLayer"]
 
-import math
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 edit = LowRankEdit(config.hidden_size, config.rank, config.dropout, config.init_weights)
                 self.grun_edit[adapter_name] = edit
             if config.gate != "none" and (config.gate_layer in (None, self.index)):
-                self.grun_gate[adapter_name] = Gate(config.hidden_size, config.hidden_sizes_of_gate)
+                self.grun_gate[adapter_name] = Gate(config.hidden_size, config.hidden_sizes_of_gate, config.window)
         self.configs[adapter_name] = config
         self._move_to_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
@@ -109,22 +108,23 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return (edited_BTD, *output[1:]) if isinstance(output, tuple) else edited_BTD
 
     def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
-        """Update the logits of this layer's gate with the prompt tokens of this call."""
+        """Update the reading of this layer's gate with the prompt tokens of this call."""
         gate: Any = self.grun_gate[name]
         device = gate.threshold.device  # the layer below may live on another one
         span = call.span_on(device)
         if span is None:
             return
-        before_B = call.logits.get((name, self.index))
-        before_B = None if before_B is None else before_B.to(device)
+        key = (name, self.index)
+        before_BS = call.readings.get(key)
+        before_BS = None if before_BS is None else before_BS.to(device)
         with torch.autocast(device.type, enabled=False):
             if self.configs[name].gate_reads == "last":
-                logits_B = _logits_of_last(gate, h_BTD, span, call.past, before_B)
+                h_B1D, here_B1 = _only_last(h_BTD, span, call.past)
+                reading_BS = gate(h_B1D.to(device), here_B1)
+                call.readings[key] = reading_BS if before_BS is None else torch.where(here_B1, reading_BS, before_BS)
             else:
                 prompt_BT = span.is_prompt(call.past, h_BTD.shape[1])
-                logits_B = gate(h_BTD.to(device)).masked_fill(~prompt_BT, -math.inf).amax(1)
-                logits_B = logits_B if before_B is None else torch.maximum(before_B, logits_B)
-        call.logits[name, self.index] = logits_B
+                call.readings[key] = gate(h_BTD.to(device), prompt_BT, before_BS)
 
     def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         out_BTD = h_BTD
@@ -145,10 +145,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if config.gate == "none":
             return torch.ones(rows, device=device)
         source = self.index if config.gate_layer is None else config.gate_layer
-        if (name, source) not in call.logits:
+        if (name, source) not in call.readings:
             raise UserError(NO_BOUNDARY)
         gate = next(layer.grun_gate[name] for layer in self.runtime.layers if layer.index == source)
-        value_B: Tensor = gate.value(call.logits[name, source].to(gate.threshold.device)).to(device)
+        value_B: Tensor = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device)).to(device)
         return value_B
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
@@ -192,13 +192,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return kept[name, self.index]
 
 
-def _logits_of_last(gate: nn.Module, h_BTD: Tensor, span: PromptSpan, past: int, before_B: Tensor | None) -> Tensor:
-    """Gate logits (B,) at the last prompt token; those from before (or -inf) where it lies outside this call."""
+def _only_last(h_BTD: Tensor, span: PromptSpan, past: int) -> tuple[Tensor, Tensor]:
+    """States (B, 1, D) at the last prompt token, and whether it lies in this call (B, 1)."""
     width = h_BTD.shape[1]
     end_B = span.end_B - past
     at_B = end_B.clamp(0, width - 1).to(h_BTD.device)
-    h_BD = h_BTD[torch.arange(len(at_B), device=h_BTD.device), at_B]
-    logits_B: Tensor = gate(h_BD.to(end_B.device))
-    outside_B = (end_B < 0) | (end_B >= width)
-    before_B = torch.full_like(logits_B, -math.inf) if before_B is None else before_B
-    return torch.where(outside_B, before_B, logits_B)
+    h_B1D = h_BTD[torch.arange(len(at_B), device=h_BTD.device), at_B][:, None]
+    return h_B1D, ((end_B >= 0) & (end_B < width))[:, None]

@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from grun.adapters.config import GrunConfig
-from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, gates_of, keep_with_cache
+from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, readings_of, keep_with_cache
 from grun.adapters.layer import NO_BOUNDARY, GrunLayer
 from grun.errors import UserError
 from grun.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
@@ -156,7 +156,7 @@ class GrunModel(BaseTuner):
         if inputs is None:
             raise UserError("a forward call needs input_ids or inputs_embeds.")
         past = _cached(given.get("past_key_values"))
-        kept = gates_of(given["past_key_values"]) if past else None
+        kept = readings_of(given["past_key_values"]) if past else None
         call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
         if given.get("output_hidden_states", getattr(module.config, "output_hidden_states", False)):
             call.edited = {}
@@ -188,12 +188,12 @@ class GrunModel(BaseTuner):
         if call is None or output is None:
             return output
         if call.span is not None:
-            self.runtime.last_logits = dict(call.logits)
+            self.runtime.last_logits = {key: reading_BS[:, 0] for key, reading_BS in call.readings.items()}
         cache = getattr(output, "past_key_values", None)
         if cache is None and isinstance(output, tuple):
             cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
         if cache is not None:
-            keep_with_cache(cache, call.logits)
+            keep_with_cache(cache, call.readings)
         if call.edited is None:
             return output
         output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
