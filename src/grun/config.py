@@ -71,20 +71,28 @@ class FinetuneConfig(DataConfig):
     """Settings of `grun finetune`: train the target model that is to forget."""
 
     output: str = option("target", "Directory to write the model, its tokenizer and the run's records to.")
-    model: str | None = option(None, "Hub id or folder of the model to fine-tune. Without it a small one is trained from scratch.")
+    model: str | None = option(
+        None, "Hub id or folder of the model to fine-tune. Without it a small one is trained from scratch."
+    )
     data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.")
     split: str = option("full", "What to train on: full (forget and retain), or retain (the retain-only reference).")
     epochs: float | None = option(None, "Passes over the data. Default: 20 from scratch, 5 with --model.", minimum=0.01)
     learning_rate: float | None = option(
-        None, "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 2e-3 from scratch, 1e-5 with --model.", minimum=0.0
+        None,
+        "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 2e-3 from scratch, 1e-5 with --model.",
+        minimum=0.0,
     )
     weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
     hidden_size: int = option(192, "From scratch: hidden size.", minimum=8)
     layers: int = option(6, "From scratch: number of decoder layers.", minimum=1)
     heads: int = option(6, "From scratch: number of attention heads.", minimum=1)
-    vocab_size: int = option(4096, "From scratch: size of the byte-pair vocabulary that is learnt from the data.", minimum=300)
+    vocab_size: int = option(
+        4096, "From scratch: size of the byte-pair vocabulary that is learnt from the data.", minimum=300
+    )
     save_every: int = option(200, "Steps between checkpoints to resume from.", minimum=1)
-    stop_loss: float | None = option(None, "Stop once an epoch's mean training loss is below this (nats per token).", minimum=0.0)
+    stop_loss: float | None = option(
+        None, "Stop once an epoch's mean training loss is below this (nats per token).", minimum=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,19 +112,33 @@ class UnlearnConfig(DataConfig):
     weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
     forget_weight: float | None = option(None, "Weight of the forget term.", minimum=0.0)
     retain_weight: float | None = option(None, "Weight of the retain term.", minimum=0.0)
-    gate_weight: float | None = option(None, "Weight of the gate's cross-entropy when gate and edit are trained together.", minimum=0.0)
+    gate_weight: float | None = option(
+        None, "Weight of the gate's cross-entropy when gate and edit are trained together.", minimum=0.0
+    )
     objective_options: dict[str, str] = option({}, "Keyword arguments of the objective, as name=value (beta=0.1).")
     rank: int | None = option(None, "Rank of the edit (lora: of the update).", minimum=1)
-    layers: str | None = option(None, "Layers to edit, comma-separated: indices (20,25,31) or fractions of depth (0.65,0.8,1.0).")
+    layers: str | None = option(
+        None, "Layers to edit, comma-separated: indices (20,25,31) or fractions of depth (0.65,0.8,1.0)."
+    )
     gate: str | None = option(None, "Gate: linear or mlp.")
-    gate_reads: str | None = option(None, "What the gate reads: last (last prompt token) or prompt (every prompt token).")
-    gate_layer: int | None = option(None, "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer.")
+    gate_reads: str | None = option(
+        None, "What the gate reads: last (last prompt token) or prompt (every prompt token)."
+    )
+    gate_layer: int | None = option(
+        None, "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer."
+    )
     edit_from: str | None = option(None, "Tokens to edit: last_prompt_only, or last_prompt_on (generated ones too).")
     fit_gate_first: bool | None = option(None, "Fit the gate to convergence before the edit is trained, and freeze it.")
-    calibrate: bool | None = option(None, "Set the gate's threshold on withheld retain rows; below it the gate is exactly 0.")
-    false_positive_rate: float = option(0.01, "Share of withheld normal prompts that may open a gate.", minimum=0.0, maximum=1.0)
+    calibrate: bool | None = option(
+        None, "Set the gate's threshold on withheld retain rows; below it the gate is exactly 0."
+    )
+    false_positive_rate: float = option(
+        0.01, "Share of withheld normal prompts that may open a gate.", minimum=0.0, maximum=1.0
+    )
     withhold: float = option(0.2, "Share of the retain subjects set aside for validation.", minimum=0.0, maximum=0.9)
-    evaluate_every: int | None = option(None, "Steps between validations, each a candidate for the best state.", minimum=1)
+    evaluate_every: int | None = option(
+        None, "Steps between validations, each a candidate for the best state.", minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

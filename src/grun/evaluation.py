@@ -25,7 +25,7 @@ from grun.models import load_adapter, load_model_and_tokenizer
 from grun.readers import read_examples
 from grun.records import Evidence, Example, Score
 from grun.report.table import before_after_table, to_markdown
-from grun.runs import RunDirectory
+from grun.runs import RunDirectory, fingerprint
 from grun.signals import context_length
 
 logger = logging.getLogger("grun")
@@ -45,6 +45,10 @@ def evaluate(config: EvaluateConfig) -> Path:
     """
     names = [registry.get(name).name for name in config.metrics] or registry.names()
     splits, forget = load_splits(config)
+    run = RunDirectory.open(config.output, config, "evaluate", config.overwrite, data=fingerprint(splits))
+    if run.is_complete:
+        logger.info("%s is complete already; nothing to do.", run.path)
+        return run.path
     model, tokenizer = load_model_and_tokenizer(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
@@ -55,10 +59,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         "max_new_tokens": config.max_new_tokens,
         "max_length": min(filter(None, (config.max_length, context_length(model))), default=None),
     }
-    run = RunDirectory.open(config.output, config, "evaluate", config.overwrite)
-    if run.is_complete:
-        logger.info("%s is complete already; nothing to do.", run.path)
-        return run.path
+    run.start()
     started = time.monotonic()
     measured = {"before": measure(model, tokenizer, splits, label="before", **settings)}
     if config.adapter is not None:
@@ -71,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(measured, results))
     )
     run.write_text("table.md", to_markdown(results))
-    run.mark_complete({"seconds": round(time.monotonic() - started, 2)})
+    run.mark_complete(time.monotonic() - started)
     Console().print(before_after_table(results))
     return run.path
 

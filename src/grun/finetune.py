@@ -28,16 +28,16 @@ from transformers import (
 from grun.batches import Encoded, collate, encode, pad_token_id, truncation_report
 from grun.benchmarks import load_benchmark
 from grun.config import FinetuneConfig
-from grun.errors import Interrupted, TrainingDiverged, UserError
+from grun.errors import TrainingDiverged, UserError
 from grun.models import load_model_and_tokenizer, resolve_device
 from grun.progress import ProgressBar, quiet_trainer
 from grun.readers import read_examples
 from grun.records import Batch, Example
-from grun.runs import RunDirectory, atomic_directory
+from grun.runs import RunDirectory, atomic_directory, fingerprint
 from grun.scratch import learn_tokenizer, small_llama
 from grun.signals import side_signals
 from grun.templates import QA, Template, resolve_template
-from grun.trainer import StopCleanly
+from grun.training import StopCleanly, train_or_resume, training_arguments
 
 logger = logging.getLogger("grun")
 POOL = 16  # batches whose rows are sorted by length together: little padding, and still a random order
@@ -53,7 +53,9 @@ def load_rows(config: FinetuneConfig) -> list[Example]:
         UserError: for missing or contradictory settings, or unreadable data.
     """
     if bool(config.benchmark) == bool(config.data):
-        found = "were both given; take the rows from one of them" if config.data else "are both missing: give one of them"
+        found = (
+            "were both given; take the rows from one of them" if config.data else "are both missing: give one of them"
+        )
         raise UserError(f"--benchmark and --data {found}.")
     if config.data:
         if config.split != "full":
@@ -80,18 +82,19 @@ def finetune(config: FinetuneConfig) -> Path:
         Interrupted: if the user stopped the run; its state is kept.
     """
     rows = load_rows(config)
-    model, tokenizer, template, encoded = _prepared(config, rows)
-    run = RunDirectory.open(config.output, config, "finetune", config.overwrite)
+    run = RunDirectory.open(config.output, config, "finetune", config.overwrite, data=fingerprint({"rows": rows}))
     target = run.path / "model"
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
         return target
+    model, tokenizer, template, encoded = _prepared(config, rows)
     report = truncation_report(encoded)
     if report:
         logger.warning(report)
+    run.start()
     started = time.monotonic()
     trainer = _trainer(config, model, encoded, pad_token_id(tokenizer), run)
-    _train(trainer, run)
+    train_or_resume(trainer, run)
     with atomic_directory(target) as directory:
         model.save_pretrained(str(directory))
         tokenizer.save_pretrained(str(directory))
@@ -104,9 +107,9 @@ def finetune(config: FinetuneConfig) -> Path:
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.state.global_step,
         "loss": losses[-1] if losses else None,
-        "seconds": round(time.monotonic() - started, 2),
     }
-    run.mark_complete(facts)
+    run.write_json("metrics.json", facts)
+    run.mark_complete(time.monotonic() - started)
     return target
 
 
@@ -227,8 +230,9 @@ def _trainer(
     epochs = defaults["epochs"] if config.epochs is None else config.epochs
     rate = defaults["learning_rate"] if config.learning_rate is None else config.learning_rate
     batches = _Batches(rows, config.batch_size, epochs, config.seed)
-    arguments = TrainingArguments(
-        output_dir=str(run.path / "checkpoints"),
+    arguments = training_arguments(
+        run,
+        model.device,
         max_steps=len(batches),
         per_device_train_batch_size=1,  # an item is a batch
         learning_rate=rate,
@@ -236,32 +240,9 @@ def _trainer(
         lr_scheduler_type="cosine",
         warmup_steps=max(1, len(batches) // 20),
         logging_steps=batches.per_epoch,
-        logging_nan_inf_filter=False,
         save_steps=config.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        report_to="none",
         seed=config.seed,
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=False,
     )
     callbacks = [StopCleanly(), _StopAtLoss(config.stop_loss), ProgressBar("finetune")]
-    trainer = _AnswerTrainer(
-        model=model, args=arguments, train_dataset=batches, pad_token_id=pad, callbacks=callbacks
-    )
+    trainer = _AnswerTrainer(model=model, args=arguments, train_dataset=batches, pad_token_id=pad, callbacks=callbacks)
     return quiet_trainer(trainer)
-
-
-def _train(trainer: Trainer, run: RunDirectory) -> None:
-    checkpoint = run.last_checkpoint()
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except TrainingDiverged as error:
-        kept = run.last_checkpoint()
-        state = f"the last good state is kept in {kept}" if kept else "no state had been saved before it"
-        raise TrainingDiverged(f"{error}; {state}. Lower --learning-rate and start again with --overwrite.") from error
-    stopper = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StopCleanly))
-    if stopper.asked:
-        step = trainer.state.global_step
-        raise Interrupted(f"stopped after step {step}; the state is kept in {run.path}. Run the same command to resume.")
-    run.write_json("log.json", trainer.state.log_history)

@@ -22,7 +22,9 @@ class ProgressBar(TrainerCallback):
         self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.what, unit="step", dynamic_ncols=True
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

@@ -73,7 +73,9 @@ def full_mask(attention_mask: Tensor | None, rows: int, new: int, past: int, dev
         return mask
     if mask.shape[1] == new:
         return torch.cat([mask.new_ones(rows, past), mask], dim=1)
-    raise UserError(f"attention_mask has {mask.shape[1]} columns, expected {new} (new tokens) or {past + new} (all tokens).")
+    raise UserError(
+        f"attention_mask has {mask.shape[1]} columns, expected {new} (new tokens) or {past + new} (all tokens)."
+    )
 
 
 def from_attention_mask(mask_BT: Tensor) -> PromptSpan:
@@ -90,7 +92,9 @@ def from_prompt_lengths(prompt_lengths_B: Tensor, mask_BT: Tensor) -> PromptSpan
     """
     lengths_B = torch.as_tensor(prompt_lengths_B).to(mask_BT.device)
     if lengths_B.shape != mask_BT.shape[:1]:
-        raise UserError(f"prompt_lengths has shape {tuple(lengths_B.shape)}, expected ({mask_BT.shape[0]},), one per row.")
+        raise UserError(
+            f"prompt_lengths has shape {tuple(lengths_B.shape)}, expected ({mask_BT.shape[0]},), one per row."
+        )
     real_B = mask_BT.sum(1)
     if bool(((lengths_B < 1) | (lengths_B > real_B)).any()):
         row = int(((lengths_B < 1) | (lengths_B > real_B)).nonzero()[0])

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from grun.batches import Encoded, Template, collate, encode, length_batches, pad_token_id, paired_order, truncation_report
+from grun.batches import (
+    Encoded,
+    Template,
+    collate,
+    encode,
+    length_batches,
+    pad_token_id,
+    paired_order,
+    truncation_report,
+)
 from grun.gate_fitting import GateFeatures, gate_features
 from grun.records import Batch, Example
 from grun.refusals import REFUSALS

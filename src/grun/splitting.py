@@ -32,5 +32,7 @@ def withhold(rows: Sequence[Example], share: float, seed: int) -> tuple[list[Exa
         count += size
     learn = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     if not learn:
-        raise UserError(f"--withhold {share} leaves none of the {len(rows)} retain rows to learn from; give more rows or lower it.")
+        raise UserError(
+            f"--withhold {share} leaves none of the {len(rows)} retain rows to learn from; give more rows or lower it."
+        )
     return learn, [row for row, key in zip(rows, keys, strict=True) if key in chosen]

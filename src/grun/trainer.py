@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["PairedRows", "SideRows", "StopCleanly", "UnlearnTrainer", "Weights"]
+__all__ = ["PairedRows", "SideRows", "UnlearnTrainer", "Weights"]
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer
 
 from grun.batches import Encoded, collate
 from grun.errors import TrainingDiverged
@@ -81,35 +80,6 @@ class JoinSides:
         }
 
 
-class StopCleanly(TrainerCallback):
-    """On the first Ctrl-C (or SIGTERM) finish the step, save, and stop; `asked` tells that it happened."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not in the main thread: nobody presses Ctrl-C there
-                return
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-
 class UnlearnTrainer(Trainer):
     """`transformers.Trainer` for an unlearning objective.
 
@@ -136,6 +106,10 @@ class UnlearnTrainer(Trainer):
         self.validate = validate
         self._terms: dict[str, float] = {}
         self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+        """Items come in the order that they were paired in, which is already seeded."""
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any

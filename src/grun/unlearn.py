@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 
 from grun.adapters import adapters, with_presets
 from grun.batches import Encoded, pad_token_id, resolve_template
 from grun.benchmarks import load_benchmark
 from grun.config import UnlearnConfig
-from grun.errors import Interrupted, TrainingDiverged, UserError
+from grun.errors import UserError
 from grun.gate_fitting import calibrate, fit_gates
 from grun.models import load_model_and_tokenizer
 from grun.objectives import objective_options, objectives, sides_of
@@ -30,11 +29,13 @@ from grun.progress import ProgressBar, quiet_trainer
 from grun.readers import check_disjoint, read_examples
 from grun.records import Example
 from grun.rows import RowEncoder, paired_rows, validation
-from grun.runs import RunDirectory, atomic_directory
+from grun.runs import RunDirectory, atomic_directory, fingerprint
 from grun.splitting import withhold
-from grun.trainer import StopCleanly, UnlearnTrainer, Weights
+from grun.trainer import UnlearnTrainer, Weights
+from grun.training import StopCleanly, train_or_resume, training_arguments
 
 logger = logging.getLogger("grun")
+GATES = "gates.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def load_sides(config: UnlearnConfig) -> Sides:
     if config.benchmark and (config.forget or config.retain):
         raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
     if config.benchmark:
-        data = load_benchmark(config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options)
+        data = load_benchmark(
+            config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
+        )
         forget, retain = list(data.splits[data.forget]), list(data.splits[data.retain])
     else:
         for name, meaning in (("forget", "forget"), ("retain", "keep")):
@@ -86,17 +89,17 @@ def unlearn(config: UnlearnConfig) -> Path:
     entry = objectives.get(config.objective)
     objective = partial(entry.target, **objective_options(entry, config.objective_options))
     sides = load_sides(config)
+    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(sides)))
+    target = run.path / ("model" if config.adapt == "full" else "adapter")
+    if run.is_complete and target.is_dir():
+        logger.info("%s is complete already; nothing to do.", run.path)
+        return target
     model, tokenizer = load_model_and_tokenizer(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     template = resolve_template(config.template, tokenizer)
     rows = RowEncoder(tokenizer, template, _longest(config, model), config.batch_size, model.device)
     encoded = {name: rows.encode(getattr(sides, name)) for name in ("forget", "retain", "validation")}
-    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite)
-    target = run.path / ("model" if config.adapt == "full" else "adapter")
-    if run.is_complete and target.is_dir():
-        logger.info("%s is complete already; nothing to do.", run.path)
-        return target
     started = time.monotonic()
     items = paired_rows(rows, encoded, sides.forget, sides_of(entry), _steps(config, len(sides.forget)), config.seed)
     references = {need.split(".")[0] for need in entry.info["needs"] if need.endswith(".ref_logps")}
@@ -104,11 +107,12 @@ def unlearn(config: UnlearnConfig) -> Path:
     validate = validation(rows, model, encoded["forget"], encoded["validation"] or encoded["retain"])
     torch.manual_seed(config.seed)
     adapted = adapters.get(config.adapt).target(model, config)
+    run.start()
     facts: dict[str, Any] = {"rows": {name: len(part) for name, part in encoded.items()}}
     if config.fit_gate_first and config.gate != "none":
-        facts |= _fit(config, adapted, encoded, rows, resumed=run.last_checkpoint() is not None)
+        facts |= _fit(config, adapted, encoded, rows, run)
     trainer = quiet_trainer(
-        _InOrder(
+        UnlearnTrainer(
             model=adapted,
             args=_arguments(config, run, len(items), model.device),
             train_dataset=items,
@@ -120,24 +124,16 @@ def unlearn(config: UnlearnConfig) -> Path:
             callbacks=[StopCleanly(), ProgressBar(f"{config.objective}, {config.adapt}")],
         )
     )
-    _train(trainer, run)
+    train_or_resume(trainer, run)
     facts["validation"] = validate(adapted)
     facts["trainable_parameters"] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    facts["seconds"] = round(time.monotonic() - started, 2)
     with atomic_directory(target) as directory:
         adapted.save_pretrained(str(directory))
         if config.adapt == "full":
             tokenizer.save_pretrained(str(directory))
-    run.mark_complete(facts)
+    run.write_json("metrics.json", facts)
+    run.mark_complete(time.monotonic() - started)
     return target
-
-
-class _InOrder(UnlearnTrainer):
-    """Items come in the order that they were paired in, which is already seeded."""
-
-    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
-        assert self.train_dataset is not None
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
 
 def _longest(config: UnlearnConfig, model: nn.Module) -> int | None:
@@ -162,10 +158,11 @@ def _weights(config: UnlearnConfig, info: dict[str, Any]) -> Weights:
 
 
 def _fit(
-    config: UnlearnConfig, model: nn.Module, encoded: dict[str, list[Encoded]], rows: RowEncoder, resumed: bool
+    config: UnlearnConfig, model: nn.Module, encoded: dict[str, list[Encoded]], rows: RowEncoder, run: RunDirectory
 ) -> dict[str, Any]:
     """Fit, calibrate and freeze the gates. After an interruption the checkpoint holds them already."""
-    facts: dict[str, Any] = {}
+    resumed = run.last_checkpoint() is not None
+    facts: dict[str, Any] = run.read_json(GATES) if resumed else {}
     if not resumed:
         features = {name: rows.features(model, part) for name, part in encoded.items() if part}
         normal = features.get("validation", features["retain"])
@@ -174,6 +171,7 @@ def _fit(
         if config.calibrate:
             rate = calibrate(model, features["forget"], normal, config.false_positive_rate)
             facts["validation_false_positive_rate"] = rate
+        run.write_json(GATES, facts)
     for name, parameter in model.named_parameters():
         if ".grun_gate." in name:
             parameter.requires_grad = False
@@ -181,41 +179,20 @@ def _fit(
 
 
 def _arguments(config: UnlearnConfig, run: RunDirectory, items: int, device: torch.device) -> TrainingArguments:
-    every = config.evaluate_every or 25
-    return TrainingArguments(
-        output_dir=str(run.path / "checkpoints"),
+    return training_arguments(
+        run,
+        device,
         max_steps=items // config.batch_size,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type="linear",
         logging_steps=5,
-        logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=every,
-        save_steps=every,
-        save_total_limit=2,
+        eval_steps=config.evaluate_every,
+        save_steps=config.evaluate_every,
         load_best_model_at_end=True,
         metric_for_best_model="eval_score",
         greater_is_better=True,
-        remove_unused_columns=False,
-        report_to="none",
         seed=config.seed,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=False,
     )
-
-
-def _train(trainer: UnlearnTrainer, run: RunDirectory) -> None:
-    checkpoint = run.last_checkpoint()
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except TrainingDiverged as error:
-        kept = run.last_checkpoint()
-        state = f"the last good state is kept in {kept}" if kept else "no state had been saved before it"
-        raise TrainingDiverged(f"{error}; {state}. Lower --learning-rate and start again with --overwrite.") from error
-    stopper = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StopCleanly))
-    if stopper.asked:
-        step = trainer.state.global_step
-        raise Interrupted(f"stopped after step {step}; the state is kept in {run.path}. Run the same command to resume.")
-    run.write_json("log.json", trainer.state.log_history)

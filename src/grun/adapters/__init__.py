@@ -33,7 +33,9 @@ def with_presets(config: UnlearnConfig) -> UnlearnConfig:
     presets = adapters.get(config.adapt).info["presets"]
     if config.preset not in presets:
         hint = nearest(config.preset, presets)
-        raise UserError(f"--preset '{config.preset}' is unknown for --adapt {config.adapt}.{hint} It has: {', '.join(presets)}.")
+        raise UserError(
+            f"--preset '{config.preset}' is unknown for --adapt {config.adapt}.{hint} It has: {', '.join(presets)}."
+        )
     preset = dict(presets[config.preset])
     if config.steps is not None or config.epochs is not None:
         preset.update(steps=config.steps, epochs=config.epochs)

@@ -71,7 +71,9 @@ class GrunConfig(PeftConfig):
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}.{nearest(str(value), choices)}")
+                raise UserError(
+                    f"{name} is {value!r}, expected one of {', '.join(choices)}.{nearest(str(value), choices)}"
+                )
         if not isinstance(self.init_weights, bool):
             raise UserError(f"init_weights is {self.init_weights!r}, expected true or false.")
         self._check_number("rank", 1, None)
@@ -89,7 +91,9 @@ class GrunConfig(PeftConfig):
         self.layers = self._checked_layers(self.layers)
         sizes = list(self.gate_hidden) if isinstance(self.gate_hidden, Sequence) else []
         if self.gate == "mlp" and (not sizes or any(not _is_int(n) or n < 1 for n in sizes)):
-            raise UserError(f"gate_hidden is {self.gate_hidden}, expected one or more sizes of at least 1 for an mlp gate.")
+            raise UserError(
+                f"gate_hidden is {self.gate_hidden}, expected one or more sizes of at least 1 for an mlp gate."
+            )
         self.gate_hidden = sizes
 
     @classmethod
@@ -147,7 +151,9 @@ class GrunConfig(PeftConfig):
         for value in layers:
             fraction = isinstance(value, float) and 0.0 < value <= 1.0
             if not fraction and not (_is_int(value) and value >= 0):
-                raise UserError(f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1).")
+                raise UserError(
+                    f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1)."
+                )
         return list(layers)
 
 

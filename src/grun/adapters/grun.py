@@ -14,7 +14,13 @@ from grun.adapters.config import GrunConfig
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 
-COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "learning_rate": 4e-3, "gate_weight": 10.0}
+COMMON: dict[str, Any] = {
+    "rank": 4,
+    "layers": "0.65,0.8,1.0",
+    "gate": "mlp",
+    "learning_rate": 4e-3,
+    "gate_weight": 10.0,
+}
 DEFAULT: dict[str, Any] = COMMON | {
     "steps": 150,
     "gate_reads": "prompt",
@@ -61,9 +67,7 @@ def grun(model: nn.Module, config: UnlearnConfig) -> PeftModel:
     return get_peft_model(model, grun_config(config))  # type: ignore[arg-type, return-value]
 
 
-@adapters.register(
-    "reft", paper="arXiv 2404.03592", presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED}
-)
+@adapters.register("reft", paper="arXiv 2404.03592", presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED})
 def reft(model: nn.Module, config: UnlearnConfig) -> PeftModel:
     """The same low-rank edits without a gate (LoReFT): every prompt is edited."""
     return grun(model, config)
@@ -73,4 +77,6 @@ def _layer(text: str) -> int | float:
     try:
         return float(text) if "." in text else int(text)
     except ValueError as error:
-        raise UserError(f"--layers contains '{text}', expected indices (20,25,31) or fractions of depth (0.65,0.8,1.0).") from error
+        raise UserError(
+            f"--layers contains '{text}', expected indices (20,25,31) or fractions of depth (0.65,0.8,1.0)."
+        ) from error

@@ -70,7 +70,11 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _move_to_base_layer(self, adapter_name: str) -> None:
         device = next(self.base_layer.parameters()).device
         for parts in (self.grun_edit, self.grun_gate):
-            if adapter_name in parts and device.type != "meta" and not any(p.is_meta for p in parts[adapter_name].parameters()):
+            if (
+                adapter_name in parts
+                and device.type != "meta"
+                and not any(p.is_meta for p in parts[adapter_name].parameters())
+            ):
                 parts[adapter_name].to(device)
 
     def enable_adapters(self, enabled: bool) -> None:

@@ -10,7 +10,14 @@ from torch import nn
 from grun.adapters import adapters
 from grun.config import UnlearnConfig
 
-PRESET = {"rank": 8, "learning_rate": 1e-3, "steps": 150, "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+PRESET = {
+    "rank": 8,
+    "learning_rate": 1e-3,
+    "steps": 150,
+    "fit_gate_first": False,
+    "calibrate": False,
+    "gate_weight": 0.0,
+}
 
 
 @adapters.register("lora", paper="arXiv 2106.09685", presets={"default": PRESET | {"evaluate_every": 25}})

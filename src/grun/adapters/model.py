@@ -31,7 +31,9 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
-    raise UserError(f"{type(model).__name__} has no list of {count} decoder layers; GRUN needs a decoder-only language model.")
+    raise UserError(
+        f"{type(model).__name__} has no list of {count} decoder layers; GRUN needs a decoder-only language model."
+    )
 
 
 class GrunModel(BaseTuner):
@@ -68,7 +70,9 @@ class GrunModel(BaseTuner):
                 )
             setattr(resolved, name, found)
         if peft_config.rank > text.hidden_size:
-            raise UserError(f"rank is {peft_config.rank}, expected at most {text.hidden_size}, the hidden size of the model.")
+            raise UserError(
+                f"rank is {peft_config.rank}, expected at most {text.hidden_size}, the hidden size of the model."
+            )
         resolved.layers = list(peft_config.resolved_layers(text.num_hidden_layers))
         wrapped = {int(index) for index in resolved.layers}
         if peft_config.gate != "none" and peft_config.gate_layer is not None:
@@ -127,7 +131,9 @@ class GrunModel(BaseTuner):
             raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
         past = _cached(kwargs.get("past_key_values"))
         if kwargs.get("attention_mask") is None and past == 0:
-            config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or self.model.generation_config
+            config = (
+                kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or self.model.generation_config
+            )
             kwargs["attention_mask"] = _mask_from_padding(inputs, config, kwargs)
         mask_BT = kwargs.get("attention_mask")
         if mask_BT is None or mask_BT.shape[1] <= past:
@@ -146,7 +152,9 @@ class GrunModel(BaseTuner):
         finally:
             self.runtime.generation = before
 
-    def _begin_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _begin_call(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         prompt_lengths = kwargs.pop("prompt_lengths", None)
         self.runtime.call = None
         if not any(layer.active_here() for layer in self.runtime.layers):
@@ -254,5 +262,7 @@ def _mask_from_padding(inputs: Tensor, config: Any, kwargs: dict[str, Any]) -> T
 def _text_config(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
-        raise UserError(f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model.")
+        raise UserError(
+            f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model."
+        )
     return config.get_text_config()

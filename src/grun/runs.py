@@ -1,0 +1,200 @@
+"""Run directories: what a job was asked to do, what it used and found; written so that a kill at any moment loses nothing."""
+
+from __future__ import annotations
+
+__all__ = ["RunDirectory", "atomic_directory", "fingerprint"]
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import grun
+from grun.config import JobConfig, flag
+from grun.errors import UserError
+from grun.records import Example
+
+RECORD = "run.json"
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
+WHEREABOUTS = ("output", "overwrite", "device")  # settings that do not change what a run computes
+
+
+@dataclass
+class RunDirectory:
+    """The directory of one run.
+
+    It holds `config.json` (the resolved settings, which `--config` reads again), `run.json` (command, versions, fingerprint
+    of the data, whether the run is complete), `checkpoints/` until the run is complete, and what the job writes.
+
+    Attributes:
+        path: the directory.
+        record: what `run.json` holds, or will hold once the run was started.
+        config: what `config.json` holds, or will hold.
+        is_complete: the same run was finished here before.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    config: dict[str, Any]
+    is_complete: bool = False
+    _replaced: bool = False
+
+    @classmethod
+    def open(
+        cls, path: str | Path, config: JobConfig, command: str, overwrite: bool = False, *, data: str = ""
+    ) -> RunDirectory:
+        """Look at a directory without changing it: it must be new, empty, or hold this very run (which is then resumed).
+
+        Args:
+            path: where the run is, or is to be.
+            config: the resolved settings.
+            command: name of the job ("unlearn").
+            overwrite: another run may be there; `start` deletes it.
+            data: fingerprint of the data that the job reads.
+
+        Raises:
+            UserError: if something else is there, or nothing can be written there.
+        """
+        where = Path(path).expanduser()
+        _check_writable(where)
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "overwrite"}
+        run = cls(where, {"command": command, "data": data, "complete": False, **_versions()}, settings)
+        if not where.exists() or not any(where.iterdir()):
+            return run
+        found = _read(where / RECORD)
+        if found is None:
+            raise UserError(f"--output '{where}' is not empty and holds no run of grun; name another directory.")
+        if overwrite:
+            run._replaced = True
+            return run
+        difference = _difference(found, _read(where / CONFIG) or {}, run)
+        if difference:
+            raise UserError(
+                f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
+                "delete it."
+            )
+        run.record, run.is_complete = found, bool(found["complete"])
+        return run
+
+    def start(self) -> None:
+        """Create the directory, or continue what is there.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        try:
+            if self._replaced:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / RECORD).exists():
+                self.write_json(CONFIG, self.config)
+                self.write_json(RECORD, self.record)
+        except OSError as error:
+            raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; what a kill left half written is deleted."""
+        complete: list[tuple[int, Path]] = []
+        for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
+            if _read(folder / "trainer_state.json") is None:  # the file that is written last
+                shutil.rmtree(folder)
+            else:
+                complete.append((int(folder.name.rpartition("-")[2]), folder))
+        return max(complete)[1] if complete else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run, all of it or nothing."""
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, all of it or nothing."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file that the run wrote earlier, or None."""
+        return _read(self.path / name)
+
+    def mark_complete(self, seconds: float) -> None:
+        """Record that everything is written, and delete the checkpoints.
+
+        Args:
+            seconds: how long the job took (without what it did before it was last interrupted).
+        """
+        self.record |= {"complete": True, "seconds": round(seconds, 2)}
+        self.write_json(RECORD, self.record)
+        self.is_complete = True
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target` that takes its place once the block has ended without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
+    """SHA-256 over the prompts and answers of named lists of examples, in order."""
+    digest = hashlib.sha256()
+    for name, rows in parts.items():
+        content = [name, [(row.turns, row.prompt, row.answer) for row in rows]]
+        digest.update(json.dumps(content, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_writable(where: Path) -> None:
+    if where.exists() and not where.is_dir():
+        raise UserError(f"--output '{where}' is a file, expected a directory; name another one.")
+    existing = next(p for p in (where, *where.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--output '{where}' cannot be written: no permission to write in '{existing}'.")
+
+
+def _versions() -> dict[str, Any]:
+    versions = {"grun": grun.__version__, "python": platform.python_version()}
+    return {"versions": versions | {name: metadata.version(name) for name in PACKAGES}}
+
+
+def _read(file: Path) -> Any:
+    """The content of a JSON file; None if it is missing or was cut off."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _difference(found: Mapping[str, Any], settings: Mapping[str, Any], run: RunDirectory) -> str:
+    """What tells the run that was found from the one that is wanted, in words; empty if they are the same."""
+    if found.get("command") != run.record["command"]:
+        return f"grun {found.get('command')}"
+    for name, wanted in json.loads(json.dumps(run.config)).items():
+        if name not in WHEREABOUTS and settings.get(name) != wanted:
+            return f"{flag(name)} was {settings.get(name)}, now {wanted}"
+    return "" if found.get("data") == run.record["data"] else "the content of its data differs"
