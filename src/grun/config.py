@@ -6,7 +6,16 @@ directory, validation and the documentation all come from them.
 
 from __future__ import annotations
 
-__all__ = ["DataConfig", "EvaluateConfig", "FinetuneConfig", "JobConfig", "UnlearnConfig", "from_mapping", "option"]
+__all__ = [
+    "DataConfig",
+    "DemoConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "JobConfig",
+    "UnlearnConfig",
+    "from_mapping",
+    "option",
+]
 
 import dataclasses
 from collections.abc import Mapping
@@ -153,6 +162,15 @@ class EvaluateConfig(DataConfig):
     max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
     max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
     metrics: list[str] = option([], "Only these metrics.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(JobConfig):
+    """Settings of `grun demo`: learn, forget with GRUN and with LoRA, and compare."""
+
+    output: str = option("demo", "Directory for the models, the adapters and the table.")
+    objective: str = option("npo", "Unlearning objective, the same for GRUN and for LoRA.")
+    rows: int = option(120, "Rows of each split to measure.", minimum=1)
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:

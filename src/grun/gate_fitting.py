@@ -27,6 +27,8 @@ CHECK_EVERY = 10
 PATIENCE = 80
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
+COMPARED_TOKENS = 20_000  # retain tokens at most that prototypes are compared with
+SAME_STATE = 1e-3  # squared distance, relative to the squared norm, below which two states are the same token
 LOW_QUANTILE = 0.05  # of the forget logits, the far side of the gap that a threshold is put into
 
 
@@ -97,7 +99,9 @@ def fit_gates(
     """Fit every gate of `adapter`: forget prompts open it, retain prompts close it, both classes weigh the same.
 
     A gate that pools over several tokens is also shown retain prompts in which one token was replaced by one of a forget
-    prompt, and has to stay closed: names share pieces with other names, so no single piece may open it.
+    prompt, and has to stay closed: names share pieces with other names, so no single piece may open it. Half of its
+    detectors start as prototypes of tokens that only forget prompts have: from random ones alone the largest token of most
+    prompts is one that all prompts share, and where only a few words differ the fit may never find them.
 
     Args:
         model: PEFT model with a GRUN adapter.
@@ -210,6 +214,8 @@ def _fit(
         GateFeatures((f.h_NPD.float() - mean_D) / std_D, f.mask_NP) for f in (forget, retain, validation)
     )
     generator = torch.Generator().manual_seed(seed)
+    if gate.window > 1:
+        _start_at_prototypes(gate, forget, retain, generator)
     optimizer = torch.optim.AdamW(gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, best_step, best_state = math.inf, 0, _copied(gate)
     step = 0
@@ -229,6 +235,41 @@ def _fit(
     gate.load_state_dict(best_state)
     _fold_standardisation(gate.layers[0], mean_D, std_D)
     return GateFit(index, step, best)
+
+
+@torch.no_grad()
+def _start_at_prototypes(gate: Gate, forget: GateFeatures, retain: GateFeatures, generator: torch.Generator) -> None:
+    """Make half of the detectors fire 1 at a token of a forget prompt, and 0 halfway to a token at a right angle to it."""
+    first: Any = gate.layers[0]
+    count = first.out_features // 2
+    found_KD = _prototypes(forget.h_NPD[forget.mask_NP], retain.h_NPD[retain.mask_NP], count, generator)
+    first.weight[: len(found_KD)] = 2 * found_KD / found_KD.square().sum(1, keepdim=True)
+    first.bias[: len(found_KD)] = -1.0
+    head: Any = gate.layers[1]
+    if head.out_features == 1:  # one prototype alone leaves the gate undecided, two open it
+        head.weight[:, : len(found_KD)] = 1.0
+        head.bias.fill_(-1.0)
+
+
+def _prototypes(forget_MD: Tensor, retain_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most `count` of the forget states, by k-means++ seeding for which the retain states are centres already.
+
+    A state is drawn with a probability that grows with its squared distance from all centres (Arthur and Vassilvitskii,
+    2007), so tokens that occur in retain prompts are never drawn, and no token is drawn twice.
+    """
+    device, same_M = forget_MD.device, SAME_STATE * forget_MD.square().sum(1)
+    compared = torch.randperm(len(retain_ND), generator=generator)[:COMPARED_TOKENS].to(device)
+    centres_ND = retain_ND[compared]
+    distance_M = torch.cat([torch.cdist(part, centres_ND).amin(1) for part in forget_MD.split(256)]).square()
+    chosen: list[Tensor] = []
+    for _ in range(count):
+        distance_M = torch.where(distance_M > same_M, distance_M, 0.0)
+        if not bool(distance_M.any()):
+            break
+        at = int(torch.multinomial(distance_M.cpu(), 1, generator=generator))
+        chosen.append(forget_MD[at])
+        distance_M = torch.minimum(distance_M, (forget_MD - forget_MD[at]).square().sum(1))
+    return torch.stack(chosen) if chosen else forget_MD[:0]
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
