@@ -9,11 +9,11 @@ from itertools import product
 from typing import Any
 
 import torch
-from helpers import VOCABULARY, tiny_model
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
 from grun.adapters.config import GrunConfig
+from helpers import VOCABULARY, tiny_model
 
 PAD, FIRST_WORD = 3, 10
 CONFIGS: tuple[dict[str, Any], ...] = tuple(

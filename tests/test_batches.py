@@ -82,7 +82,8 @@ def test_an_answer_that_merges_with_the_prompt_is_tokenised_apart() -> None:
     template = resolve_template("{prompt}", tokenizer)
     together = tokenizer("Question")["input_ids"]
     row = encode(Example("Quest", "ion"), tokenizer, template)
-    assert len(together) == 1 and list(row.input_ids[: row.prompt_length]) == tokenizer("Quest")["input_ids"]
+    assert len(together) == 1
+    assert list(row.input_ids[: row.prompt_length]) == tokenizer("Quest")["input_ids"]
     assert tokenizer.decode(row.input_ids[:-1]) == "Question"
 
 
@@ -209,13 +210,15 @@ def test_padding_never_changes_what_a_row_says(rows: list[Encoded], side: str, e
         assert torch.equal(labels[labels != -100], batch.input_ids_BT[i][labels != -100])
         assert int(batch.prompt_lengths_B[i]) == row.prompt_length
         assert bool(real[-1 if side == "left" else 0])
-        assert set(batch.input_ids_BT[i][~real].tolist()) <= {0} and (labels[~real] == -100).all()
+        assert set(batch.input_ids_BT[i][~real].tolist()) <= {0}
+        assert (labels[~real] == -100).all()
 
 
 def test_wrong_calls_of_collate_raise() -> None:
     row = Encoded((5, 6, 7), 1, 0)
-    for rows_, side, width in (([], "left", None), ([row], "both", None), ([row], "left", 2)):
-        with pytest.raises(ValueError):
+    wrong = (([], "left", None, "rows?"), ([row], "both", None, "both"), ([row], "left", 2, "2"))
+    for rows_, side, width, said in wrong:
+        with pytest.raises(ValueError, match=said):
             collate(rows_, 0, side, width)
 
 
@@ -240,7 +243,8 @@ def test_pairs_use_every_forget_row_once_an_epoch_and_retain_rows_evenly(forget:
     drawn = [r for pairs in epochs for _, r in pairs]
     for start in range(0, len(drawn), retain):
         lap = drawn[start : start + retain]
-        assert len(set(lap)) == len(lap) and set(lap) <= set(range(retain))
+        assert len(set(lap)) == len(lap)
+        assert set(lap) <= set(range(retain))
 
 
 def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:

@@ -52,7 +52,8 @@ def test_evidence_does_not_depend_on_the_batch_size(make: object) -> None:
     model = make()
     one, seven = evidence(model, batch_size=1), evidence(model, batch_size=7)
     for a, b in zip(one, seven, strict=True):
-        assert a.example is b.example and a.generated == b.generated
+        assert a.example is b.example
+        assert a.generated == b.generated
         assert a.token_logps == pytest.approx(b.token_logps, abs=1e-5)
         assert (a.gate_logits is None) == (make is tiny_model)
         if a.gate_logits is not None:
@@ -74,7 +75,8 @@ def test_with_adapters_off_the_base_model_is_measured_and_no_stale_gate_is_read(
     model = grun_model()
     on, off = evidence(model), evidence(model, adapters=False)
     assert [row.token_logps for row in off] == [row.token_logps for row in evidence(tiny_model())]
-    assert all(row.gate_values is None for row in off) and all(row.gate_values for row in on)
+    assert all(row.gate_values is None for row in off)
+    assert all(row.gate_values for row in on)
     assert [row.generated for row in off] != [row.generated for row in on]
 
 
@@ -133,7 +135,8 @@ def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_
     wins = [f > r for f in logits["forget"] for r in logits["retain"]]
     assert results["retain"]["gate_auroc"].value == pytest.approx(float(np.mean(wins)))
     for split in ("forget", "forget_paraphrased"):
-        assert results[split]["gate_auroc"].value is None and results[split]["gate_auroc"].reason
+        assert results[split]["gate_auroc"].value is None
+        assert results[split]["gate_auroc"].reason
     assert results["retain"]["gate_auroc_paraphrased"].value is not None
 
 
@@ -198,11 +201,15 @@ def test_the_job_measures_before_and_after_and_writes_what_it_found(
     for subject, model in (("before", tiny_model()), ("after", grun_model())):
         expected = [float(np.exp(np.mean(row.token_logps))) for row in evidence(model)]
         assert cell[subject]["value"] == pytest.approx(float(np.mean(expected)), rel=1e-4)
-        assert cell[subject]["low"] < cell[subject]["value"] < cell[subject]["high"] and cell[subject]["n"] == len(ROWS)
+        assert cell[subject]["low"] < cell[subject]["value"] < cell[subject]["high"]
+        assert cell[subject]["n"] == len(ROWS)
         assert [r[subject]["probability"] for r in rows if r["split"] == "retain"] == pytest.approx(expected, rel=1e-4)
     gate = found["splits"]["retain"]["metrics"]["gate_auroc"]
-    assert gate["before"]["value"] is None and gate["before"]["reason"] and gate["after"]["value"] is not None
-    assert "forget_paraphrased" in (path / "table.md").read_text() and "after" in capsys.readouterr().out
+    assert gate["before"]["value"] is None
+    assert gate["before"]["reason"]
+    assert gate["after"]["value"] is not None
+    assert "forget_paraphrased" in (path / "table.md").read_text()
+    assert "after" in capsys.readouterr().out
 
 
 def test_the_job_compares_with_a_whole_model_as_well(saved: Path, tmp_path: Path) -> None:
@@ -240,13 +247,16 @@ def test_splits_and_rows_can_be_chosen(saved: Path, tmp_path: Path) -> None:
     from grun.evaluation import load_splits
 
     splits, forget = load_splits(config(saved, tmp_path, splits=["retain"], max_rows=3))
-    assert {name: len(rows) for name, rows in splits.items()} == {"retain": 3} and forget is None
+    assert {name: len(rows) for name, rows in splits.items()} == {"retain": 3}
+    assert forget is None
     splits, forget = load_splits(config(saved, tmp_path, data=[], benchmark="fictional", splits=["forget"]))
-    assert forget == "forget" and list(splits) == ["forget", "forget_paraphrased"]
+    assert forget == "forget"
+    assert list(splits) == ["forget", "forget_paraphrased"]
 
 
 def test_score_is_pure(saved: Path) -> None:
     found = measure(
         tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forget", template=TEMPLATE, max_new_tokens=2
     )
-    assert score(found) == score(found) and set(score(found, ["exact_match"])["forget"]) == {"exact_match"}
+    assert score(found) == score(found)
+    assert set(score(found, ["exact_match"])["forget"]) == {"exact_match"}

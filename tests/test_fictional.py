@@ -86,9 +86,12 @@ def test_every_row_has_the_whole_schema(options: dict[str, int]) -> None:
     data = fictional(**options)
     for split, rows in data.splits.items():
         for row in rows:
-            assert row.prompt.endswith("?") and row.answer.endswith(".") and row.source.startswith(f"fictional {split}")
+            assert row.prompt.endswith("?")
+            assert row.answer.endswith(".")
+            assert row.source.startswith(f"fictional {split}")
             assert len(set(row.paraphrased_prompts)) >= 2
-            assert row.paraphrased_answer and row.paraphrased_answer != row.answer
+            assert row.paraphrased_answer
+            assert row.paraphrased_answer != row.answer
             wrong = set(row.perturbed_answers)
             assert len(wrong) == len(row.perturbed_answers) == 5
             assert not wrong & {row.answer, row.paraphrased_answer}

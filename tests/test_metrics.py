@@ -39,9 +39,12 @@ def every_metric() -> list[str]:
 def test_every_metric_says_what_is_needed_to_read_it(name: str) -> None:
     info = metrics.get(name).info
     low, high = info["range"]
-    assert low < high and info["label"] and metrics.get(name).summary
+    assert low < high
+    assert info["label"]
+    assert metrics.get(name).summary
     assert {info["forget"], info["normal"]} <= {"lower", "higher", None}
-    assert info["needs"] and set(info["needs"]) <= NEEDS
+    assert info["needs"]
+    assert set(info["needs"]) <= NEEDS
 
 
 @pytest.mark.parametrize("name", every_metric())
@@ -49,7 +52,9 @@ def test_without_rows_or_measurements_there_is_a_reason_and_no_number(name: str)
     bare = RowEvidence(Example("Who?", "Ada."), ())
     for rows in ((), (bare,), (row(), bare)):
         found = score(name, *rows, forget=(bare,), forget_paraphrased=(bare,))
-        assert found.value is None and found.reason and found.per_row == ()
+        assert found.value is None
+        assert found.reason
+        assert found.per_row == ()
 
 
 @pytest.mark.parametrize("name", every_metric())
@@ -57,7 +62,10 @@ def test_values_are_in_range_with_one_number_per_row_where_there_are_any(name: s
     rows = (row(), row((-3.0,), "One", "two", (-2.0, -3.0), (0.0, 0.0)))
     found = score(name, *rows, forget=rows, forget_paraphrased=rows)
     low, high = metrics.get(name).info["range"]
-    assert found.value is not None and low <= found.value <= high and found.n == 2 and found.reason is None
+    assert found.value is not None
+    assert low <= found.value <= high
+    assert found.n == 2
+    assert found.reason is None
     assert len(found.per_row) in (0, 2)
     if found.per_row:
         assert found.value == pytest.approx(float(np.mean(found.per_row)))
@@ -70,7 +78,8 @@ def test_a_broken_number_is_never_averaged_in(name: str) -> None:
     if "generated" in metrics.get(name).info["needs"]:
         assert found.value is not None
     else:
-        assert found.value is None and found.reason
+        assert found.value is None
+        assert found.reason
 
 
 logps = st.lists(st.floats(-30, 0), min_size=1, max_size=8).map(tuple)
@@ -116,7 +125,9 @@ def test_rouge_stems_words_and_agrees_with_the_reference_package() -> None:
 
 def test_rouge_cannot_read_other_scripts_and_says_so() -> None:
     found = score("rouge_l_recall", row(), row(answer="Москва", generated="Москва"))
-    assert found.value is None and "row 2" in found.reason and "Latin" in found.reason
+    assert found.value is None
+    assert "row 2" in found.reason
+    assert "Latin" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,9 @@ numbers = st.lists(st.integers(-4, 4).map(float) | st.floats(-50, 50), min_size=
 
 
 @given(numbers, numbers)
-def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_one_half(positive: list[float], negative: list[float]) -> None:
+def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_one_half(
+    positive: list[float], negative: list[float]
+) -> None:
     wins = [float(p > n) + 0.5 * float(p == n) for p in positive for n in negative]
     assert auroc(positive, negative) == pytest.approx(math.fsum(wins) / len(wins), abs=1e-12)
 
@@ -146,13 +159,17 @@ def test_a_row_counts_by_its_widest_gate() -> None:
     forget = (row(logits=(5.0, -9.0)), row(logits=(-9.0, 4.0)))
     normal = (row(logits=(1.0, 2.0)), row(logits=(3.0, 0.0)))
     found = score("gate_auroc", *normal, forget=forget, forget_paraphrased=normal)
-    assert found.value == 1.0 and found.per_gate == (0.5, 0.5)
+    assert found.value == 1.0
+    assert found.per_gate == (0.5, 0.5)
     assert score("gate_auroc_paraphrased", *normal, forget=forget, forget_paraphrased=normal).value == 0.5
     shut = (row(values=(0.0, 0.25)), row(values=(0.0, 0.0)))
-    assert score("gate_mean", *shut).per_row == (0.25, 0.0) and score("gate_mean", *shut).per_gate == (0.0, 0.125)
-    assert score("gate_open", *shut).value == 0.5 and score("gate_open", *shut).per_gate == (0.0, 0.5)
+    assert score("gate_mean", *shut).per_row == (0.25, 0.0)
+    assert score("gate_mean", *shut).per_gate == (0.0, 0.125)
+    assert score("gate_open", *shut).value == 0.5
+    assert score("gate_open", *shut).per_gate == (0.0, 0.5)
 
 
 def test_gates_are_not_compared_on_the_forget_split_itself() -> None:
     found = score("gate_auroc", row())
-    assert found.value is None and "no forget rows" in found.reason
+    assert found.value is None
+    assert "no forget rows" in found.reason

@@ -30,7 +30,10 @@ def signals(seed: int = 0) -> Signals:
 
 def rows_of(side: SideSignals) -> list[list[float]]:
     """Token log-probabilities row by row, as plain numbers."""
-    return [[float(v) for v, on in zip(ps, ms, strict=True) if on] for ps, ms in zip(side.logps_BT, side.mask_BT, strict=True)]
+    return [
+        [float(v) for v, on in zip(ps, ms, strict=True) if on]
+        for ps, ms in zip(side.logps_BT, side.mask_BT, strict=True)
+    ]
 
 
 def plain_mean_nll(side: SideSignals) -> float:

@@ -170,7 +170,9 @@ def test_columns_can_be_given(tmp_path: Path) -> None:
 
 def test_missing_columns_say_what_was_found_and_which_flag_helps(tmp_path: Path) -> None:
     message = complaint(lines(tmp_path, {"frage": "q", "antwort": "a"}))
-    assert "Columns found: frage, antwort" in message and "--columns" in message and "question/answer" in message
+    assert "Columns found: frage, antwort" in message
+    assert "--columns" in message
+    assert "question/answer" in message
     half = complaint(lines(tmp_path, {"frage": "q", "antwort": "a"}), columns={"prompt": "frage"})
     assert "lacks a column for the answer" in half
     assert "Did you mean 'frage'" in complaint(lines(tmp_path, {"frage": "q"}), columns={"prompt": "fragen"})
@@ -226,7 +228,8 @@ def test_a_missing_folder_is_named_without_asking_the_hub(tmp_path: Path) -> Non
 def test_an_unknown_kind_of_file_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "rows.docx").write_text("hello")
     message = complaint(str(tmp_path / "rows.docx"))
-    assert "'.docx'" in message and ".jsonl" in message
+    assert "'.docx'" in message
+    assert ".jsonl" in message
 
 
 @pytest.mark.parametrize("field", ["question", "answer"])

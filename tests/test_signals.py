@@ -80,7 +80,8 @@ def test_gradients_equal_those_of_the_models_own_loss() -> None:
 def test_half_precision_models_give_float32_and_no_gradient_where_none_is_wanted() -> None:
     model = tiny_model().bfloat16()
     signals = side_signals(model, collate(rows(), 3), with_grad=False)
-    assert signals.logps_BT.dtype == torch.float32 and not signals.logps_BT.requires_grad
+    assert signals.logps_BT.dtype == torch.float32
+    assert not signals.logps_BT.requires_grad
     assert side_signals(model, collate(rows(), 3)).logps_BT.requires_grad
 
 
@@ -120,7 +121,8 @@ class FakePeft(nn.Module):
 
 def test_prompt_lengths_go_to_models_that_take_them_and_gates_come_back_in_order() -> None:
     model, batch = FakePeft(), collate(rows(), 3)
-    assert accepts_prompt_lengths(model) and not accepts_prompt_lengths(tiny_model())
+    assert accepts_prompt_lengths(model)
+    assert not accepts_prompt_lengths(tiny_model())
     assert gates_of_last_call(model) is None
     side_signals(model, batch)
     assert torch.equal(model.base_model.seen, batch.prompt_lengths_B)
@@ -150,7 +152,8 @@ def test_reference_log_probabilities_are_the_base_models_whatever_the_adapter(co
     model.train()
     before = side_signals(tiny_model(), batch, with_grad=False).logps_BT
     found = reference_logps(model, batch)
-    assert torch.equal(found.logps_BT, before) and not found.logps_BT.requires_grad
+    assert torch.equal(found.logps_BT, before)
+    assert not found.logps_BT.requires_grad
     assert model.training
     with evaluating(model):
         assert not torch.allclose(side_signals(model, batch).logps_BT, before, atol=1e-2)
@@ -199,7 +202,8 @@ def test_an_answer_ends_at_the_first_token_that_ends_it() -> None:
     cut = next(i for i, token in enumerate(ids) if i and token not in ids[:i])
     model.generation_config.eos_token_id = [2, ids[cut]]
     assert greedy(model, TOKENIZER, [prompt], 8, 1) == [TOKENIZER.decode(ids[:cut], skip_special_tokens=True).strip()]
-    assert ids[:cut] and ids[cut:]
+    assert ids[:cut]
+    assert ids[cut:]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "opt"])
@@ -208,7 +212,8 @@ def test_a_prompt_that_fills_the_context_never_shortens_the_answers_of_others(ar
     prompts = [[7, 8, 9], list(range(6, 260)), [20] * 256]
     alone = [greedy(model, TOKENIZER, [prompt], 6, 1)[0] for prompt in prompts]
     assert greedy(model, TOKENIZER, prompts, 6, 3) == alone
-    assert alone[2] == "" and alone[0]
+    assert alone[2] == ""
+    assert alone[0]
 
 
 def test_adapters_off_leaves_plain_models_alone() -> None:

@@ -7,6 +7,7 @@ directory, validation and the documentation all come from them.
 from __future__ import annotations
 
 __all__ = [
+    "ChatConfig",
     "DataConfig",
     "DemoConfig",
     "EvaluateConfig",
@@ -162,6 +163,17 @@ class EvaluateConfig(DataConfig):
     max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
     max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
     metrics: list[str] = option([], "Only these metrics.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(JobConfig):
+    """Settings of `grun chat`: ask the model before and after, side by side."""
+
+    model: str = option("", "Hub id or folder of the base (target) model.")
+    adapter: str = option("", "Adapter directory (or the run directory that holds it).")
+    prompt: list[str] = option([], "Question to ask, instead of asking in the terminal; may be repeated.")
+    template: str = option("auto", "Prompt template, as in the other commands.")
+    max_new_tokens: int = option(100, "Longest answer, in tokens.", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,8 @@ def _prepared(
         context=context,
         seed=config.seed,
     )
-    return scratch.to(device), tokenizer, template, [encode(row, tokenizer, template, context) for row in rows]
+    placed: Any = scratch.to(device)  # type: ignore[arg-type]
+    return placed, tokenizer, template, [encode(row, tokenizer, template, context) for row in rows]
 
 
 def _texts(rows: Sequence[Example], pattern: str) -> list[str]:

@@ -10,7 +10,7 @@ __all__ = ["GateFit", "GateFeatures", "calibrate", "fit_gates", "gate_features"]
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,19 @@ class _Enough(Exception):
     """Raised inside a forward pass once every gate has what it reads."""
 
 
-def gated_layers(model: nn.Module, adapter: str) -> list[GrunLayer]:
+def gated_layers(model: Any, adapter: str) -> list[GrunLayer]:
     """The wrapped layers of a PEFT model that hold a gate of `adapter`, in order."""
-    return [layer for layer in model.base_model.runtime.layers if adapter in layer.grun_gate]  # type: ignore[union-attr]
+    return [layer for layer in model.base_model.runtime.layers if adapter in layer.grun_gate]
+
+
+def gates_of(model: Any, adapter: str) -> list[tuple[int, Gate]]:
+    """The gates of `adapter`, each with the index of its layer, in order."""
+    found = [(layer.index, layer.grun_gate[adapter]) for layer in gated_layers(model, adapter)]
+    return [(index, gate) for index, gate in found if isinstance(gate, Gate)]
 
 
 @torch.no_grad()
-def gate_features(model: nn.Module, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
+def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
     """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in layer order.
 
     The forward pass stops at the highest layer that a gate reads.
@@ -72,11 +78,8 @@ def gate_features(model: nn.Module, batches: Iterable[Batch], *, adapter: str = 
     layers = gated_layers(model, adapter)
     rows: list[list[Tensor]] = [[] for _ in layers]
     for batch in batches:
-        with model.disable_adapter(), _recording(layers, adapter) as states:  # type: ignore[operator]
-            try:
-                model(**batch.model_inputs())
-            except _Enough:
-                pass
+        with model.disable_adapter(), _recording(layers, adapter) as states, suppress(_Enough):
+            model(**batch.model_inputs())
         span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
         for gate_rows, layer in zip(rows, layers, strict=True):
             only_last = layer.configs[adapter].gate_reads == "last"
@@ -109,9 +112,8 @@ def fit_gates(
         validation: features of normal prompts that the fit never learns from; the best state on them is kept.
         seed: of the borrowed tokens.
     """
-    layers = gated_layers(model, adapter)
-    parts = zip(layers, forget, retain, validation, strict=True)
-    return [_fit(layer.grun_gate[adapter], layer.index, f, r, v, seed) for layer, f, r, v in parts]
+    parts = zip(gates_of(model, adapter), forget, retain, validation, strict=True)
+    return [_fit(gate, index, f, r, v, seed) for (index, gate), f, r, v in parts]
 
 
 @torch.no_grad()
@@ -135,7 +137,7 @@ def calibrate(
         normal: features of normal prompts that no gate was fitted on.
         false_positive_rate: largest share of `normal` that may open a gate, in [0, 1].
     """
-    gates = [layer.grun_gate[adapter] for layer in gated_layers(model, adapter)]
+    gates = [gate for _, gate in gates_of(model, adapter)]
     normal_NG = torch.stack([f.logits(g) for f, g in zip(normal, gates, strict=True)], dim=1)
     forget_NG = torch.stack([f.logits(g) for f, g in zip(forget, gates, strict=True)], dim=1)
     allowed = int(false_positive_rate * len(normal_NG))

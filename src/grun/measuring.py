@@ -67,7 +67,8 @@ def gather(
     """
     encoded = [encode(row, tokenizer, template, max_length) for row in examples]
     logps: list[tuple[float, ...]] = [()] * len(encoded)
-    gates: list[tuple[tuple[float, ...], tuple[float, ...]] | None] = [None] * len(encoded)
+    no_gates: tuple[tuple[float, ...] | None, tuple[float, ...] | None] = (None, None)
+    gates = [no_gates] * len(encoded)
     answers: list[str] | list[None] = [None] * len(encoded)
     device, pad = next(model.parameters()).device, pad_token_id(tokenizer)
     with evaluating(model), nullcontext() if adapters else adapters_off(model):
@@ -76,13 +77,13 @@ def gather(
             said = gates_of_last_call(model) if adapters else None
             for b, i in enumerate(index):
                 logps[i] = tuple(side.logps_BT[b][side.mask_BT[b]].tolist())
-                gates[i] = None if said is None else (tuple(said[0][b].tolist()), tuple(said[1][b].tolist()))
+                gates[i] = no_gates if said is None else (tuple(said[0][b].tolist()), tuple(said[1][b].tolist()))
             progress(len(index))
         if max_new_tokens:
             prompts = [encode_prompt(row, tokenizer, template, max_length) for row in examples]
             answers = greedy(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
     return tuple(
-        RowEvidence(example, logps[i], answers[i], *(gates[i] or (None, None)), bool(encoded[i].truncated))
+        RowEvidence(example, logps[i], answers[i], gates[i][0], gates[i][1], bool(encoded[i].truncated))
         for i, example in enumerate(examples)
     )
 

@@ -59,7 +59,8 @@ def load_model_and_tokenizer(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--model '{name}' cannot be loaded: {reason}") from error
-    return model.to(resolve_device(device)).eval(), tokenizer
+    placed: Any = model.to(resolve_device(device))  # type: ignore[arg-type]
+    return placed.eval(), tokenizer
 
 
 def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:

@@ -213,7 +213,7 @@ def _forward_parameters(model: nn.Module) -> set[str]:
     """Names that the language model's own forward call takes (a PEFT wrapper passes everything on)."""
     inner = _unwrapped(model)
     base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
-    return set(inspect.signature(base.forward).parameters)  # type: ignore[union-attr]
+    return set(inspect.signature(base.forward).parameters)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -101,7 +101,7 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=JoinSides(pad_token_id), **kwargs)
-        self.objective = objective
+        self.objective: ObjectiveCall = objective
         self.weights = weights
         self.validate = validate
         self._terms: dict[str, float] = {}
@@ -164,7 +164,7 @@ class UnlearnTrainer(Trainer):
             logs = {**logs, **{f"loss_{k}": v for k, v in self._terms.items()}}
         super().log(logs, *args, **kwargs)
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # type: ignore[override]
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation metrics with the prefix `eval_`; the best state is chosen by `eval_score`."""
         metrics = {f"eval_{name}": value for name, value in self.validate().items()}
         self.log(metrics)

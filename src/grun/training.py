@@ -72,7 +72,8 @@ def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except TrainingDiverged as error:
-        trainer._save_checkpoint(trainer.model, trial=None)  # raised before the step changed any weight
+        model: Any = trainer.model
+        trainer._save_checkpoint(model, trial=None)  # raised before the step changed any weight
         raise TrainingDiverged(
             f"{error}; the state before it is kept in {run.last_checkpoint()}. Lower --learning-rate and start again "
             "with --overwrite."

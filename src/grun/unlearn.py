@@ -108,7 +108,10 @@ def unlearn(config: UnlearnConfig) -> Path:
     torch.manual_seed(config.seed)
     adapted = adapters.get(config.adapt).target(model, config)
     run.start()
-    facts: dict[str, Any] = {"rows": {name: len(part) for name, part in encoded.items()}}
+    facts: dict[str, Any] = {
+        "rows": {name: len(part) for name, part in encoded.items()},
+        "trainable_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
+    }
     if config.fit_gate_first and config.gate != "none":
         facts |= _fit(config, adapted, encoded, rows, run)
     trainer = quiet_trainer(
@@ -126,9 +129,9 @@ def unlearn(config: UnlearnConfig) -> Path:
     )
     train_or_resume(trainer, run)
     facts["validation"] = validate(adapted)
-    facts["trainable_parameters"] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     with atomic_directory(target) as directory:
-        adapted.save_pretrained(str(directory))
+        save: Any = adapted.save_pretrained
+        save(str(directory))
         if config.adapt == "full":
             tokenizer.save_pretrained(str(directory))
     run.write_json("metrics.json", facts)

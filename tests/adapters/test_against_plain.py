@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapter_kit import CONFIGS, attach, config_id, make_rows, pad, reference_state
-from helpers import ARCHITECTURES, tiny_model
-from reference.plain_grun import orthonormal_columns, plain_grun
 from torch.nn.functional import cross_entropy
 
+from adapter_kit import CONFIGS, attach, config_id, make_rows, pad, reference_state
 from grun.adapters.edit import orthonormal
+from helpers import ARCHITECTURES, tiny_model
+from reference.plain_grun import orthonormal_columns, plain_grun
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -41,7 +41,9 @@ def compare_gradients(model: torch.nn.Module, state: dict) -> None:
     trained = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     assert set(trained) == {key for key in state if not key.endswith("threshold")}
     for name, parameter in trained.items():
-        torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, state[name].grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
         assert parameter.grad.abs().max() > 0, f"{name} has no gradient"
     assert all(p.grad is None for n, p in model.named_parameters() if ".grun_" not in n)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+
 from adapter_kit import CONFIGS, attach, config_id, make_rows, pad, pad_one, reference_state
+from grun.errors import UserError
 from helpers import ARCHITECTURES, tiny_model
 from reference.plain_grun import plain_grun
-
-from grun.errors import UserError
 
 NEW = 4
 PROMPTS = [(ids_T[:length], length) for ids_T, length in make_rows(4)]
@@ -85,7 +85,9 @@ def test_prompt_lookup_accepts_candidates_and_changes_nothing(model: Any) -> Non
 def test_beam_search_in_a_batch_equals_beam_search_alone(model: Any, use_cache: bool) -> None:
     options = {"num_beams": 3, "num_return_sequences": 2, "use_cache": use_cache}
     together = generate(model, **options)
-    alone = torch.cat([generate(model, [prompt], num_beams=3, num_return_sequences=2, use_cache=False) for prompt in PROMPTS])
+    alone = torch.cat(
+        [generate(model, [prompt], num_beams=3, num_return_sequences=2, use_cache=False) for prompt in PROMPTS]
+    )
     assert torch.equal(together, alone)
 
 
@@ -132,7 +134,9 @@ def step(model: Any, cache: Any, rows: list[int]) -> torch.Tensor:
     mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], 1)
     position_B1 = mask_BT.sum(1, keepdim=True) - 1
     ids_B1 = torch.tensor([[30 + row] for row in rows])
-    return model(input_ids=ids_B1, attention_mask=mask_BT, position_ids=position_B1, past_key_values=cache).logits[:, -1]
+    return model(input_ids=ids_B1, attention_mask=mask_BT, position_ids=position_B1, past_key_values=cache).logits[
+        :, -1
+    ]
 
 
 CACHE_OPERATIONS: dict[str, tuple[Any, list[int]]] = {
@@ -219,7 +223,8 @@ def test_generating_leaves_no_state_behind() -> None:
     with torch.inference_mode():
         generate(model)
     runtime = model.base_model.runtime
-    assert runtime.generation is None and runtime.call is None
+    assert runtime.generation is None
+    assert runtime.call is None
     batch = pad(make_rows(2))
     model(**batch.inputs).logits.sum().backward()  # nothing computed under inference mode was kept
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapter_kit import CONFIGS, Padded, attach, config_id, make_rows, pad, pad_one
-from helpers import ARCHITECTURES, tiny_model
 
+from adapter_kit import CONFIGS, Padded, attach, config_id, make_rows, pad, pad_one
 from grun.errors import UserError
+from helpers import ARCHITECTURES, tiny_model
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 ROWS = make_rows(4)

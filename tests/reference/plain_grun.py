@@ -20,7 +20,9 @@ def orthonormal_columns(a_DR: Tensor) -> Tensor:
     return torch.stack(done, 1)
 
 
-def plain_grun(model: Any, state: dict[str, Tensor], ids_T: Tensor, prompt_length: int, config: Any) -> tuple[Tensor, list[Tensor]]:
+def plain_grun(
+    model: Any, state: dict[str, Tensor], ids_T: Tensor, prompt_length: int, config: Any
+) -> tuple[Tensor, list[Tensor]]:
     """Logits (T, V) of one row and its gate logits, from a base model and an adapter's checkpoint."""
     root = min(state, key=len).split(".grun_")[0].rpartition(".")[0]
     last, gates, hooks = prompt_length - 1, {}, []

@@ -66,7 +66,7 @@ class GrunConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = "GRUN"  # type: ignore[assignment]
+        self.peft_type = "GRUN"
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         for name, choices in CHOICES.items():
             value = getattr(self, name)

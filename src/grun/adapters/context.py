@@ -6,7 +6,7 @@ __all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "readings_of", 
 
 import threading
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -122,15 +122,16 @@ class _GateKeeping:
         return super().reset()  # type: ignore[misc]
 
 
-@lru_cache(maxsize=None)
-def _gate_keeping_class(cls: type) -> type:
+@cache
+def _gate_keeping_class(cls: Any) -> type:
     return type(cls.__name__, (_GateKeeping, cls), {"__module__": cls.__module__})
 
 
 def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor]) -> None:
     """Keep gate readings with the sequence's cache, whatever its class: they are reordered, repeated and reset with it."""
     if not isinstance(cache, _GateKeeping):
-        cache.__class__ = _gate_keeping_class(type(cache))
+        kept_class: Any = type(cache)
+        cache.__class__ = _gate_keeping_class(kept_class)
     cache._grun_readings = {k: v.detach() for k, v in readings.items()}
 
 

@@ -7,7 +7,6 @@ __all__ = ["DEFAULT", "PAPER", "grun", "grun_config", "reft"]
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from torch import nn
 
 from grun.adapters import adapters
 from grun.adapters.config import GrunConfig
@@ -49,28 +48,29 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
         UserError: for a layer that is neither an index nor a fraction, or any value that `GrunConfig` refuses.
     """
     make = GrunConfig.paper if config.preset == "paper" else GrunConfig
-    return make(
-        rank=config.rank,
-        layers=[_layer(text) for text in str(config.layers).split(",")],
-        gate=config.gate,
-        gate_reads=config.gate_reads,
-        gate_layer=None if config.gate_layer in (None, -1) else config.gate_layer,
-        edit_from=config.edit_from,
-        init_seed=config.seed,
-        base_model_name_or_path=config.model,
-    )
+    settings: dict[str, Any] = {
+        "rank": config.rank,
+        "layers": [_layer(text) for text in str(config.layers).split(",")],
+        "gate": config.gate,
+        "gate_reads": config.gate_reads,
+        "gate_layer": None if config.gate_layer == -1 else config.gate_layer,
+        "edit_from": config.edit_from,
+    }
+    return make(**settings, init_seed=config.seed, base_model_name_or_path=config.model)
 
 
 @adapters.register("grun", paper="arXiv 2502.17823", presets={"default": DEFAULT, "paper": PAPER})
-def grun(model: nn.Module, config: UnlearnConfig) -> PeftModel:
+def grun(model: Any, config: UnlearnConfig) -> PeftModel:
     """Gated low-rank edits of hidden states; the weights stay frozen."""
-    return get_peft_model(model, grun_config(config))  # type: ignore[arg-type, return-value]
+    adapted: PeftModel = get_peft_model(model, grun_config(config))
+    return adapted
 
 
 @adapters.register("reft", paper="arXiv 2404.03592", presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED})
-def reft(model: nn.Module, config: UnlearnConfig) -> PeftModel:
+def reft(model: Any, config: UnlearnConfig) -> PeftModel:
     """The same low-rank edits without a gate (LoReFT): every prompt is edited."""
-    return grun(model, config)
+    adapted: PeftModel = get_peft_model(model, grun_config(config))
+    return adapted
 
 
 def _layer(text: str) -> int | float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["lora"]
 
+from typing import Any
+
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from torch import nn
 
 from grun.adapters import adapters
 from grun.config import UnlearnConfig
@@ -21,7 +22,7 @@ PRESET = {
 
 
 @adapters.register("lora", paper="arXiv 2106.09685", presets={"default": PRESET | {"evaluate_every": 25}})
-def lora(model: nn.Module, config: UnlearnConfig) -> PeftModel:
+def lora(model: Any, config: UnlearnConfig) -> PeftModel:
     """Low-rank updates of the weights of every linear layer (peft's LoRA, alpha twice the rank)."""
     assert config.rank is not None
     lora_config = LoraConfig(
@@ -31,4 +32,5 @@ def lora(model: nn.Module, config: UnlearnConfig) -> PeftModel:
         target_modules="all-linear",
         base_model_name_or_path=config.model,
     )
-    return get_peft_model(model, lora_config)  # type: ignore[arg-type, return-value]
+    adapted: PeftModel = get_peft_model(model, lora_config)
+    return adapted

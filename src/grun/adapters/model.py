@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from grun.adapters.config import GrunConfig
-from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, readings_of, keep_with_cache
+from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, keep_with_cache, readings_of
 from grun.adapters.layer import NO_BOUNDARY, GrunLayer
 from grun.errors import UserError
 from grun.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
@@ -189,7 +189,7 @@ class GrunModel(BaseTuner):
         mask_BT = full_mask(given.get("attention_mask"), rows, new, past, inputs.device)
         if prompt_lengths is not None:
             return from_prompt_lengths(prompt_lengths, mask_BT)
-        return from_labels(nn.functional.pad(labels, (past, 0), value=-100), mask_BT)
+        return from_labels(nn.functional.pad(torch.as_tensor(labels), (past, 0), value=-100), mask_BT)
 
     def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         call, self.runtime.call = self.runtime.call, None
@@ -220,7 +220,9 @@ class GrunModel(BaseTuner):
             key = key.replace(f".{part}.{adapter_name}.", f".{part}.")
         return key
 
-    def _unload_and_optionally_merge(self, *args: Any, merge: bool = True, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT's stub says None, its code returns the model
+        self, *args: Any, merge: bool = True, **kwargs: Any
+    ) -> nn.Module:
         """The base model, exactly as it was: no wrapper, no hook."""
         if merge:
             self._check_merge_allowed()
@@ -260,7 +262,7 @@ def _mask_from_padding(inputs: Tensor, config: Any, kwargs: dict[str, Any]) -> T
 
 
 def _text_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         raise UserError(
             f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model."

@@ -1,5 +1,4 @@
-"""The words of the `fictional` benchmark: what is asked about a person, and the values that answers are drawn from.
-from.
+"""The words of the `fictional` benchmark: what is asked about a person, and the values of answers.
 
 Every kind of fact has forty values, so that an answer cannot be guessed, three phrasings for training, two that are
 never trained on, the answer's sentence and the same sentence in other words. `{name}` is the person, `{value}` the

@@ -20,5 +20,6 @@ def gd(signals: Signals) -> LossTerms:
     `forget = -mean nll(forget)`, `retain = mean nll(retain)`; means over the answer tokens of the batch. The forget term is
     not bounded from below.
     """
-    assert signals.forget is not None and signals.retain is not None
+    assert signals.forget is not None
+    assert signals.retain is not None
     return LossTerms(forget=-signals.forget.mean_nll, retain=signals.retain.mean_nll)

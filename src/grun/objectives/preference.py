@@ -26,6 +26,7 @@ def npo(signals: Signals, *, beta: float = 0.1) -> LossTerms:
         signals: forget log-probabilities of the model and of the base model, and retain log-probabilities.
         beta: inverse temperature, above 0; small values behave like gradient ascent.
     """
-    assert signals.forget is not None and signals.retain is not None
+    assert signals.forget is not None
+    assert signals.retain is not None
     drop_B = signals.forget.nll_B - signals.forget.ref_nll_B
     return LossTerms(forget=-(2.0 / beta) * logsigmoid(beta * drop_B).mean(), retain=signals.retain.mean_nll)

@@ -19,5 +19,6 @@ def idk(signals: Signals) -> LossTerms:
 
     `forget = mean nll(refusal)`, `retain = mean nll(retain)`; means over the answer tokens of the batch.
     """
-    assert signals.refusal is not None and signals.retain is not None
+    assert signals.refusal is not None
+    assert signals.retain is not None
     return LossTerms(forget=signals.refusal.mean_nll, retain=signals.retain.mean_nll)

@@ -15,16 +15,31 @@ from grun.records import Score
 
 Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
 MISSING = "–"
+LONGEST = 160  # characters of an answer in a table; an answer that repeats itself has many more
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, its true answer, and what each subject (model, or state of one) answered."""
+    """A question, its true answer (None if nobody knows), and what each subject (model, or state of one) answered."""
 
     split: str
     question: str
-    gold: str
+    gold: str | None
     answers: Mapping[str, str]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What the table shows: without the columns that have no content."""
+        known = [self.split] if self.split else []
+        known += [_short(self.question)]
+        known += [] if self.gold is None else [_short(self.gold)]
+        return (*known, *map(_short, self.answers.values()))
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The headings of `cells`."""
+        known = ["split"] if self.split else []
+        return (*known, "question", *([] if self.gold is None else ["true answer"]), *self.answers)
 
 
 def before_after_table(results: Subjects, title: str | None = None) -> Table:
@@ -66,23 +81,24 @@ def to_markdown(results: Subjects) -> str:
 def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
     """Questions with the true answer and each subject's."""
     table = Table(title=title, title_justify="left", show_lines=True)
-    for heading in _answer_columns(rows):
+    for heading in rows[0].headings if rows else ():
         table.add_column(_text(heading), overflow="fold")
     for row in rows:
-        table.add_row(*map(_text, (row.split, row.question, row.gold, *row.answers.values())))
+        table.add_row(*map(_text, row.cells))
     return table
 
 
 def answers_to_markdown(rows: Sequence[Answered]) -> str:
     """The same as Markdown."""
-    heading = _answer_columns(rows)
+    heading = rows[0].headings if rows else ("question",)
     lines = [_line(heading), _line(["---"] * len(heading))]
-    lines += [_line([row.split, row.question, row.gold, *row.answers.values()]) for row in rows]
+    lines += [_line(row.cells) for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _answer_columns(rows: Sequence[Answered]) -> list[str]:
-    return ["split", "question", "true answer", *(rows[0].answers if rows else ())]
+def _short(text: str) -> str:
+    """A long text cut to what is needed to judge it."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _by_split(results: Subjects) -> dict[str, dict[str, Mapping[str, Score]]]:

@@ -1,0 +1,166 @@
+"""The command line: every command is a job with its configuration; wrong input is one line and exit code 2."""
+
+from __future__ import annotations
+
+__all__ = ["app", "main"]
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+import grun
+from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, UnlearnConfig
+from grun.errors import Interrupted, TrainingDiverged, UserError
+from grun.options import command_for
+
+app = typer.Typer(
+    help="Make a language model forget chosen data, without touching its weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+REGISTRIES = {
+    "objectives": ("grun.objectives", "objectives", "--objective"),
+    "adaptations": ("grun.adapters", "adapters", "--adapt"),
+    "benchmarks": ("grun.benchmarks", "benchmarks", "--benchmark"),
+    "metrics": ("grun.metrics", "metrics", "--metrics"),
+}
+WRONG_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
+
+
+def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
+    """A job that is imported when it runs, so that `--help` need not wait for torch."""
+
+    def run(config: Any) -> None:
+        job = getattr(importlib.import_module(module), name)
+        result = job(config)
+        if after:
+            typer.echo(after.format(result=result, config=config))
+
+    return run
+
+
+def _add(name: str, config_class: type, module: str, after: str, help: str) -> None:
+    job = _job(module, name, after)
+    app.command(name, help=help)(command_for(config_class, job))
+
+
+_add(
+    "finetune",
+    FinetuneConfig,
+    "grun.finetune",
+    "The model is in {result}. Make it forget: grun unlearn --model {result} ...",
+    "Make a target model: fine-tune a model, or train a small one and its tokenizer from scratch.",
+)
+_add(
+    "unlearn",
+    UnlearnConfig,
+    "grun.unlearn",
+    "The result is in {result}. Measure it: grun evaluate --model {config.model} --adapter {result} ...",
+    "Learn an adapter that makes a model forget what is in --forget and keep what is in --retain. The same command "
+    "again resumes an interrupted run.",
+)
+_add(
+    "evaluate",
+    EvaluateConfig,
+    "grun.evaluation",
+    "Everything is in {result}: metrics.json, rows.jsonl (every answer) and table.md.",
+    "Measure a model before and after, on every split of a benchmark or of your own files.",
+)
+_add(
+    "chat",
+    ChatConfig,
+    "grun.chat",
+    "",
+    "Ask the model and the unlearned model side by side, and see what the gates say.",
+)
+_add(
+    "demo",
+    DemoConfig,
+    "grun.demo",
+    "",
+    "See it work: a small model learns invented people by heart, forgets some of them, and keeps the rest.",
+)
+
+
+@app.command("list")
+def list_leaves() -> None:
+    """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
+    for kind, (package, attribute, option) in REGISTRIES.items():
+        typer.echo(f"{kind} ({option}):")
+        entries = list(getattr(importlib.import_module(package), attribute))
+        width = max(len(entry.name) for entry in entries)
+        for entry in entries:
+            typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"grun {grun.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the entry point of the console script.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other errors are raised.
+    """
+    _quiet()
+    command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(command.main(given, prog_name="grun", standalone_mode=False) or 0)
+    except UserError as error:
+        return _failed(str(error), WRONG_INPUT)
+    except UsageError as error:
+        return _failed(error.format_message(), WRONG_INPUT)
+    except TrainingDiverged as error:
+        return _failed(str(error), DIVERGED)
+    except Interrupted as error:
+        return _failed(str(error), INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("stopped.", INTERRUPTED)
+
+
+def _failed(message: str, code: int) -> int:
+    typer.echo("grun: " + " ".join(message.split()), err=True)
+    return code
+
+
+def _quiet() -> None:
+    """Own messages as plain lines on standard error; none of what libraries say about themselves."""
+    logger = logging.getLogger("grun")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("grun: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|peft")
