@@ -67,7 +67,7 @@ def test_evidence_is_in_row_order_and_equals_the_models_own_loss() -> None:
         row = encode(found.example, TOKENIZER, TEMPLATE)
         labels = [-100] * row.prompt_length + list(row.input_ids[row.prompt_length :])
         loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([labels])).loss
-        assert -math.fsum(found.token_logps) / len(found.token_logps) == pytest.approx(float(loss), abs=1e-5)
+        assert -math.fsum(found.token_logps) / len(found.token_logps) == pytest.approx(loss.item(), abs=1e-5)
         assert len(found.token_logps) == len(row.input_ids) - row.prompt_length
 
 
@@ -100,7 +100,8 @@ def test_scoring_and_generating_put_the_edit_at_the_same_token() -> None:
 
 
 def test_truncated_rows_are_marked() -> None:
-    rows = evidence(tiny_model(), max_length=70, max_new_tokens=0)
+    lengths = sorted(len(encode(row, TOKENIZER, TEMPLATE).input_ids) for row in ROWS)
+    rows = evidence(tiny_model(), max_length=lengths[-1] - 1, max_new_tokens=0)
     assert 0 < sum(row.truncated for row in rows) < len(rows)
     assert all(row.generated is None for row in rows)
 
@@ -132,7 +133,7 @@ def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_
     expected = np.mean([np.exp(np.mean(row.token_logps)) for row in rows])
     assert results["forget"]["probability"].value == pytest.approx(float(expected), abs=1e-6)
     logits = {name: [max(row.gate_logits) for row in evidence(model, part)] for name, part in splits.items()}
-    wins = [f > r for f in logits["forget"] for r in logits["retain"]]
+    wins = [(f > r) + 0.5 * (f == r) for f in logits["forget"] for r in logits["retain"]]
     assert results["retain"]["gate_auroc"].value == pytest.approx(float(np.mean(wins)))
     for split in ("forget", "forget_paraphrased"):
         assert results[split]["gate_auroc"].value is None
@@ -208,7 +209,7 @@ def test_the_job_measures_before_and_after_and_writes_what_it_found(
     assert gate["before"]["value"] is None
     assert gate["before"]["reason"]
     assert gate["after"]["value"] is not None
-    assert "forget_paraphrased" in (path / "table.md").read_text()
+    assert r"forget\_paraphrased" in (path / "table.md").read_text()
     assert "after" in capsys.readouterr().out
 
 

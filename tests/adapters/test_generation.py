@@ -182,9 +182,9 @@ def test_a_reset_static_cache_forgets_the_gates(model: Any) -> None:
 
     cache = StaticCache(config=model.config, max_cache_len=32)
     prefill(model, past_key_values=cache)
-    assert cache._grun_logits
+    assert cache._grun_readings
     cache.reset()
-    assert cache._grun_logits == {}
+    assert cache._grun_readings == {}
 
 
 @torch.no_grad()
