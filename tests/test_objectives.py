@@ -31,7 +31,7 @@ def signals(seed: int = 0) -> Signals:
 def rows_of(side: SideSignals) -> list[list[float]]:
     """Token log-probabilities row by row, as plain numbers."""
     return [
-        [float(v) for v, on in zip(ps, ms, strict=True) if on]
+        [v.item() for v, on in zip(ps, ms, strict=True) if on]
         for ps, ms in zip(side.logps_BT, side.mask_BT, strict=True)
     ]
 
@@ -44,7 +44,7 @@ def plain_mean_nll(side: SideSignals) -> float:
 def plain_npo(side: SideSignals, beta: float) -> float:
     total = 0.0
     for logps, refs, ms in zip(side.logps_BT, side.ref_logps_BT, side.mask_BT, strict=True):
-        ratio = sum(float(p - r) for p, r, on in zip(logps, refs, ms, strict=True) if on)
+        ratio = sum((p - r).item() for p, r, on in zip(logps, refs, ms, strict=True) if on)
         total += -math.log(1.0 / (1.0 + math.exp(beta * ratio)))  # sigmoid(-beta * log ratio)
     return 2.0 / beta * total / len(side.mask_BT)
 
@@ -99,7 +99,7 @@ def test_every_objective_has_a_gradient_that_lowers_it(name: str) -> None:
         for side, leaf, g in zip(sides_of(objectives.get(name)), leaves, gradients, strict=True)
     }
     after = objectives.get(name).target(Signals(**moved))
-    assert float(after.forget + (after.retain if after.retain is not None else 0)) < float(total)
+    assert float(after.forget + (after.retain if after.retain is not None else 0)) < total.item()
 
 
 @pytest.mark.parametrize("name", objectives.names())
@@ -113,8 +113,8 @@ def test_padding_never_changes_a_loss(name: str) -> None:
         }
     )
     a, b = objectives.get(name).target(given), objectives.get(name).target(wider)
-    assert float(a.forget) == pytest.approx(float(b.forget), rel=1e-12)
-    assert float(a.retain) == pytest.approx(float(b.retain), rel=1e-12)
+    assert a.forget.item() == pytest.approx(b.forget.item(), rel=1e-12)
+    assert a.retain.item() == pytest.approx(b.retain.item(), rel=1e-12)
 
 
 def test_reference_values_that_were_not_asked_for_are_missed_loudly() -> None:

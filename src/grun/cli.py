@@ -16,7 +16,7 @@ import typer
 
 import grun
 from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, UnlearnConfig
-from grun.errors import Interrupted, TrainingDiverged, UserError
+from grun.errors import TrainingDiverged, UserError
 from grun.options import command_for
 
 app = typer.Typer(
@@ -36,12 +36,19 @@ WRONG_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
+class _Stopped(Exception):
+    """The user stopped a job; the option parser would swallow a `KeyboardInterrupt` and its message."""
+
+
 def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
     """A job that is imported when it runs, so that `--help` need not wait for torch."""
 
     def run(config: Any) -> None:
         job = getattr(importlib.import_module(module), name)
-        result = job(config)
+        try:
+            result = job(config)
+        except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
+            raise _Stopped(str(error) or "stopped.") from error
         if after:
             typer.echo(after.format(result=result, config=config))
 
@@ -137,10 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error.format_message(), WRONG_INPUT)
     except TrainingDiverged as error:
         return _failed(str(error), DIVERGED)
-    except Interrupted as error:
+    except _Stopped as error:
         return _failed(str(error), INTERRUPTED)
-    except (KeyboardInterrupt, typer.Abort):
-        return _failed("stopped.", INTERRUPTED)
 
 
 def _failed(message: str, code: int) -> int:
@@ -151,12 +156,11 @@ def _failed(message: str, code: int) -> int:
 def _quiet() -> None:
     """Own messages as plain lines on standard error; none of what libraries say about themselves."""
     logger = logging.getLogger("grun")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("grun: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("grun: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

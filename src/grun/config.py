@@ -86,16 +86,16 @@ class FinetuneConfig(DataConfig):
     )
     data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.")
     split: str = option("full", "What to train on: full (forget and retain), or retain (the retain-only reference).")
-    epochs: float | None = option(None, "Passes over the data. Default: 20 from scratch, 5 with --model.", minimum=0.01)
+    epochs: float | None = option(None, "Passes over the data. Default: 16 from scratch, 5 with --model.", minimum=0.01)
     learning_rate: float | None = option(
         None,
-        "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 2e-3 from scratch, 1e-5 with --model.",
+        "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 4e-3 from scratch, 1e-5 with --model.",
         minimum=0.0,
     )
     weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
-    hidden_size: int = option(192, "From scratch: hidden size.", minimum=8)
+    hidden_size: int = option(128, "From scratch: hidden size.", minimum=8)
     layers: int = option(6, "From scratch: number of decoder layers.", minimum=1)
-    heads: int = option(6, "From scratch: number of attention heads.", minimum=1)
+    heads: int = option(4, "From scratch: number of attention heads.", minimum=1)
     vocab_size: int = option(
         4096, "From scratch: size of the byte-pair vocabulary that is learnt from the data.", minimum=300
     )

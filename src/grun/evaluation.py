@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from rich.console import Console
 from torch import nn
 
@@ -59,11 +60,12 @@ def evaluate(config: EvaluateConfig) -> Path:
         "max_new_tokens": config.max_new_tokens,
         "max_length": min(filter(None, (config.max_length, context_length(model))), default=None),
     }
+    adapted = None if config.adapter is None else _adapted(config, model)
     run.start()
     started = time.monotonic()
-    measured = {"before": measure(model, tokenizer, splits, label="before", **settings)}
-    if config.adapter is not None:
-        adapted = _adapted(config, model)
+    before = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
+    measured = {"before": measure(before, tokenizer, splits, label="before", adapters=False, **settings)}
+    if adapted is not None:
         measured["after"] = measure(adapted, tokenizer, splits, label="after", **settings)
     results = {subject: score(evidence, names) for subject, evidence in measured.items()}
     _warn_of_truncation(measured["before"])

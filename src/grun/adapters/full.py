@@ -9,7 +9,7 @@ from torch import nn
 from grun.adapters import adapters
 from grun.config import UnlearnConfig
 
-PRESET = {"learning_rate": 2e-4, "steps": 150, "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+PRESET = {"learning_rate": 2e-4, "steps": 200, "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
 
 
 @adapters.register("full", presets={"default": PRESET | {"evaluate_every": 25}})

@@ -13,15 +13,10 @@ from grun.adapters.config import GrunConfig
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 
-COMMON: dict[str, Any] = {
-    "rank": 4,
-    "layers": "0.65,0.8,1.0",
-    "gate": "mlp",
-    "learning_rate": 4e-3,
-    "gate_weight": 10.0,
-}
+COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
 DEFAULT: dict[str, Any] = COMMON | {
-    "steps": 150,
+    "steps": 200,
+    "learning_rate": 2e-2,
     "gate_reads": "prompt",
     "gate_layer": 0,
     "edit_from": "last_prompt_on",
@@ -31,6 +26,7 @@ DEFAULT: dict[str, Any] = COMMON | {
 }
 PAPER: dict[str, Any] = COMMON | {
     "epochs": 40.0,
+    "learning_rate": 4e-3,
     "gate_reads": "last",
     "gate_layer": -1,
     "edit_from": "last_prompt_only",

@@ -14,7 +14,7 @@ from grun.config import UnlearnConfig
 PRESET = {
     "rank": 8,
     "learning_rate": 1e-3,
-    "steps": 150,
+    "steps": 200,
     "fit_gate_first": False,
     "calibrate": False,
     "gate_weight": 0.0,
