@@ -61,7 +61,7 @@ STUDIES = {
         (0,),
         (("grun", "default"), ("grun", "paper"), ("lora", "default"), ("full", "default")),
         "retain_withheld",
-        {"hidden_size": 256, "layers": 5, "learning_rate": 1.5e-3, "epochs": 20.0, "stop_loss": 0.06},
+        {"hidden_size": 256, "layers": 5, "learning_rate": 1.5e-3, "epochs": 24.0, "stop_loss": 0.06},
         {"retain_rows": "400"},
         80,
     ),

@@ -42,8 +42,8 @@ from grun.training import StopCleanly, train_or_resume, training_arguments
 logger = logging.getLogger("grun")
 POOL = 16  # batches whose rows are sorted by length together: little padding, and still a random order
 CONTEXT = (512, 2048)  # least and most tokens that a model from scratch can read
-FROM_SCRATCH = {"epochs": 16.0, "learning_rate": 4e-3}
-PRETRAINED = {"epochs": 5.0, "learning_rate": 1e-5}
+FROM_SCRATCH = {"epochs": 16.0, "learning_rate": 4e-3, "adam_beta2": 0.98}  # few steps: forget old gradients sooner
+PRETRAINED = {"epochs": 5.0, "learning_rate": 1e-5, "adam_beta2": 0.999}
 
 
 def load_rows(config: FinetuneConfig) -> list[Example]:
@@ -238,6 +238,7 @@ def _trainer(
         per_device_train_batch_size=1,  # an item is a batch
         learning_rate=rate,
         weight_decay=config.weight_decay,
+        adam_beta2=defaults["adam_beta2"],
         lr_scheduler_type="cosine",
         warmup_steps=max(1, len(batches) // 20),
         logging_steps=batches.per_epoch,
