@@ -70,7 +70,7 @@ class DataConfig(JobConfig):
         "Prompt template: chat (the tokenizer's), qa (the paper's 'Question: ... Answer:'), or your own text with "
         "{prompt} in it. auto: chat if the tokenizer has a chat template, else qa.",
     )
-    columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage answer=antwort).")
+    columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage).")
     max_length: int | None = option(
         None, "Longest row, in tokens; longer ones are truncated and counted. Default: the model's context.", minimum=8
     )
