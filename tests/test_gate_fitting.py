@@ -151,11 +151,11 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
     assert observed <= rate + 1e-6
 
 
-def test_the_threshold_lies_in_the_middle_of_a_gap() -> None:
+def test_the_threshold_lies_in_a_gap_nearer_to_the_forget_prompts() -> None:
     model = Stub(1)
     normal, forget = torch.linspace(-5, -1, 50)[:, None], torch.full((20, 1), 3.0)
     assert calibrate(model, model.features(forget), model.features(normal), 0.0) == 0.0
-    assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(1.0)
+    assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(2.0)
     calibrate(model, model.features(-forget), model.features(normal), 0.0)
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(-1.0)
     assert math.isfinite(float(gates_of(model, "default")[0][1].threshold))

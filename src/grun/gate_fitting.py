@@ -24,11 +24,12 @@ from grun.records import Batch
 
 MAX_STEPS = 400
 CHECK_EVERY = 10
-PATIENCE = 80
+PATIENCE = 250  # rows that name nobody are learnt late
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
 COMPARED_TOKENS = 20_000  # retain tokens at most that prototypes are compared with
 SAME_STATE = 1e-3  # squared distance, relative to the squared norm, below which two states are the same token
+POSITION = 0.75  # of a threshold in a gap: forget prompts are known, normal ones may be anything
 LOW_QUANTILE = 0.05  # of the forget logits, the far side of the gap that a threshold is put into
 
 
@@ -128,7 +129,7 @@ def calibrate(
     """Set thresholds so that at most the given share of withheld normal prompts opens any gate; returns the share that does.
 
     A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
-    halfway between, which only lowers the share. With several gates the same number of prompts may exceed each, the largest
+    into the gap, nearer to the forget prompts, which only lowers the share. With several gates the same number of prompts may exceed each, the largest
     number for which their union keeps the bound.
 
     Args:
@@ -147,7 +148,7 @@ def calibrate(
         if int((normal_NG > low_G).any(1).sum()) <= allowed:
             break
     high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    threshold_G = torch.where(high_G > low_G, (low_G + high_G) / 2, low_G)
+    threshold_G = low_G + POSITION * (high_G - low_G).clamp_min(0.0)
     for gate, threshold in zip(gates, threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     return float((normal_NG > threshold_G).any(1).float().mean())
