@@ -67,8 +67,8 @@ def fitted(seed: int = 0, **options: object) -> tuple[object, dict[str, list[Gat
         for layer in gate.layers:
             torch.nn.init.normal_(layer.weight, std=0.2, generator=torch.Generator().manual_seed(1))
     parts = {
-        "forget": features(model, prompts(NAMES, 32, 1)),
-        "retain": features(model, prompts(OTHERS[:24], 96, 2)),
+        "forget": features(model, prompts(NAMES, 96, 1)),
+        "retain": features(model, prompts(OTHERS[:24], 192, 2)),
         "withheld": features(model, prompts(OTHERS[24:], 32, 3)),
     }
     fit_gates(model, parts["forget"], parts["retain"], parts["withheld"], seed=seed)
@@ -155,7 +155,7 @@ def test_the_threshold_lies_in_a_gap_nearer_to_the_forget_prompts() -> None:
     model = Stub(1)
     normal, forget = torch.linspace(-5, -1, 50)[:, None], torch.full((20, 1), 3.0)
     assert calibrate(model, model.features(forget), model.features(normal), 0.0) == 0.0
-    assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(2.0)
+    assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(5 / 3, abs=1e-5)
     calibrate(model, model.features(-forget), model.features(normal), 0.0)
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(-1.0)
     assert math.isfinite(float(gates_of(model, "default")[0][1].threshold))
