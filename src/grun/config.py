@@ -183,6 +183,11 @@ class DemoConfig(JobConfig):
     output: str = option("demo", "Directory for the models, the adapters and the table.")
     objective: str = option("npo", "Unlearning objective, the same for GRUN and for LoRA.")
     rows: int = option(120, "Rows of each split to measure.", minimum=1)
+    benchmark_options: dict[str, str] = option({}, "Options of the benchmark, as name=value (people=60).")
+    epochs: float | None = option(
+        None, "Passes of the target model's training. Default: as grun finetune.", minimum=0.01
+    )
+    steps: int | None = option(None, "Steps of unlearning. Default: as the presets say.", minimum=1)
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:

@@ -24,6 +24,7 @@ from grun.runs import RunDirectory
 from grun.unlearn import unlearn
 
 BENCHMARK = "fictional"
+SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that every part is given
 ADAPTATIONS = {"grun": "GRUN", "lora": "LoRA"}
 METRICS = ("probability", "rouge_l_recall", "exact_match", "gate_mean", "gate_auroc")
 EXAMPLES = {"forget": 4, "forget_paraphrased": 2, "retain": 1, "retain_heldout": 2, "general": 1}
@@ -49,23 +50,21 @@ def demo(config: DemoConfig) -> Path:
     run.start()
     started = time.monotonic()
     output, console = run.path, Console()
-    shared: dict[str, Any] = {"benchmark": BENCHMARK, "seed": config.seed, "device": config.device}
-    data = load_benchmark(BENCHMARK, seed=config.seed)
+    shared: dict[str, Any] = {name: getattr(config, name) for name in SHARED} | {"benchmark": BENCHMARK}
+    data = load_benchmark(BENCHMARK, seed=config.seed, options=config.benchmark_options)
     people = sum(_people(data.splits[split]) for split in ("forget", "retain", "retain_heldout"))
     _say(console, f"1/4  A small model learns facts about {people} invented people ...")
-    target = str(finetune(FinetuneConfig(output=str(output / "target"), batch_size=config.batch_size, **shared)))
+    target = str(finetune(FinetuneConfig(output=str(output / "target"), epochs=config.epochs, **shared)))
     adapted = {}
     for number, (name, label) in enumerate(ADAPTATIONS.items(), 2):
-        _say(
-            console,
-            f"{number}/4  It forgets {_people(data.splits[data.forget])} of them: {config.objective} with {label} ...",
-        )
+        forgotten = _people(data.splits[data.forget])
+        _say(console, f"{number}/4  It forgets {forgotten} of them: {config.objective} with {label} ...")
         job = UnlearnConfig(
             output=str(output / name),
             model=target,
             objective=config.objective,
             adapt=name,
-            batch_size=config.batch_size,
+            steps=config.steps,
             **shared,
         )
         adapted[f"{config.objective}, {label}"] = unlearn(job)

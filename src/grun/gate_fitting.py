@@ -129,8 +129,8 @@ def calibrate(
     """Set thresholds so that at most the given share of withheld normal prompts opens any gate; returns the share that does.
 
     A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
-    into the gap, nearer to the forget prompts, which only lowers the share. With several gates the same number of prompts may exceed each, the largest
-    number for which their union keeps the bound.
+    into the gap, nearer to the forget prompts, which only lowers the share. With several gates the same number of prompts
+    may exceed each, the largest number for which their union keeps the bound.
 
     Args:
         model: PEFT model with a GRUN adapter whose gates are fitted.

@@ -7,6 +7,7 @@ __all__ = ["Answered", "answers_table", "answers_to_markdown", "before_after_tab
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -27,20 +28,6 @@ class Answered:
     gold: str | None
     answers: Mapping[str, str]
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """What the table shows: without the columns that have no content."""
-        known = [self.split] if self.split else []
-        known += [_short(self.question)]
-        known += [] if self.gold is None else [_short(self.gold)]
-        return (*known, *map(_short, self.answers.values()))
-
-    @property
-    def headings(self) -> tuple[str, ...]:
-        """The headings of `cells`."""
-        known = ["split"] if self.split else []
-        return (*known, "question", *([] if self.gold is None else ["true answer"]), *self.answers)
-
 
 def before_after_table(results: Subjects, title: str | None = None) -> Table:
     """Scores of one or more subjects side by side: a block of lines per split, one line per subject.
@@ -52,16 +39,19 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
         title: above the table.
     """
     shown, left_out = _columns(results)
-    table = Table(title=title, caption=_note(left_out), title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=_note(left_out), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.add_column("split")
     table.add_column("")
     for metric in shown:
         table.add_column(_label(metric), justify="right")
-    for split, subjects in _by_split(results).items():
+    splits = _by_split(results)
+    for split, subjects in splits.items():
+        base = split.removesuffix("_paraphrased")
+        name = "  paraphrased" if base != split and base in splits else split
         for i, (subject, scores) in enumerate(subjects.items()):
             cells = [_cell(scores.get(metric)) for metric in shown]
             last = i == len(subjects) - 1
-            table.add_row(*map(_text, ("" if i else split, subject, *cells)), end_section=last)
+            table.add_row(*map(_text, ("" if i else name, subject, *cells)), end_section=last)
     return table
 
 
@@ -79,21 +69,27 @@ def to_markdown(results: Subjects) -> str:
 
 
 def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
-    """Questions with the true answer and each subject's."""
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for heading in rows[0].headings if rows else ():
-        table.add_column(_text(heading), overflow="fold")
+    """Questions with the true answer and each subject's, one below the other, so that they fit any terminal."""
+    table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*map(_text, row.cells))
+        lines = _lines(row)
+        for i, (label, text) in enumerate(lines.items()):
+            table.add_row(_text(label), _text(_short(text)), end_section=i == len(lines) - 1)
     return table
 
 
 def answers_to_markdown(rows: Sequence[Answered]) -> str:
     """The same as Markdown."""
-    heading = rows[0].headings if rows else ("question",)
-    lines = [_line(heading), _line(["---"] * len(heading))]
-    lines += [_line(row.cells) for row in rows]
+    headings = ["split", "question", *list(_lines(rows[0]))[1:]] if rows else ["split", "question"]
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    lines += [_line([row.split, *map(_short, _lines(row).values())]) for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _lines(row: Answered) -> dict[str, str]:
+    """What there is to show of a question, by label."""
+    known = {} if row.gold is None else {"true answer": row.gold}
+    return {row.split or "question": row.question, **known, **row.answers}
 
 
 def _short(text: str) -> str:
