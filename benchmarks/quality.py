@@ -115,13 +115,17 @@ def one(name: str, study: Study, output: Path, data_dir: str | None, part: tuple
     )
     facts = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    before = scores(target.parent / "scores.json", study, data, target, None)
+    learnt = {split: len(data.splits[split]) for split in data.full}
+    right = sum(count * before[split]["exact_match"] for split, count in learnt.items())
     return {
         "seed": seed,
         "adapt": adapt if preset == "default" else f"{adapt} ({preset})",
         "objective": objective,
         "trainable_parameters": facts["trainable_parameters"],
         "seconds": record["seconds"],
-        "before": scores(target.parent / "scores.json", study, data, target, None),
+        "target_exact_match": right / sum(learnt.values()),
+        "before": before,
         "after": scores(run / "scores.json", study, data, target, adapted),
     }
 
@@ -156,7 +160,8 @@ def table(study: Study, found: Sequence[dict[str, Any]]) -> str:
         cells += [spread([row["after"][study.unseen][m] for row in rows]) for m in METRICS[-2:]]
         cells += [f"{rows[0]['trainable_parameters']:,}", spread([row["seconds"] for row in rows], 0)]
         lines.append("| " + " | ".join([objective, adapt, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    known = spread([row["target_exact_match"] for row in {row["seed"]: row for row in found}.values()])
+    return f"Exact match of the target on what it was trained on: {known}.\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:

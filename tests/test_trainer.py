@@ -1,0 +1,154 @@
+"""The trainer's loss is the objective's, weighted, plus the gate's cross-entropy; nothing that is not finite gets through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from transformers import TrainingArguments
+
+from adapter_kit import attach
+from conftest import invented_rows
+from grun.errors import TrainingDiverged
+from grun.objectives import objectives
+from grun.records import Example, LossTerms, Signals
+from grun.rows import RowEncoder, paired_rows, validation
+from grun.templates import resolve_template
+from grun.trainer import JoinSides, UnlearnTrainer, Weights
+from helpers import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+ROWS = RowEncoder(TOKENIZER, resolve_template("qa", TOKENIZER), 256, 4, torch.device("cpu"))
+EXAMPLES = {
+    side: [Example(r["question"], r["answer"]) for r in invented_rows(name, count)]
+    for side, name, count in (("forget", "Lund", 6), ("retain", "Marl", 9))
+}
+ENCODED = {side: ROWS.encode(rows) for side, rows in EXAMPLES.items()}
+
+
+def items(sides: tuple[str, ...], steps: int = 2, seed: int = 0):
+    return paired_rows(ROWS, ENCODED, EXAMPLES["forget"], sides, steps, seed)
+
+
+def trainer(model: torch.nn.Module, objective: Callable, weights: Weights, folder: Path, sides=("forget", "retain")):
+    arguments = TrainingArguments(
+        output_dir=str(folder), report_to="none", use_cpu=True, remove_unused_columns=False, max_steps=2, seed=0
+    )
+    return UnlearnTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=items(sides),
+        objective=objective,
+        weights=weights,
+        validate=lambda: {"score": 0.0},
+        pad_token_id=3,
+    )
+
+
+def mean_nll(model: torch.nn.Module, rows: list) -> torch.Tensor:
+    """Cross-entropy over all answer tokens, one unpadded row at a time."""
+    losses = []
+    for row in rows:
+        ids = torch.tensor([row.input_ids])
+        given = {"prompt_lengths": torch.tensor([row.prompt_length])} if hasattr(model, "peft_config") else {}
+        logits = model(input_ids=ids, **given).logits[0]
+        answer = ids[0, row.prompt_length :]
+        losses.append(cross_entropy(logits[row.prompt_length - 1 : -1], answer, reduction="none"))
+    return torch.cat(losses).mean()
+
+
+def test_the_loss_is_the_weighted_sum_by_hand(tmp_path: Path) -> None:
+    model = attach(gate_reads="last", gate_layer=None)
+    weights = Weights(forget=0.7, retain=1.9, gate=3.0)
+    data = items(("forget", "retain"))
+    batch = [data[i] for i in range(4)]
+    found = trainer(model, objectives.get("gd").target, weights, tmp_path).compute_loss(model, JoinSides(3)(batch))
+    forget, retain = ([item[side][0] for item in batch] for side in ("forget", "retain"))
+    logits = []
+    for row in [*forget, *retain]:
+        model(input_ids=torch.tensor([row.input_ids]), prompt_lengths=torch.tensor([row.prompt_length]))
+        logits.append(model.base_model.last_gates["default"].logits_BG[0])
+    target = torch.tensor([1.0] * 4 + [0.0] * 4)[:, None].expand(8, 2)
+    gate = binary_cross_entropy_with_logits(torch.stack(logits), target)
+    expected = -0.7 * mean_nll(model, forget) + 1.9 * mean_nll(model, retain) + 3.0 * gate
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_reference_values_are_the_base_models(tmp_path: Path) -> None:
+    model = attach()
+    data = items(("forget",))
+    reference = ROWS.reference(model, data.sides["forget"])
+    for row, logps in zip(data.sides["forget"], reference, strict=True):
+        assert -logps.mean().item() == pytest.approx(mean_nll(tiny_model(), [row]).item(), abs=1e-5)
+        assert len(logps) == len(row.input_ids) - row.prompt_length
+
+
+def poisoned(signals: Signals, *, after: list[int]) -> LossTerms:
+    after[0] -= 1
+    scale = float("nan") if after[0] < 0 else 1.0
+    return LossTerms(forget=-signals.forget.mean_nll * scale, retain=signals.retain.mean_nll)
+
+
+@pytest.mark.parametrize("good_steps", [0, 1])
+def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path: Path, good_steps: int) -> None:
+    model = attach()
+    job = trainer(model, partial(poisoned, after=[good_steps]), Weights(1.0, 1.0, 0.0), tmp_path)
+    before = []
+    job.training_step = lambda m, i, *a, step=job.training_step: (
+        before.append([p.detach().clone() for p in m.parameters()]),
+        step(m, i, *a),
+    )[1]
+    with pytest.raises(TrainingDiverged, match=f"nan at step {good_steps + 1}"):
+        job.train()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before[-1], strict=True))
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+    class Spike(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * float("inf")
+
+    def spiked(signals: Signals) -> LossTerms:
+        return LossTerms(forget=Spike.apply(signals.forget.mean_nll), retain=signals.retain.mean_nll)
+
+    model = attach()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(TrainingDiverged, match="gradient is not finite at step 1"):
+        trainer(model, spiked, Weights(1.0, 1.0, 0.0), tmp_path).train()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_every_forget_row_comes_once_per_pass_and_refusals_vary() -> None:
+    data = items(("forget", "retain", "refusal"), steps=6)
+    order = [pick["forget"] for pick in data.order]
+    assert len(order) == 24
+    for start in range(0, 24, 6):
+        assert sorted(order[start : start + 6]) == list(range(6))
+    for pick in data.order:
+        forget, refusal = data.sides["forget"][pick["forget"]], data.sides["refusal"][pick["refusal"]]
+        assert forget.input_ids[: forget.prompt_length] == refusal.input_ids[: refusal.prompt_length]
+    assert len({pick["refusal"] for pick in data.order if pick["forget"] == 0}) > 1
+    assert items(("forget", "retain"), seed=0).order == items(("forget", "retain"), seed=0).order
+    assert items(("forget", "retain"), seed=0).order != items(("forget", "retain"), seed=1).order
+
+
+def test_validation_judges_by_answer_probability_and_leaves_the_mode_alone() -> None:
+    model = attach().train()
+    validate = validation(ROWS, tiny_model(), ENCODED["forget"], ENCODED["retain"])
+    found = validate(model)
+    assert model.training
+    model.eval()
+    now = torch.stack([(-mean_nll(model, [row])).exp() for row in ENCODED["forget"]]).mean()
+    assert found["forget_probability"] == pytest.approx(now.item(), rel=1e-4)
+    before = torch.stack([(-mean_nll(tiny_model(), [row])).exp() for row in ENCODED["forget"]]).mean()
+    assert found["forget_probability_before"] == pytest.approx(before.item(), rel=1e-4)
+    assert found["score"] == pytest.approx(min(found["retain_ratio"], 1.0) * (1 - found["forget_probability"]))
