@@ -88,13 +88,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(material: Material, 
     settings = {"model": str(material.model), "steps": 3, "learning-rate": "1e-3", "objective": "gd"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
     assert run(material, tmp_path / "run", "--config", str(tmp_path / "job.yaml"), "--steps", "2") == 0
-    used = json.loads((tmp_path / "run" / "config.json").read_text())
+    used = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert (used["steps"], used["learning_rate"], used["objective"], used["rank"]) == (2, 1e-3, "gd", 4)
 
 
 def test_the_record_of_a_run_repeats_it(material: Material, tmp_path: Path) -> None:
     assert run(material, tmp_path / "one", "--model", str(material.model), "--steps", "2") == 0
-    again = ["unlearn", "--config", str(tmp_path / "one" / "config.json"), "--output", str(tmp_path / "two")]
+    again = ["unlearn", "--config", str(tmp_path / "one" / "settings.json"), "--output", str(tmp_path / "two")]
     assert main(again) == 0
     one, two = (tmp_path / r / "adapter" / "adapter_model.safetensors" for r in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()

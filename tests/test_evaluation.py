@@ -255,6 +255,18 @@ def test_splits_and_rows_can_be_chosen(saved: Path, tmp_path: Path) -> None:
     assert list(splits) == ["forget", "forget_paraphrased"]
 
 
+def test_the_run_that_learnt_an_adapter_stands_for_it(saved: Path, tmp_path: Path) -> None:
+    from grun.evaluation import evaluate
+    from grun.runs import RunDirectory
+
+    given = config(saved, tmp_path / "out", max_rows=2)
+    run = RunDirectory.open(tmp_path / "run", given, "unlearn")
+    run.start()
+    (run.path / "adapter").symlink_to(saved / "run" / "adapter")
+    path = evaluate(config(saved, tmp_path / "out", max_rows=2, adapter=str(run.path)))
+    assert "after" in (path / "table.md").read_text()
+
+
 def test_score_is_pure(saved: Path) -> None:
     found = measure(
         tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forget", template=TEMPLATE, max_new_tokens=2

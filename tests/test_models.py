@@ -22,6 +22,12 @@ def test_a_folder_is_loaded_in_evaluation_mode(material: Material) -> None:
     assert load_model_and_tokenizer(str(material.model), dtype="bfloat16", device="cpu")[0].dtype == torch.bfloat16
 
 
+def test_the_run_that_made_a_model_stands_for_it(material: Material, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(material.model)
+    assert load_model_and_tokenizer(str(tmp_path / "run"), device="cpu")[0].config.num_hidden_layers == 4
+
+
 def legacy(folder: Path, content: object) -> str:
     tiny_model().config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -31,7 +31,7 @@ def test_opening_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_started_run_holds_what_repeats_it(tmp_path: Path) -> None:
     run = started(tmp_path / "run", data="abc")
-    assert json.loads((run.path / "config.json").read_text())["objective"] == "npo"
+    assert json.loads((run.path / "settings.json").read_text())["objective"] == "npo"
     record = json.loads((run.path / "run.json").read_text())
     assert (record["command"], record["data"], record["complete"]) == ("unlearn", "abc", False)
     assert {"grun", "python", "torch", "transformers", "peft"} <= set(record["versions"])
@@ -98,7 +98,7 @@ def test_a_file_is_written_wholly_or_not_at_all(tmp_path: Path) -> None:
         run.write_json("facts.json", {"a": object()})
     assert run.read_json("facts.json") == {"a": 1}
     assert run.read_json("absent.json") is None
-    assert {p.name for p in run.path.iterdir()} == {"config.json", "facts.json", "run.json"}
+    assert {p.name for p in run.path.iterdir()} == {"settings.json", "facts.json", "run.json"}
 
 
 def test_a_directory_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> None:

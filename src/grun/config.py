@@ -1,6 +1,6 @@
 """The configuration of every job: one dataclass each, one documented field per setting.
 
-These dataclasses are the only list of settings: command-line flags, keys of `--config file.yaml`, `config.json` of a run
+These dataclasses are the only list of settings: command-line flags, keys of `--config file.yaml`, `settings.json` of a run
 directory, validation and the documentation all come from them.
 """
 

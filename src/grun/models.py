@@ -36,7 +36,7 @@ def resolve_device(device: str) -> torch.device:
 def load_model_and_tokenizer(
     name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode, and its tokenizer, from a hub id or a folder.
+    """A causal language model in evaluation mode, and its tokenizer, from a hub id, a folder, or the run that made it.
 
     Only safetensors weights are read, unless the folder has nothing but a legacy `.bin` (then with `weights_only=True`, the
     default of transformers).
@@ -50,6 +50,9 @@ def load_model_and_tokenizer(
     looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
         raise UserError(f"--model '{name}': there is no such folder.")
+    if looks_local and not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"  # the run that made it was named
+        name = str(path)
     if looks_local and not (path / "config.json").is_file():
         raise UserError(f"--model '{name}': the folder has no config.json, so it holds no Hugging Face model.")
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}

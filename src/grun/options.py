@@ -17,7 +17,7 @@ from grun.config import flag, from_mapping
 from grun.errors import UserError
 
 C = TypeVar("C")
-CONFIG_HELP = "YAML or JSON file of settings (a run's config.json, for instance); flags given here win over it."
+CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
 
 
 def command_for(config_class: type[C], job: Callable[[C], None]) -> Callable[..., None]:

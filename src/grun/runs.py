@@ -24,7 +24,7 @@ from grun.errors import UserError
 from grun.records import Example
 
 RECORD = "run.json"
-CONFIG = "config.json"
+CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
 WHEREABOUTS = ("output", "overwrite", "device")  # settings that do not change what a run computes
@@ -34,13 +34,13 @@ WHEREABOUTS = ("output", "overwrite", "device")  # settings that do not change w
 class RunDirectory:
     """The directory of one run.
 
-    It holds `config.json` (the resolved settings, which `--config` reads again), `run.json` (command, versions, fingerprint
+    It holds `settings.json` (the resolved settings, which `--config` reads again), `run.json` (command, versions, fingerprint
     of the data, whether the run is complete), `checkpoints/` until the run is complete, and what the job writes.
 
     Attributes:
         path: the directory.
         record: what `run.json` holds, or will hold once the run was started.
-        config: what `config.json` holds, or will hold.
+        config: what `settings.json` holds, or will hold.
         is_complete: the same run was finished here before.
     """
 
