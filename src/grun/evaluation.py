@@ -122,8 +122,9 @@ def _file_splits(config: EvaluateConfig) -> dict[str, tuple[Example, ...]]:
 def _adapted(config: EvaluateConfig, model: Any) -> nn.Module:
     """The model with the adapter; or, from a folder that holds a whole model (full fine-tuning), that model."""
     folder = Path(str(config.adapter))
+    holds_adapter = any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter"))
     for whole in (folder, folder / "model"):
-        if (whole / "config.json").is_file() and not (whole / "adapter_config.json").is_file():
+        if (whole / "config.json").is_file() and not holds_adapter:
             return load_model_and_tokenizer(
                 str(whole), dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
             )[0]

@@ -40,8 +40,8 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
     """
     shown, left_out = _columns(results)
     table = Table(title=title, caption=_note(left_out), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("split")
-    table.add_column("")
+    for heading in ("split", ""):
+        table.add_column(heading, no_wrap=True)
     for metric in shown:
         table.add_column(_label(metric), justify="right")
     splits = _by_split(results)
