@@ -86,7 +86,7 @@ class FinetuneConfig(DataConfig):
     )
     data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.")
     split: str = option("full", "What to train on: full (forget and retain), or retain (the retain-only reference).")
-    epochs: float | None = option(None, "Passes over the data. Default: 16 from scratch, 5 with --model.", minimum=0.01)
+    epochs: float | None = option(None, "Passes over the data. Default: 20 from scratch, 5 with --model.", minimum=0.01)
     learning_rate: float | None = option(
         None,
         "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 4e-3 from scratch, 1e-5 with --model.",

@@ -42,7 +42,7 @@ from grun.training import StopCleanly, train_or_resume, training_arguments
 logger = logging.getLogger("grun")
 POOL = 16  # batches whose rows are sorted by length together: little padding, and still a random order
 CONTEXT = (512, 2048)  # least and most tokens that a model from scratch can read
-FROM_SCRATCH = {"epochs": 16.0, "learning_rate": 4e-3, "adam_beta2": 0.98}  # few steps: forget old gradients sooner
+FROM_SCRATCH = {"epochs": 20.0, "learning_rate": 4e-3, "adam_beta2": 0.98}  # few steps: forget old gradients sooner
 PRETRAINED = {"epochs": 5.0, "learning_rate": 1e-5, "adam_beta2": 0.999}
 
 
