@@ -78,7 +78,7 @@ def unlearn(config: UnlearnConfig) -> Path:
     """Run an unlearning job; run it again after an interruption to resume it.
 
     Returns:
-        The directory of the adapter (or, with `adapt="full"`, of the model).
+        The directory of the adapter (or, where all weights are trained, of the model).
 
     Raises:
         UserError: for wrong input, before anything is written.
@@ -90,7 +90,9 @@ def unlearn(config: UnlearnConfig) -> Path:
     objective = partial(entry.target, **objective_options(entry, config.objective_options))
     sides = load_sides(config)
     run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(sides)))
-    target = run.path / ("model" if config.adapt == "full" else "adapter")
+    way = adapters.get(config.adapt)
+    whole_model = way.info.get("whole_model", False)
+    target = run.path / ("model" if whole_model else "adapter")
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
         return target
@@ -106,7 +108,7 @@ def unlearn(config: UnlearnConfig) -> Path:
     items = dataclasses.replace(items, ref_logps={s: rows.reference(model, items.sides[s]) for s in references})
     validate = validation(rows, model, encoded["forget"], encoded["validation"] or encoded["retain"])
     torch.manual_seed(config.seed)
-    adapted = adapters.get(config.adapt).target(model, config)
+    adapted = way.target(model, config)
     run.start()
     facts: dict[str, Any] = {
         "rows": {name: len(part) for name, part in encoded.items()},
@@ -132,7 +134,7 @@ def unlearn(config: UnlearnConfig) -> Path:
     with atomic_directory(target) as directory:
         save: Any = adapted.save_pretrained
         save(str(directory))
-        if config.adapt == "full":
+        if whole_model:
             tokenizer.save_pretrained(str(directory))
     run.write_json("metrics.json", facts)
     run.mark_complete(time.monotonic() - started)

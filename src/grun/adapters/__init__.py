@@ -1,7 +1,8 @@
 """Ways of adapting a model: GRUN itself as a PEFT method, and what it is compared with.
 
 A way of adapting is a function `(model, UnlearnConfig) -> model` registered with its presets: the settings that a preset
-leaves to it (`None` in the configuration) are taken from there.
+leaves to it (`None` in the configuration) are taken from there. One that trains the weights themselves says
+`whole_model=True`, and the model is saved.
 """
 
 from __future__ import annotations
