@@ -31,6 +31,7 @@ EXAMPLES = {"forget": 4, "forget_paraphrased": 2, "retain": 1, "retain_heldout":
 KEPT = ("retain", "retain_heldout", "general")
 TARGET = "target"
 EVALUATION_BATCH = 64
+NEXT_FACT = 4  # rows; a fact is asked in three phrasings
 LONGEST_ANSWER = 40  # tokens; the benchmark's answers have fewer
 
 
@@ -120,11 +121,12 @@ def _spread(rows: Sequence[Example], count: int) -> list[Example]:
 
 
 def _examples(measured: Mapping[str, Mapping[str, Evidence]]) -> list[Answered]:
-    """Some questions of each kind, evenly spaced, with the answer of every subject."""
+    """Some questions of each kind with the answer of every subject: other people, and other facts about them."""
     found = []
     for split, count in EXAMPLES.items():
         rows = measured[TARGET][split].rows
-        for i in range(0, len(rows), -(-len(rows) // count)):
+        for k in range(min(count, len(rows))):
+            i = (k * (len(rows) // count) + k * NEXT_FACT) % len(rows)
             example = rows[i].example
             answers = {subject: str(evidence[split].rows[i].generated) for subject, evidence in measured.items()}
             found.append(Answered(split, example.prompt, example.answer, answers))
