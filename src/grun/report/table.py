@@ -43,7 +43,8 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
     for heading in ("split", ""):
         table.add_column(heading, no_wrap=True)
     for metric in shown:
-        table.add_column(_label(metric), justify="right")
+        label = _label(metric)
+        table.add_column(label, justify="right", min_width=max(map(len, label.split())))
     splits = _by_split(results)
     for split, subjects in splits.items():
         base = split.removesuffix("_paraphrased")
