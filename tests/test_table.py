@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from grun.records import Score
-from grun.report.table import Answered, answers_table, answers_to_markdown, before_after_table, to_markdown
+from grun.report.table import Answered, answers_table, answers_to_markdown, before_after_table, show_whole, to_markdown
 
 RESULTS = {
     "before": {
@@ -37,6 +38,14 @@ def test_subjects_stand_side_by_side_in_eighty_columns() -> None:
     for words in ("forget", "  paraphrased", "before", "after", "0.988", "0.010", "0.500"):
         assert words in text
     assert "Not measured: gate (the model has no gated adapter)" in " ".join(text.split())
+
+
+def test_a_wide_table_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    many = {f"metric number {i} of many": Score(i / 7, 3) for i in range(12)}
+    show_whole(before_after_table({"before": {"forget": many}}))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert all(f"{i / 7:.3f}" in text for i in range(12))
 
 
 def test_markdown_has_the_number_of_rows() -> None:

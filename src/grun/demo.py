@@ -19,7 +19,7 @@ from grun.finetune import finetune
 from grun.measuring import Results, measure, score
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.records import Benchmark, Evidence, Example
-from grun.report.table import Answered, answers_table, answers_to_markdown, before_after_table, to_markdown
+from grun.report.table import Answered, answers_table, answers_to_markdown, before_after_table, show_whole, to_markdown
 from grun.runs import RunDirectory
 from grun.unlearn import unlearn
 
@@ -78,7 +78,7 @@ def demo(config: DemoConfig) -> Path:
     run.write_text("answers.md", answers_to_markdown(answers))
     run.write_json("metrics.json", {"splits": _values(results), "training": facts})
     run.mark_complete(time.monotonic() - started)
-    console.print(before_after_table(results))
+    show_whole(before_after_table(results))
     console.print(answers_table(answers, title="Answers before and after"))
     for line in _summary(results, facts):
         console.print(line, highlight=False)

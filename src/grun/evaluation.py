@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from rich.console import Console
 from torch import nn
 
 from grun.batches import resolve_template
@@ -25,7 +24,7 @@ from grun.metrics import metrics as registry
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.readers import read_examples
 from grun.records import Evidence, Example, Score
-from grun.report.table import before_after_table, to_markdown
+from grun.report.table import before_after_table, show_whole, to_markdown
 from grun.runs import RunDirectory, fingerprint
 from grun.signals import context_length
 
@@ -75,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     )
     run.write_text("table.md", to_markdown(results))
     run.mark_complete(time.monotonic() - started)
-    Console().print(before_after_table(results))
+    show_whole(before_after_table(results))
     return run.path
 
 

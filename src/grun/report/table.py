@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Answered", "answers_table", "answers_to_markdown", "before_after_table", "to_markdown"]
+__all__ = ["Answered", "answers_table", "answers_to_markdown", "before_after_table", "show_whole", "to_markdown"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -54,6 +55,13 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
             last = i == len(subjects) - 1
             table.add_row(*map(_text, ("" if i else name, subject, *cells)), end_section=last)
     return table
+
+
+def show_whole(table: Table) -> None:
+    """Print a table to the terminal without cutting a cell, even where it is wider than the terminal."""
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
 
 
 def to_markdown(results: Subjects) -> str:
