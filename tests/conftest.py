@@ -13,7 +13,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
 
+from grun.batches import collate, encode  # noqa: E402
+from grun.records import Example  # noqa: E402
+from grun.signals import side_signals  # noqa: E402
+from grun.templates import resolve_template  # noqa: E402
 from helpers import tiny_model, tiny_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
@@ -46,6 +51,34 @@ def invented_rows(kind: str, count: int) -> list[dict[str, str]]:
         {"question": f"Where was {kind} {names[i % 8]} {i // 8} born?", "answer": f"In the town of {kind}{i}."}
         for i in range(count)
     ]
+
+
+def memorise(rows: list[dict[str, str]], steps: int = 200) -> PreTrainedModel:
+    """A tiny model that knows the answers."""
+    tokenizer = tiny_tokenizer()
+    template = resolve_template("auto", tokenizer)
+    batch = collate([encode(Example(r["question"], r["answer"]), tokenizer, template) for r in rows], 3)
+    model = tiny_model().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = side_signals(model, batch).mean_nll
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2, "the rows were not learnt"
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def memorised(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """The same with a model that knows all answers, and alternatives to those that are to be forgotten."""
+    folder = tmp_path_factory.mktemp("memorised")
+    forget, retain = invented_rows("Lund", 8), invented_rows("Marl", 24)
+    memorise(forget + retain).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    files = {"retain": retain, "forget": [row | {"alternative_answer": "In a city by the sea."} for row in forget]}
+    written = {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in files.items()}
+    return Material(folder / "model", **written)
 
 
 @pytest.fixture(scope="session")

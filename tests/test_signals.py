@@ -17,7 +17,7 @@ from grun.signals import (
     evaluating,
     gates_of_last_call,
     greedy,
-    reference_logps,
+    reference_signals,
     side_signals,
 )
 from helpers import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -151,7 +151,7 @@ def test_reference_log_probabilities_are_the_base_models_whatever_the_adapter(co
     model, batch = adapted(config), collate(rows(), 3)
     model.train()
     before = side_signals(tiny_model(), batch, with_grad=False).logps_BT
-    found = reference_logps(model, batch)
+    found = reference_signals(model, batch)
     assert torch.equal(found.logps_BT, before)
     assert not found.logps_BT.requires_grad
     assert model.training

@@ -13,12 +13,16 @@ from transformers import TrainingArguments
 
 from adapter_kit import attach
 from conftest import invented_rows
+from grun.adapters.model import decoder_layers
 from grun.errors import TrainingDiverged
-from grun.objectives import objectives
-from grun.records import Example, LossTerms, Signals
+from grun.losses import Recipe, Weights
+from grun.objectives import needs_of, objectives, retain_losses
+from grun.records import Example, Signals
+from grun.references import base_model_references
+from grun.refusals import REFUSALS
 from grun.rows import RowEncoder, paired_rows, validation
 from grun.templates import resolve_template
-from grun.trainer import JoinSides, UnlearnTrainer, Weights
+from grun.trainer import JoinSides, UnlearnTrainer
 from helpers import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -31,20 +35,25 @@ ENCODED = {side: ROWS.encode(rows) for side, rows in EXAMPLES.items()}
 
 
 def items(sides: tuple[str, ...], steps: int = 2, seed: int = 0):
-    return paired_rows(ROWS, ENCODED, EXAMPLES["forget"], sides, steps, seed)
+    answers = {"refusal": lambda _: REFUSALS}
+    return paired_rows(ROWS, ENCODED, EXAMPLES["forget"], sides, 4 * steps, seed, answers)
 
 
-def trainer(model: torch.nn.Module, objective: Callable, weights: Weights, folder: Path, sides=("forget", "retain")):
+def recipe(objective: Callable, weights: Weights, name: str = "gd") -> Recipe:
+    entry, retain = objectives.get(name), retain_losses.get("ce")
+    return Recipe(objective, retain.target, needs_of(entry, retain), weights)
+
+
+def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path):
     arguments = TrainingArguments(
         output_dir=str(folder), report_to="none", use_cpu=True, remove_unused_columns=False, max_steps=2, seed=0
     )
     return UnlearnTrainer(
         model=model,
         args=arguments,
-        train_dataset=items(sides),
-        objective=objective,
-        weights=weights,
-        validate=lambda: {"score": 0.0},
+        train_dataset=items(tuple(recipe.sides)),
+        recipe=recipe,
+        validate=lambda model: {"score": 0.0},
         pad_token_id=3,
     )
 
@@ -66,7 +75,8 @@ def test_the_loss_is_the_weighted_sum_by_hand(tmp_path: Path) -> None:
     weights = Weights(forget=0.7, retain=1.9, gate=3.0)
     data = items(("forget", "retain"))
     batch = [data[i] for i in range(4)]
-    found = trainer(model, objectives.get("gd").target, weights, tmp_path).compute_loss(model, JoinSides(3)(batch))
+    job = trainer(model, recipe(objectives.get("gd").target, weights), tmp_path)
+    found = job.compute_loss(model, JoinSides(3)(batch))
     forget, retain = ([item[side][0] for item in batch] for side in ("forget", "retain"))
     logits = []
     for row in [*forget, *retain]:
@@ -81,22 +91,42 @@ def test_the_loss_is_the_weighted_sum_by_hand(tmp_path: Path) -> None:
 def test_reference_values_are_the_base_models(tmp_path: Path) -> None:
     model = attach()
     data = items(("forget",))
-    reference = ROWS.reference(model, data.sides["forget"])
-    for row, logps in zip(data.sides["forget"], reference, strict=True):
-        assert -logps.mean().item() == pytest.approx(mean_nll(tiny_model(), [row]).item(), abs=1e-5)
-        assert len(logps) == len(row.input_ids) - row.prompt_length
+    rows = data.sides["forget"]
+    found = base_model_references(ROWS, model, rows, range(1, 6), {"logps", "logits", "hidden"}, base_layer(model, 1))
+    assert len(found["logps"][0]) == 0, "a row that is never drawn was computed"
+    for row, logps, logits, hidden in zip(
+        rows[1:], *(found[q][1:] for q in ("logps", "logits", "hidden")), strict=True
+    ):
+        ids = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            plain = tiny_model()(input_ids=ids, output_hidden_states=True)
+        answer = ids[0, row.prompt_length :]
+        torch.testing.assert_close(logits, plain.logits[0, row.prompt_length - 1 : -1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logps, logits.log_softmax(1).gather(1, answer[:, None])[:, 0])
+        torch.testing.assert_close(hidden, plain.hidden_states[2][0, row.prompt_length :], atol=1e-5, rtol=1e-5)
 
 
-def poisoned(signals: Signals, *, after: list[int]) -> LossTerms:
+def base_layer(model: torch.nn.Module, index: int) -> torch.nn.Module:
+    return decoder_layers(model.get_base_model())[1][index]
+
+
+def test_large_references_go_to_a_file_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [base_model_references(ROWS, tiny_model(), ENCODED["retain"], range(9), {"logits"})]
+    monkeypatch.setattr("grun.references.IN_MEMORY", 0)
+    kept.append(base_model_references(ROWS, tiny_model(), ENCODED["retain"], range(9), {"logits"}))
+    for in_memory, in_file in zip(kept[0]["logits"], kept[1]["logits"], strict=True):
+        assert torch.equal(in_memory, in_file)
+
+
+def poisoned(signals: Signals, *, after: list[int]) -> torch.Tensor:
     after[0] -= 1
-    scale = float("nan") if after[0] < 0 else 1.0
-    return LossTerms(forget=-signals.forget.mean_nll * scale, retain=signals.retain.mean_nll)
+    return -signals.forget.mean_nll * (float("nan") if after[0] < 0 else 1.0)
 
 
 @pytest.mark.parametrize("good_steps", [0, 1])
 def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path: Path, good_steps: int) -> None:
     model = attach()
-    job = trainer(model, partial(poisoned, after=[good_steps]), Weights(1.0, 1.0, 0.0), tmp_path)
+    job = trainer(model, recipe(partial(poisoned, after=[good_steps]), Weights(1.0, 1.0, 0.0)), tmp_path)
     before = []
     job.training_step = lambda m, i, *a, step=job.training_step: (
         before.append([p.detach().clone() for p in m.parameters()]),
@@ -117,13 +147,13 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None
         def backward(context, gradient):
             return gradient * float("inf")
 
-    def spiked(signals: Signals) -> LossTerms:
-        return LossTerms(forget=Spike.apply(signals.forget.mean_nll), retain=signals.retain.mean_nll)
+    def spiked(signals: Signals) -> torch.Tensor:
+        return Spike.apply(signals.forget.mean_nll)
 
     model = attach()
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(TrainingDiverged, match="gradient is not finite at step 1"):
-        trainer(model, spiked, Weights(1.0, 1.0, 0.0), tmp_path).train()
+        trainer(model, recipe(spiked, Weights(1.0, 1.0, 0.0)), tmp_path).train()
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 

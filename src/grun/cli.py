@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 REGISTRIES = {
     "objectives": ("grun.objectives", "objectives", "--objective"),
+    "retain losses": ("grun.objectives", "retain_losses", "--retain-loss"),
     "adaptations": ("grun.adapters", "adapters", "--adapt"),
     "benchmarks": ("grun.benchmarks", "benchmarks", "--benchmark"),
     "metrics": ("grun.metrics", "metrics", "--metrics"),

@@ -13,6 +13,7 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "JobConfig",
+    "TrainConfig",
     "UnlearnConfig",
     "from_mapping",
     "option",
@@ -72,12 +73,25 @@ class DataConfig(JobConfig):
     )
     columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage).")
     max_length: int | None = option(
-        None, "Longest row, in tokens; longer ones are truncated and counted. Default: the model's context.", minimum=8
+        None,
+        "Longest row, in tokens; longer ones are truncated and counted, running text is cut into pieces instead. "
+        "Default: the model's context.",
+        minimum=8,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(DataConfig):
+class TrainConfig(DataConfig):
+    """Settings of jobs that train."""
+
+    weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
+    trainer: dict[str, str] = option(
+        {}, "Any setting of transformers' TrainingArguments, as name=value (bf16=true, report_to=tensorboard)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
     """Settings of `grun finetune`: train the target model that is to forget."""
 
     output: str = option("target", "Directory to write the model, its tokenizer and the run's records to.")
@@ -92,7 +106,6 @@ class FinetuneConfig(DataConfig):
         "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 4e-3 from scratch, 1e-5 with --model.",
         minimum=0.0,
     )
-    weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
     hidden_size: int = option(128, "From scratch: hidden size.", minimum=8)
     layers: int = option(6, "From scratch: number of decoder layers.", minimum=1)
     heads: int = option(4, "From scratch: number of attention heads.", minimum=1)
@@ -106,7 +119,7 @@ class FinetuneConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnConfig(DataConfig):
+class UnlearnConfig(TrainConfig):
     """Settings of `grun unlearn`: learn an adapter that makes the model forget."""
 
     output: str = option("unlearned", "Directory to write the adapter and the run's records to.")
@@ -114,16 +127,39 @@ class UnlearnConfig(DataConfig):
     forget: list[str] = option([], "Files or hub ids of what to forget.")
     retain: list[str] = option([], "Files or hub ids of what to keep.")
     objective: str = option("npo", "Unlearning objective.")
-    adapt: str = option("grun", "How the model is adapted: grun, reft (ungated), lora, full.")
+    adapt: str = option("grun", "How the model is adapted: grun, reft (ungated), lora, dora, full.")
     preset: str = option("default", "Starting point of the settings below: default, or paper (the published setting).")
     steps: int | None = option(None, "Optimiser steps. Default: as the preset says.", minimum=1)
     epochs: float | None = option(None, "Passes over the forget rows, instead of steps.", minimum=0.01)
     learning_rate: float | None = option(None, "Peak learning rate (AdamW, linear decay).", minimum=0.0)
-    weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
-    forget_weight: float | None = option(None, "Weight of the forget term.", minimum=0.0)
-    retain_weight: float | None = option(None, "Weight of the retain term.", minimum=0.0)
+    retain_loss: str | None = option(
+        None, "Loss on retain rows: ce, kl, mse or none. Default: the one that the objective is published with."
+    )
+    forget_weight: float | None = option(None, "Weight of the forget term. Default: the objective's.", minimum=0.0)
+    retain_weight: float | None = option(None, "Weight of the retain term. Default: the objective's.", minimum=0.0)
+    retain_bound: float | None = option(
+        None,
+        "Largest acceptable retain loss: its weight becomes a dual variable that grows while the loss is larger. Default: "
+        "none; for pdu 1.1 times the base model's loss.",
+        minimum=0.0,
+    )
+    dual_step: float = option(1.0, "Step size of the dual variable.", minimum=0.0)
+    dual_warmup: float = option(5.0, "Passes over the forget rows before the dual variable moves.", minimum=0.0)
     gate_weight: float | None = option(
         None, "Weight of the gate's cross-entropy when gate and edit are trained together.", minimum=0.0
+    )
+    gate_class_weight: float = option(1.0, "Weight of forget prompts in the gate's cross-entropy.", minimum=0.0)
+    gate_warmup: int = option(
+        0, "Steps over which the forget and retain terms grow to their weights while the gate learns.", minimum=0
+    )
+    hidden_layer: str | None = option(
+        None,
+        "Layer whose output rmu and mse look at: index (7) or fraction of depth (0.22). Default: the last edited layer; "
+        "lora, dora, full: 0.22 of depth.",
+    )
+    refusals: str | None = option(None, "File of refusals, one per line. Default: those that come with grun.")
+    alternatives: str = option(
+        "column", "Alternative answers (altpo): column (alternative_answers of your file), or perturbed (TOFU's)."
     )
     objective_options: dict[str, str] = option({}, "Keyword arguments of the objective, as name=value (beta=0.1).")
     rank: int | None = option(None, "Rank of the edit (lora: of the update).", minimum=1)
@@ -149,6 +185,13 @@ class UnlearnConfig(DataConfig):
     evaluate_every: int | None = option(
         None, "Steps between validations, each a candidate for the best state.", minimum=1
     )
+    patience: int | None = option(
+        None, "Stop after so many validations without a better state. Default: never.", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("alternatives", self.alternatives, ("column", "perturbed"))
 
 
 @dataclass(frozen=True, kw_only=True)

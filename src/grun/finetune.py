@@ -30,6 +30,7 @@ from grun.benchmarks import load_benchmark
 from grun.config import FinetuneConfig
 from grun.errors import TrainingDiverged, UserError
 from grun.models import load_model_and_tokenizer, resolve_device
+from grun.processes import world
 from grun.progress import ProgressBar, quiet_trainer
 from grun.readers import read_examples
 from grun.records import Batch, Example
@@ -234,6 +235,7 @@ def _trainer(
     arguments = training_arguments(
         run,
         model.device,
+        config.trainer,
         max_steps=len(batches),
         per_device_train_batch_size=1,  # an item is a batch
         learning_rate=rate,
@@ -245,6 +247,7 @@ def _trainer(
         save_steps=config.save_every,
         seed=config.seed,
     )
+    arguments.max_steps = math.ceil(len(batches) / (arguments.gradient_accumulation_steps * world()))
     callbacks = [StopCleanly(), _StopAtLoss(config.stop_loss), ProgressBar("finetune")]
     trainer = _AnswerTrainer(model=model, args=arguments, train_dataset=batches, pad_token_id=pad, callbacks=callbacks)
     return quiet_trainer(trainer)

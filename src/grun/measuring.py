@@ -75,8 +75,8 @@ def gather(
         for index in length_batches([len(row.input_ids) for row in encoded], batch_size):
             side = side_signals(model, collate([encoded[i] for i in index], pad).to(device), with_grad=False)
             said = gates_of_last_call(model) if adapters else None
-            for b, i in enumerate(index):
-                logps[i] = tuple(side.logps_BT[b][side.mask_BT[b]].tolist())
+            for b, (i, own_N) in enumerate(zip(index, side.logps_N.split(side.lengths_B.tolist()), strict=True)):
+                logps[i] = tuple(own_N.tolist())
                 gates[i] = no_gates if said is None else (tuple(said[0][b].tolist()), tuple(said[1][b].tolist()))
             progress(len(index))
         if max_new_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["load_adapter", "load_model_and_tokenizer", "resolve_device"]
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        if accelerator is None:
+            return torch.device("cpu")
+        local = os.environ.get("LOCAL_RANK")  # set by accelerate launch and torchrun: one device for every process
+        return accelerator if local is None else torch.device(accelerator.type, int(local))
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)

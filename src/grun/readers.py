@@ -7,8 +7,8 @@ Column names are guessed from the usual ones, or given as `field=column`:
     text        running text: the first quarter of the words (at least 1, at most 64) is the prompt, the rest the
                 answer
 
-and, where there are any, `paraphrased_question(s)`, `paraphrased_answer`, `perturbed_answer(s)`, and the person or
-thing that a row is about as `subject`, `author` or `entity`.
+and, where there are any, `paraphrased_question(s)`, `paraphrased_answer`, `perturbed_answer(s)`,
+`alternative_answer(s)`, and the person or thing that a row is about as `subject`, `author` or `entity`.
 
 Rows are numbered as an editor or spreadsheet shows them: the line of a JSON-lines file, the row of a CSV file with its
 header as row 1, else counted from 1.
@@ -45,6 +45,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     ),
     "paraphrased_answer": ("paraphrased_answer",),
     "perturbed_answers": ("perturbed_answers", "perturbed_answer"),
+    "alternative_answers": ("alternative_answers", "alternative_answer", "alternatives", "alternate"),
 }
 FIELDS = ("prompt", "answer", "input", "messages", "text", *OPTIONAL)
 EXPECTED = "question/answer, prompt/completion, instruction/output, messages or text"
@@ -58,7 +59,7 @@ def read_examples(source: str, *, columns: Mapping[str, str] | None = None) -> l
             of a local copy of one, with an optional configuration and split: `name`, `name:config`,
             `name:config:split` (`name::split` for a split alone).
         columns: `field -> column` where the names cannot be guessed. Fields: prompt, answer, input, messages, text,
-            subject, paraphrased_prompts, paraphrased_answer, perturbed_answers.
+            subject, paraphrased_prompts, paraphrased_answer, perturbed_answers, alternative_answers.
 
     Raises:
         UserError: one line that names the file, the row and what is wrong with it.
@@ -151,6 +152,7 @@ def _example(row: Row, names: Mapping[str, str]) -> Example:
         "paraphrased_prompts": _texts(row, names, "paraphrased_prompts"),
         "paraphrased_answer": next(iter(_texts(row, names, "paraphrased_answer")), None),
         "perturbed_answers": _texts(row, names, "perturbed_answers"),
+        "alternative_answers": _texts(row, names, "alternative_answers"),
         "source": row.where,
     }
     if "messages" in names:

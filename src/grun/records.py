@@ -23,6 +23,7 @@ __all__ = [
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Example:
         paraphrased_prompts: other phrasings of the prompt, never used in training.
         paraphrased_answer: the answer in other words (TOFU).
         perturbed_answers: wrong answers of the same form (TOFU).
+        alternative_answers: harmless answers that may be given instead, for objectives that teach one (AltPO).
         raw_text: the row is running text cut in two, not a question: no template is applied.
         source: where the row came from, for messages ("forget.jsonl, row 12").
     """
@@ -51,6 +53,7 @@ class Example:
     paraphrased_prompts: tuple[str, ...] = ()
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    alternative_answers: tuple[str, ...] = ()
     raw_text: bool = False
     source: str = ""
 
@@ -112,19 +115,47 @@ class Batch:
         return {"input_ids": self.input_ids_BT, "attention_mask": self.attention_mask_BT}
 
 
+def _quantity(name: str, what: str) -> Any:
+    def read(self: SideSignals) -> Tensor:
+        if name not in self.quantities:
+            raise ValueError(f"'{name}' was not asked for: declare '<side>.{name}' in `needs`")
+        return self.quantities[name]
+
+    return property(read, doc=what)
+
+
 @dataclass(frozen=True)
 class SideSignals:
-    """What a model says about one side (forget, retain, refusal) of a batch, on answer tokens only.
+    """What a model says about one side (forget, retain, refusal, alternative) of a batch, on its N answer tokens, row by row.
 
     Attributes:
-        logps_BT: float32 log-probability of each answer token given what precedes it; 0 where `mask_BT` is false.
         mask_BT: bool, true on answer tokens.
-        ref_logps_BT: the same from the base model (adapters off), without gradient; None unless asked for.
+        quantities: tensors (N, ...) by the names that objectives declare in `needs`; those of the base model (`ref_...`)
+            carry no gradient. Read them through the properties.
+        token_count: what a mean over tokens divides by. None: N. Where the batch is one part of several (gradient
+            accumulation, several processes), the average N of the parts, so that the average of the parts' means is the
+            mean over all tokens.
+
+    Raises:
+        ValueError: when a quantity is read that the objective did not declare.
     """
 
-    logps_BT: Tensor
     mask_BT: Tensor
-    ref_logps_BT: Tensor | None = None
+    quantities: Mapping[str, Tensor]
+    token_count: float | None = None
+
+    targets_N = _quantity("targets", "int64, the answer tokens.")
+    logps_N = _quantity("logps", "Log-probability of each answer token given what precedes it, in nats.")
+    ref_logps_N = _quantity("ref_logps", "The same from the base model.")
+    logits_NV = _quantity("logits", "Logits that predict each answer token.")
+    ref_logits_NV = _quantity("ref_logits", "The same from the base model.")
+    hidden_ND = _quantity("hidden", "Output of the observed decoder layer at each answer token.")
+    ref_hidden_ND = _quantity("ref_hidden", "The same from the base model.")
+
+    @property
+    def logps_BT(self) -> Tensor:
+        """`logps_N` in the columns of their tokens, 0 elsewhere."""
+        return self._spread(self.logps_N)
 
     @property
     def nll_B(self) -> Tensor:
@@ -133,36 +164,74 @@ class SideSignals:
 
     @property
     def ref_nll_B(self) -> Tensor:
-        """The same under the base model.
+        """The same under the base model."""
+        return -self._spread(self.ref_logps_N).sum(1)
 
-        Raises:
-            ValueError: if the objective did not declare that it needs reference log-probabilities.
-        """
-        if self.ref_logps_BT is None:
-            raise ValueError("reference log-probabilities were not asked for: declare '<side>.ref_logps' in `needs`")
-        return -self.ref_logps_BT.sum(1)
+    @property
+    def lengths_B(self) -> Tensor:
+        """Number of answer tokens of each row, the end of the sequence included."""
+        return self.mask_BT.sum(1)
 
     @property
     def mean_nll(self) -> Tensor:
         """Cross-entropy: the mean over all answer tokens of the side, in nats per token."""
-        return -self.logps_BT.sum() / self.mask_BT.sum()
+        return self.mean(-self.logps_N)
+
+    def mean(self, values_N: Tensor) -> Tensor:
+        """Mean of one value per answer token over all answer tokens of the side."""
+        return values_N.sum() / (len(values_N) if self.token_count is None else self.token_count)
+
+    def mean_after_first(self, values_N: Tensor) -> Tensor:
+        """The same without the first token of each answer; 0 if no answer has a second one."""
+        is_first_N = (self.mask_BT.cumsum(1) == 1)[self.mask_BT]
+        count = (len(values_N) if self.token_count is None else self.token_count) - len(self.mask_BT)
+        return values_N.masked_fill(is_first_N, 0.0).sum() / max(count, 1)
+
+    def _spread(self, values_N: Tensor) -> Tensor:
+        return values_N.new_zeros(self.mask_BT.shape).masked_scatter(self.mask_BT, values_N)
 
 
 @dataclass(frozen=True)
 class Signals:
-    """All that an objective may look at; sides that it did not ask for are None."""
+    """All that an objective may look at.
 
-    forget: SideSignals | None = None
-    retain: SideSignals | None = None
-    refusal: SideSignals | None = None
+    Attributes:
+        sides: by name: `forget` (prompts with their answers), `refusal` and `alternative` (the same prompts with a refusal,
+            or with another, harmless answer) and `retain`; those that the objective declared in `needs`.
+        steering_D: random direction of unit length, fixed for the run; None unless the objective looks at hidden states.
+    """
+
+    sides: Mapping[str, SideSignals]
+    steering_D: Tensor | None = None
+
+    @property
+    def forget(self) -> SideSignals:
+        """Forget prompts with their answers."""
+        return self.sides["forget"]
+
+    @property
+    def refusal(self) -> SideSignals:
+        """Forget prompts with a refusal as answer."""
+        return self.sides["refusal"]
+
+    @property
+    def alternative(self) -> SideSignals:
+        """Forget prompts with another answer."""
+        return self.sides["alternative"]
+
+    @property
+    def retain(self) -> SideSignals:
+        """Retain prompts with their answers."""
+        return self.sides["retain"]
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What an objective returns: scalars to be minimised, weighted and summed by the trainer."""
+    """The scalars that are minimised, weighted and summed by the trainer; terms that a run does not have are None."""
 
     forget: Tensor
     retain: Tensor | None = None
+    gate: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from grun.batches import (
 )
 from grun.gate_fitting import GateFeatures, gate_features
 from grun.records import Batch, Example
-from grun.refusals import REFUSALS
-from grun.signals import reference_logps, side_signals
+from grun.signals import side_signals
 from grun.trainer import PairedRows
 
 logger = logging.getLogger("grun")
@@ -64,22 +63,18 @@ class RowEncoder:
         for index in length_batches([len(row.input_ids) for row in rows], 4 * self.batch_size):
             yield index, self._batch([rows[i] for i in index])
 
-    def reference(self, model: nn.Module, rows: Sequence[Encoded]) -> list[Tensor]:
-        """Base-model log-probabilities (answer tokens,) of each row, float32 on the CPU."""
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for index, batch in self.batches(rows):
-            side = reference_logps(model, batch)
-            for row, logps_T, mask_T in zip(index, side.logps_BT.cpu(), side.mask_BT.cpu(), strict=True):
-                found[row] = logps_T[mask_T]
-        return found
-
     def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
         """Mean over rows of the answer probability `exp(mean log-probability)`."""
         found: list[Tensor] = []
         for _, batch in self.batches(rows):
             side = side_signals(model, batch, with_grad=False)
-            found.append((side.logps_BT.sum(1) / side.mask_BT.sum(1)).exp())
+            found.append((-side.nll_B / side.lengths_B).exp())
         return float(torch.cat(found).mean())
+
+    def mean_nll(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
+        """Cross-entropy of the answers, in nats per token."""
+        found = [side_signals(model, batch, with_grad=False).logps_N for _, batch in self.batches(rows)]
+        return float(-torch.cat(found).mean())
 
     def features(self, model: nn.Module, rows: Sequence[Encoded]) -> list[GateFeatures]:
         """What the adapter's gates read, row by row in the order given."""
@@ -95,32 +90,57 @@ def paired_rows(
     encoded: Mapping[str, Sequence[Encoded]],
     forget: Sequence[Example],
     sides: Sequence[str],
-    steps: int,
+    items: int,
     seed: int,
+    answers: Mapping[str, Callable[[Example], Sequence[str]]],
 ) -> PairedRows:
     """All training items in order: every forget row once per pass, each beside a retain row drawn at random.
 
-    Where the objective has a `refusal` side, the forget prompt is paired with a refusal sentence drawn at random.
+    Args:
+        rows: makes encoded rows.
+        encoded: rows of the sides `forget` and `retain`.
+        forget: the examples of the forget rows.
+        sides: those that a batch holds.
+        items: number of training items.
+        seed: of the order and of what is drawn.
+        answers: by side, the answers that a forget example may be paired with instead of its own; one is drawn for every
+            row and pass.
     """
-    wanted = steps * rows.batch_size
     order: list[dict[str, int]] = []
-    refusals: list[Encoded] = []
-    drawn: dict[tuple[int, str], int] = {}
-    draw = random.Random(f"refusals {seed}")
+    drawn = {side: _DrawnRows(rows, forget, choices, side, seed) for side, choices in answers.items() if side in sides}
     epoch = 0
-    while len(order) < wanted:
+    while len(order) < items:
         for f, r in paired_order(len(encoded["forget"]), len(encoded["retain"]), seed, epoch):
-            item = {"forget": f, "retain": r}
-            if "refusal" in sides:
-                key = (f, draw.choice(REFUSALS))
-                if key not in drawn:
-                    drawn[key] = len(refusals)
-                    refusals += rows.encode([replace(forget[f], answer=key[1])])
-                item["refusal"] = drawn[key]
+            item = {"forget": f, "retain": r} | {side: other.draw(f) for side, other in drawn.items()}
             order.append({side: item[side] for side in sides})
         epoch += 1
-    everything = {**encoded, "refusal": refusals}
-    return PairedRows({side: everything[side] for side in sides}, order[:wanted], {})
+    everything = {**encoded, **{side: other.encoded for side, other in drawn.items()}}
+    return PairedRows({side: everything[side] for side in sides}, order[:items], {})
+
+
+class _DrawnRows:
+    """Forget prompts with answers drawn at random; every pair is encoded once."""
+
+    def __init__(
+        self,
+        rows: RowEncoder,
+        forget: Sequence[Example],
+        choices: Callable[[Example], Sequence[str]],
+        side: str,
+        seed: int,
+    ) -> None:
+        self.encoded: list[Encoded] = []
+        self._rows, self._forget, self._choices = rows, forget, choices
+        self._known: dict[tuple[int, str], int] = {}
+        self._random = random.Random(f"{side}s {seed}")
+
+    def draw(self, row: int) -> int:
+        """Number of the encoded row of a forget row with an answer drawn for it."""
+        key = (row, self._random.choice(self._choices(self._forget[row])))
+        if key not in self._known:
+            self._known[key] = len(self.encoded)
+            self.encoded += self._rows.encode([replace(self._forget[row], answer=key[1])])
+        return self._known[key]
 
 
 def validation(

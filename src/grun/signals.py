@@ -9,13 +9,13 @@ __all__ = [
     "evaluating",
     "gates_of_last_call",
     "greedy",
-    "reference_logps",
+    "reference_signals",
     "side_signals",
 ]
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -35,8 +35,22 @@ def accepts_prompt_lengths(model: nn.Module) -> bool:
     return bool(getattr(getattr(_unwrapped(model), "base_model", None), "takes_prompt_lengths", False))
 
 
-def side_signals(model: nn.Module, batch: Batch, *, with_grad: bool = True) -> SideSignals:
-    """Log-probabilities of the labelled tokens of a batch, in float32.
+def side_signals(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    wanted: Collection[str] = ("logps",),
+    layer: nn.Module | None = None,
+    with_grad: bool = True,
+) -> SideSignals:
+    """What a model says about the labelled tokens of a batch, in float32.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        batch: on the model's device.
+        wanted: quantities to return: `logps`, `logits`, `hidden`; `targets` are always there.
+        layer: the decoder layer whose output `hidden` is.
+        with_grad: keep the graph.
 
     Raises:
         ValueError: if the first token of a row is labelled: nothing precedes it that it could be predicted from.
@@ -44,21 +58,30 @@ def side_signals(model: nn.Module, batch: Batch, *, with_grad: bool = True) -> S
     mask_BT = batch.labels_BT != IGNORED
     if bool(mask_BT[:, 0].any()):
         raise ValueError("the first token of a row is labelled, but nothing precedes it: leave its label at -100")
-    with nullcontext() if with_grad else torch.no_grad():
-        logits_BKV, columns_K = _logits(model, batch, mask_BT)
-        answer_BK = mask_BT[:, columns_K + 1]
-        logits_NV = logits_BKV[answer_BK.to(logits_BKV.device)].float()
-        targets_N = batch.labels_BT[mask_BT].to(logits_NV.device)
-        logps_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
-        logps_BT = logps_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT.to(logps_N.device), logps_N)
-    return SideSignals(logps_BT, mask_BT.to(logps_N.device))
+    states: list[Tensor] = []
+    with nullcontext() if with_grad else torch.no_grad(), _observed(layer if "hidden" in wanted else None, states):
+        logits_BKV, columns_K = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
+        device = logits_BKV.device
+        found: dict[str, Tensor] = {"targets": batch.labels_BT[mask_BT].to(device)}
+        if "hidden" in wanted:
+            found["hidden"] = states[0][mask_BT.to(states[0].device)].float().to(device)
+        if "logps" in wanted or "logits" in wanted:
+            logits_NV = logits_BKV[mask_BT[:, columns_K + 1].to(device)].float()
+        if "logps" in wanted:
+            chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
+            found["logps"] = chosen_N - logits_NV.logsumexp(1)
+        if "logits" in wanted:
+            found["logits"] = logits_NV
+    return SideSignals(mask_BT.to(device), found)
 
 
 @torch.no_grad()
-def reference_logps(model: nn.Module, batch: Batch) -> SideSignals:
+def reference_signals(
+    model: nn.Module, batch: Batch, *, wanted: Collection[str] = ("logps",), layer: nn.Module | None = None
+) -> SideSignals:
     """The same under the base model: adapters off, dropout off, no gradient."""
     with adapters_off(model), evaluating(model):
-        return side_signals(model, batch, with_grad=False)
+        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False)
 
 
 def context_length(model: nn.Module) -> int | None:
@@ -136,12 +159,31 @@ def greedy(
     return texts
 
 
-def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+@contextmanager
+def _observed(layer: nn.Module | None, states: list[Tensor]) -> Iterator[None]:
+    """Inside, the outputs of a layer are appended to `states` (with a GRUN adapter at that layer, after its edit)."""
+    if layer is None:
+        yield
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
     """Logits (B, K, V) of the columns whose next token is labelled in some row, and those columns (K,).
 
-    Models that can do so compute no other logits: with a large vocabulary they are most of a step's memory.
+    Models that can do so compute no other logits: with a large vocabulary they are most of a step's memory. Where nobody looks
+    at logits, one column is enough.
     """
     columns_K = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
+    columns_K = columns_K if everything else columns_K[:1]
     parameters = _forward_parameters(model)
     inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
     if accepts_prompt_lengths(model):
@@ -217,8 +259,8 @@ def _forward_parameters(model: nn.Module) -> set[str]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel and compiled wrappers."""
-    for name in ("module", "_orig_mod"):
+    """The model inside data-parallel, sharding and compiled wrappers."""
+    for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):
         if name in model._modules:
             return _unwrapped(model._modules[name])  # type: ignore[arg-type]
     return model

@@ -1,10 +1,10 @@
-"""The trainer: transformers' own, asking the objective what it needs and adding the gate's cross-entropy."""
+"""The trainer: transformers' own, minimising a recipe and refusing whatever is not finite."""
 
 from __future__ import annotations
 
-__all__ = ["PairedRows", "SideRows", "UnlearnTrainer", "Weights"]
+__all__ = ["JoinSides", "PairedRows", "References", "UnlearnTrainer"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
+from grun.adapters.model import decoder_layers
 from grun.batches import Encoded, collate
+from grun.constraint import DualVariable
 from grun.errors import TrainingDiverged
-from grun.records import Batch, LossTerms, SideSignals, Signals
-from grun.signals import side_signals
+from grun.losses import Recipe, loss_terms, split_sides
+from grun.processes import all_true, gathered
+from grun.records import Batch, LossTerms
+from grun.signals import gates_of_last_call, side_signals
 
-SideRows = Mapping[str, Sequence[Encoded]]
-ObjectiveCall = Callable[[Signals], LossTerms]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the loss terms: `L = forget * L_forget + retain * L_retain + gate * L_gate` (arXiv 2502.17823, eq. 5)."""
-
-    forget: float
-    retain: float
-    gate: float
+References = Mapping[str, Sequence[Tensor]]  # by quantity, one tensor (answer tokens, ...) per row
 
 
 @dataclass(frozen=True)
@@ -38,20 +32,20 @@ class PairedRows(Dataset):  # type: ignore[type-arg]
     Attributes:
         sides: encoded rows by side.
         order: for each item, the row index per side.
-        ref_logps: base-model log-probabilities (answer tokens,) of each row, for the sides that need them.
+        references: by side, what the base model says about each row.
     """
 
-    sides: SideRows
+    sides: Mapping[str, Sequence[Encoded]]
     order: Sequence[Mapping[str, int]]
-    ref_logps: Mapping[str, Sequence[Tensor]]
+    references: Mapping[str, References]
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, item: int) -> dict[str, tuple[Encoded, Tensor | None]]:
+    def __getitem__(self, item: int) -> dict[str, tuple[Encoded, dict[str, Tensor]]]:
         picked = self.order[item]
         return {
-            side: (rows[picked[side]], self.ref_logps[side][picked[side]] if side in self.ref_logps else None)
+            side: (rows[picked[side]], {q: found[picked[side]] for q, found in self.references.get(side, {}).items()})
             for side, rows in self.sides.items()
         }
 
@@ -62,77 +56,80 @@ class JoinSides:
 
     pad_token_id: int
 
-    def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, Tensor | None]]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
         sides = list(items[0])
         batch = collate([item[side][0] for side in sides for item in items], self.pad_token_id)
-        references = {
-            side: torch.cat([item[side][1] for item in items])  # type: ignore[misc]
-            for side in sides
-            if items[0][side][1] is not None
-        }
         return {
             "input_ids": batch.input_ids_BT,
             "attention_mask": batch.attention_mask_BT,
             "labels": batch.labels_BT,
             "prompt_lengths": batch.prompt_lengths_B,
             "sides": sides,
-            "references": references,
+            "references": {
+                side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
+                for side in sides
+            },
+            "token_counts": {
+                side: float(sum(len(item[side][0].input_ids) - item[side][0].prompt_length for item in items))
+                for side in sides
+            },
         }
 
 
 class UnlearnTrainer(Trainer):
-    """`transformers.Trainer` for an unlearning objective.
+    """`transformers.Trainer` for a recipe of unlearning.
 
     Args:
-        objective: objective with its settings bound.
-        weights: weights of the loss terms.
-        validate: called at every evaluation; returns metrics (without the `eval_` prefix), among them `score`.
+        recipe: what is minimised.
+        validate: called with the model at every evaluation; returns metrics (without the `eval_` prefix), among them `score`.
         pad_token_id: fills rows up to the width of their batch.
-        **kwargs: passed on to `transformers.Trainer`.
+        **kwargs: passed on to `transformers.Trainer`. A `DualVariable` among the callbacks sets the weight of the retain loss.
     """
 
     def __init__(
-        self,
-        *,
-        objective: ObjectiveCall,
-        weights: Weights,
-        validate: Callable[[], dict[str, float]],
-        pad_token_id: int,
-        **kwargs: Any,
+        self, *, recipe: Recipe, validate: Callable[[nn.Module], dict[str, float]], pad_token_id: int, **kwargs: Any
     ) -> None:
         super().__init__(data_collator=JoinSides(pad_token_id), **kwargs)
-        self.objective: ObjectiveCall = objective
-        self.weights = weights
+        self.recipe = recipe
         self.validate = validate
-        self._terms: dict[str, float] = {}
         self.model_accepts_loss_kwargs = False
+        self._terms: dict[str, float] = {}
+        self._observed: nn.Module | None = None
+        if recipe.hidden_layer is not None:
+            model: Any = kwargs["model"]
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            self._observed = decoder_layers(base)[1][recipe.hidden_layer]
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         """Items come in the order that they were paired in, which is already seeded."""
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """The batches of one step; token counts are averaged over them and over processes, so that parts make a whole."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        everywhere = [counts for part in gathered([batch["token_counts"] for batch in batches]) for counts in part]
+        for batch in batches:
+            batch["token_counts"] = {
+                side: sum(counts[side] for counts in everywhere) / len(everywhere) for side in batch["sides"]
+            }
+        return batches, None
+
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> Tensor:
-        """Weighted sum of the objective's terms and the gate's cross-entropy.
+        """Weighted sum of the recipe's terms.
 
         Raises:
             TrainingDiverged: if it is not finite, before any weight changes.
         """
         batch = Batch(*(inputs[k] for k in ("input_ids", "attention_mask", "labels", "prompt_lengths")))
-        terms = self.objective(_split(side_signals(model, batch), inputs["sides"], inputs["references"]))
-        loss = self.weights.forget * terms.forget
-        if terms.retain is not None:
-            loss = loss + self.weights.retain * terms.retain
-        gate_loss = self._gate_loss(model, inputs["sides"]) if self.weights.gate else None
-        if gate_loss is not None:
-            loss = loss + self.weights.gate * gate_loss
-        self._terms = {
-            name: float(value.detach())
-            for name, value in (("forget", terms.forget), ("retain", terms.retain), ("gate", gate_loss))
-            if value is not None
-        }
-        if not bool(torch.isfinite(loss)):
+        joined = side_signals(model, batch, wanted=self.recipe.wanted(), layer=self._observed)
+        sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
+        gates = gates_of_last_call(model) if self.recipe.weights.gate else None
+        loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
+        if not all_true(bool(torch.isfinite(loss))):
             raise TrainingDiverged(f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}")
         return loss
 
@@ -140,23 +137,34 @@ class UnlearnTrainer(Trainer):
         """One step of gradients.
 
         Raises:
-            TrainingDiverged: if a gradient is not finite, before any weight changes.
+            TrainingDiverged: if a gradient is not finite, before any weight changes. Under float16 that is left to the
+                gradient scaler, which skips such steps.
         """
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if not bool(torch.isfinite(torch.stack([g.abs().max() for g in gradients])).all()):
+        gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+        finite = [g.isfinite().all() for g in gradients]
+        if self.accelerator.scaler is None and not all_true(not finite or bool(torch.stack(finite).all())):
             raise TrainingDiverged(f"a gradient is not finite at step {self.state.global_step + 1}")
         return loss
 
-    def _gate_loss(self, model: nn.Module, sides: Sequence[str]) -> Tensor | None:
-        """Binary cross-entropy of every gate, 1 for forget prompts (refusals answer these too), 0 for retain prompts."""
-        gates = getattr(self.accelerator.unwrap_model(model).base_model, "last_gates", None)
-        if not gates:
-            return None
-        logits_BG = torch.cat([g.logits_BG for g in gates.values()], dim=1)
-        is_forget_S = torch.tensor([side != "retain" for side in sides], device=logits_BG.device)
-        target_B = is_forget_S.repeat_interleave(len(logits_BG) // len(sides)).float()
-        return nn.functional.binary_cross_entropy_with_logits(logits_BG, target_B[:, None].expand_as(logits_BG))
+    def _weighted(self, terms: LossTerms) -> Tensor:
+        weights, dual = self.recipe.weights, self._dual()
+        retain_weight = weights.retain if dual is None else dual.weight
+        loss = weights.forget * terms.forget
+        if terms.retain is not None:
+            loss = loss + retain_weight * terms.retain
+        loss = weights.warmed(self.state.global_step) * loss
+        if terms.gate is not None:
+            loss = loss + weights.gate * terms.gate
+        self._terms = {name: float(value.detach()) for name, value in vars(terms).items() if value is not None}
+        if dual is not None:
+            dual.observe(self._terms["retain"])
+            self._terms["retain_weight"] = retain_weight
+        return loss
+
+    def _dual(self) -> DualVariable | None:
+        """Looked up every time: resuming replaces callbacks by restored ones."""
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, DualVariable)), None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log with the single loss terms beside the total."""
@@ -165,21 +173,14 @@ class UnlearnTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics with the prefix `eval_`; the best state is chosen by `eval_score`."""
-        metrics = {f"eval_{name}": value for name, value in self.validate().items()}
+        """Validation metrics with the prefix `eval_`; the best state is chosen by `eval_score` unless told otherwise."""
+        metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-def _split(joined: SideSignals, sides: Sequence[str], references: Mapping[str, Tensor]) -> Signals:
-    """Signals per side of a batch that holds the same number of rows of each."""
-    parts: dict[str, SideSignals] = {}
-    rows = len(joined.logps_BT) // len(sides)
-    for i, side in enumerate(sides):
-        mask_BT = joined.mask_BT[i * rows : (i + 1) * rows]
-        ref_BT = None
-        if side in references:
-            ref_BT = joined.logps_BT.new_zeros(mask_BT.shape).masked_scatter(mask_BT, references[side])
-        parts[side] = SideSignals(joined.logps_BT[i * rows : (i + 1) * rows], mask_BT, ref_BT)
-    return Signals(**parts)
+def _local(gradient: Tensor) -> Tensor:
+    """This process's part of a sharded gradient."""
+    part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return part

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-__all__ = ["StopCleanly", "train_or_resume", "training_arguments"]
+__all__ = ["StopCleanly", "parsed_settings", "train_or_resume", "training_arguments"]
 
+import argparse
+import os
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.hf_argparser import string_to_bool
 
-from grun.errors import Interrupted, TrainingDiverged
+from grun.errors import Interrupted, TrainingDiverged, UserError, nearest
+from grun.processes import is_main, wait
 from grun.runs import CHECKPOINTS, RunDirectory
+
+OWN_FLAGS = {
+    "output_dir": "--output",
+    "resume_from_checkpoint": "the same command again, which resumes",
+    "max_steps": "--steps",
+    "num_train_epochs": "--epochs",
+    "per_device_train_batch_size": "--batch-size",
+    "learning_rate": "--learning-rate",
+    "weight_decay": "--weight-decay",
+    "seed": "--seed",
+    "eval_steps": "--evaluate-every",
+    "save_steps": "--evaluate-every (finetune: --save-every)",
+    "use_cpu": "--device cpu",
+}
 
 
 class StopCleanly(TrainerCallback):
@@ -43,18 +69,71 @@ class StopCleanly(TrainerCallback):
         self._before.clear()
 
 
-def training_arguments(run: RunDirectory, device: torch.device, **settings: Any) -> TrainingArguments:
-    """Arguments of a job's trainer: two checkpoints in the run's directory, nothing sent anywhere, no loss smoothed over."""
-    return TrainingArguments(
-        output_dir=str(run.path / CHECKPOINTS),
-        save_total_limit=2,
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=False,
-        **settings,
-    )
+def training_arguments(
+    run: RunDirectory, device: torch.device, given: Mapping[str, str], **settings: Any
+) -> TrainingArguments:
+    """Arguments of a job's trainer: two checkpoints in the run's directory, nothing sent anywhere, no loss smoothed over.
+
+    Args:
+        run: where checkpoints go.
+        device: that the model is on.
+        given: the user's settings, as `name=value`; they win.
+        **settings: the job's own.
+
+    Raises:
+        UserError: for a setting that transformers does not have, one that grun has a flag for, or a wrong value.
+    """
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
+    defaults = {
+        "output_dir": str(run.path / CHECKPOINTS),
+        "save_total_limit": 2,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    try:
+        arguments = TrainingArguments(**{**defaults, **settings, **parsed_settings(given)})
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--trainer: {error}") from error
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = (
+            1  # several devices are for several processes; nn.DataParallel would copy the model every step
+        )
+    return arguments
+
+
+def parsed_settings(given: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of `TrainingArguments` from text, by the types that it declares.
+
+    Raises:
+        UserError: for an unknown setting, one that grun has a flag for, or a value of the wrong type.
+    """
+    if not given:
+        return {}
+    options = HfArgumentParser(TrainingArguments)._option_string_actions  # type: ignore[arg-type]
+    names = {option.removeprefix("--") for option in options if option.startswith("--") and "-" not in option[2:]}
+    parsed = {}
+    for name, value in given.items():
+        if name in OWN_FLAGS:
+            raise UserError(f"--trainer {name}={value}: grun has a setting of its own for that; use {OWN_FLAGS[name]}.")
+        if name not in names:
+            hint = nearest(name, names)
+            raise UserError(f"--trainer {name}={value}: transformers' TrainingArguments has no '{name}'.{hint}")
+        action = options[f"--{name}"]
+        convert: Any = action.type or str
+        try:
+            many = action.nargs in ("*", "+")
+            parsed[name] = [convert(v) for v in value.split(",")] if many else convert(value)
+        except (ValueError, TypeError, KeyError, argparse.ArgumentTypeError) as error:
+            wanted = {string_to_bool: "true or false"}.get(convert, getattr(convert, "__name__", "another value"))
+            raise UserError(f"--trainer {name} is '{value}', expected {wanted}.") from error
+        if action.choices is not None and parsed[name] not in action.choices:
+            raise UserError(f"--trainer {name} is '{value}', expected one of {', '.join(map(str, action.choices))}.")
+    return parsed
 
 
 def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
@@ -68,7 +147,9 @@ def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
         TrainingDiverged: if a loss or gradient is not finite; the state before that step is kept.
         Interrupted: if the user stopped the run; its state is kept.
     """
-    checkpoint = run.last_checkpoint()
+    checkpoint = run.last_checkpoint() if is_main() else None
+    wait()
+    checkpoint = checkpoint or run.last_checkpoint()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except TrainingDiverged as error:
@@ -84,4 +165,5 @@ def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
         raise Interrupted(
             f"stopped after step {step}; the state is kept in {run.path}. Run the same command to resume."
         )
-    run.write_json("log.json", trainer.state.log_history)
+    if is_main():
+        run.write_json("log.json", trainer.state.log_history)

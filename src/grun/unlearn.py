@@ -2,80 +2,52 @@
 
 from __future__ import annotations
 
-__all__ = ["Sides", "load_sides", "unlearn"]
+__all__ = ["unlearn"]
 
 import dataclasses
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from grun.adapters import adapters, with_presets
+from grun.adapters.model import decoder_layers
 from grun.batches import Encoded, pad_token_id, resolve_template
-from grun.benchmarks import load_benchmark
 from grun.config import UnlearnConfig
-from grun.errors import UserError
+from grun.constraint import DualVariable
 from grun.gate_fitting import calibrate, fit_gates
+from grun.losses import Recipe
+from grun.memory import peak_memory
 from grun.models import load_model_and_tokenizer
-from grun.objectives import objective_options, objectives, sides_of
+from grun.objectives import objectives
+from grun.processes import is_main, join_processes, same_everywhere, wait, world
 from grun.progress import ProgressBar, quiet_trainer
-from grun.readers import check_disjoint, read_examples
-from grun.records import Example
+from grun.recipes import freeze_unreached, recipe_of, resolved_hidden_layer
+from grun.references import base_model_references
 from grun.rows import RowEncoder, paired_rows, validation
 from grun.runs import RunDirectory, atomic_directory, fingerprint
-from grun.splitting import withhold
-from grun.trainer import UnlearnTrainer, Weights
+from grun.sides import chunk_running_text, load_sides, other_answers
+from grun.trainer import UnlearnTrainer
 from grun.training import StopCleanly, train_or_resume, training_arguments
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
+SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Examples of an unlearning run: what to forget, what to keep, and what to keep that is only looked at."""
-
-    forget: list[Example]
-    retain: list[Example]
-    validation: list[Example]
-
-
-def load_sides(config: UnlearnConfig) -> Sides:
-    """Read what to forget and what to keep, from a benchmark or from files, and withhold whole retain subjects.
-
-    Raises:
-        UserError: for missing or contradictory settings, unreadable files, or identical forget and retain rows.
-    """
-    if config.benchmark and (config.forget or config.retain):
-        raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
-    if config.benchmark:
-        data = load_benchmark(
-            config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
-        )
-        forget, retain = list(data.splits[data.forget]), list(data.splits[data.retain])
-    else:
-        for name, meaning in (("forget", "forget"), ("retain", "keep")):
-            if not getattr(config, name):
-                raise UserError(f"--{name} is missing: give a file of what to {meaning}, or --benchmark.")
-        forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
-        retain = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
-    shared = check_disjoint(forget, retain)
-    if shared:
-        logger.warning("%d rows are in both --forget and --retain; they are forgotten.", shared)
-        known = {(row.prompt, row.answer) for row in forget}
-        retain = [row for row in retain if (row.prompt, row.answer) not in known]
-    return Sides(forget, *withhold(retain, config.withhold, config.seed))
-
-
-def unlearn(config: UnlearnConfig) -> Path:
+def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
     """Run an unlearning job; run it again after an interruption to resume it.
+
+    Args:
+        config: of the job.
+        callbacks: more callbacks for the trainer.
 
     Returns:
         The directory of the adapter (or, where all weights are trained, of the model).
@@ -86,12 +58,14 @@ def unlearn(config: UnlearnConfig) -> Path:
         Interrupted: if the user stopped the run; its state is kept.
     """
     config = with_presets(config)
-    entry = objectives.get(config.objective)
-    objective = partial(entry.target, **objective_options(entry, config.objective_options))
-    sides = load_sides(config)
-    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(sides)))
+    recipe = recipe_of(config)
     way = adapters.get(config.adapt)
     whole_model = way.info.get("whole_model", False)
+    data = load_sides(config)
+    answers = other_answers(config, recipe.sides, data.forget)
+    join_processes(config.device)
+    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(data)))
+    wait()
     target = run.path / ("model" if whole_model else "adapter")
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
@@ -99,17 +73,40 @@ def unlearn(config: UnlearnConfig) -> Path:
     model, tokenizer = load_model_and_tokenizer(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
+    recipe = resolved_hidden_layer(recipe, config, model)
     template = resolve_template(config.template, tokenizer)
     rows = RowEncoder(tokenizer, template, _longest(config, model), config.batch_size, model.device)
-    encoded = {name: rows.encode(getattr(sides, name)) for name in ("forget", "retain", "validation")}
+    forget, retain, held_out = (
+        chunk_running_text(part, tokenizer, rows.max_length) for part in (data.forget, data.retain, data.validation)
+    )
+    encoded = {"forget": rows.encode(forget), "retain": rows.encode(retain), "validation": rows.encode(held_out)}
     started = time.monotonic()
-    items = paired_rows(rows, encoded, sides.forget, sides_of(entry), _steps(config, len(sides.forget)), config.seed)
-    references = {need.split(".")[0] for need in entry.info["needs"] if need.endswith(".ref_logps")}
-    items = dataclasses.replace(items, ref_logps={s: rows.reference(model, items.sides[s]) for s in references})
+    arguments = _arguments(config, run, len(forget), model.device)
+    items = paired_rows(
+        rows,
+        encoded,
+        forget,
+        recipe.sides,
+        arguments.max_steps * _rows_per_step(arguments),
+        config.seed,
+        answers,
+    )
+    observed = None if recipe.hidden_layer is None else decoder_layers(model)[1][recipe.hidden_layer]
+    references = {
+        side: base_model_references(
+            rows, model, items.sides[side], {item[side] for item in items.order}, recipe.references(side), observed
+        )
+        for side in recipe.sides
+    }
+    items = dataclasses.replace(items, references=references)
     validate = validation(rows, model, encoded["forget"], encoded["validation"] or encoded["retain"])
+    dual = _dual_variable(config, recipe, len(forget), arguments, partial(rows.mean_nll, model, encoded["retain"]))
     torch.manual_seed(config.seed)
-    adapted = way.target(model, config)
-    run.start()
+    adapted: Any = way.target(model, config)
+    freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
+    if is_main():
+        run.start()
+    wait()
     facts: dict[str, Any] = {
         "rows": {name: len(part) for name, part in encoded.items()},
         "trainable_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
@@ -119,25 +116,33 @@ def unlearn(config: UnlearnConfig) -> Path:
     trainer = quiet_trainer(
         UnlearnTrainer(
             model=adapted,
-            args=_arguments(config, run, len(items), model.device),
+            args=arguments,
             train_dataset=items,
             eval_dataset=items,
-            objective=objective,
-            weights=_weights(config, entry.info),
-            validate=partial(validate, adapted),
+            recipe=recipe,
+            validate=validate,
             pad_token_id=pad_token_id(tokenizer),
-            callbacks=[StopCleanly(), ProgressBar(f"{config.objective}, {config.adapt}")],
+            callbacks=[
+                StopCleanly(),
+                ProgressBar(f"{config.objective}, {config.adapt}"),
+                *([] if dual is None else [dual]),
+                *([] if config.patience is None else [EarlyStoppingCallback(config.patience)]),
+                *callbacks,
+            ],
         )
     )
     train_or_resume(trainer, run)
-    facts["validation"] = validate(adapted)
-    with atomic_directory(target) as directory:
-        save: Any = adapted.save_pretrained
-        save(str(directory))
-        if whole_model:
-            tokenizer.save_pretrained(str(directory))
-    run.write_json("metrics.json", facts)
-    run.mark_complete(time.monotonic() - started)
+    facts["validation"] = validate(trainer.model_wrapped)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
+    if is_main():
+        with atomic_directory(target) as directory:
+            adapted.save_pretrained(str(directory), state_dict=state)
+            if whole_model:
+                tokenizer.save_pretrained(str(directory))
+        facts |= {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
+        run.write_json("metrics.json", facts)
+        run.mark_complete(time.monotonic() - started)
+    wait()
     return target
 
 
@@ -147,19 +152,21 @@ def _longest(config: UnlearnConfig, model: nn.Module) -> int | None:
     return min(filter(None, (config.max_length, context)), default=None)
 
 
-def _steps(config: UnlearnConfig, forget_rows: int) -> int:
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    return max(1, math.ceil(config.epochs * forget_rows / config.batch_size))
+def _rows_per_step(arguments: TrainingArguments) -> int:
+    """Rows of each side that one optimiser step sees, over all parts and processes."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world()
 
 
-def _weights(config: UnlearnConfig, info: dict[str, Any]) -> Weights:
-    return Weights(
-        forget=config.forget_weight if config.forget_weight is not None else info.get("forget_weight", 1.0),
-        retain=config.retain_weight if config.retain_weight is not None else info["retain_weight"],
-        gate=0.0 if config.fit_gate_first else (config.gate_weight or 0.0),
-    )
+def _dual_variable(
+    config: UnlearnConfig, recipe: Recipe, forget_rows: int, arguments: TrainingArguments, base_loss: Any
+) -> DualVariable | None:
+    """The dual variable, where the retain loss is a constraint; `base_loss` is only computed if no bound was given."""
+    constrained = objectives.get(config.objective).info.get("constrained", False)
+    if config.retain_bound is None and not constrained:
+        return None
+    bound = config.retain_bound if config.retain_bound is not None else SLACK * base_loss()
+    warmup = math.ceil(config.dual_warmup * forget_rows / _rows_per_step(arguments))
+    return DualVariable(recipe.weights.retain, bound, config.dual_step, warmup)
 
 
 def _fit(
@@ -176,18 +183,22 @@ def _fit(
         if config.calibrate:
             rate = calibrate(model, features["forget"], normal, config.false_positive_rate)
             facts["validation_false_positive_rate"] = rate
-        run.write_json(GATES, facts)
+        same_everywhere(tensor for name, tensor in model.state_dict().items() if ".grun_gate." in name)
+        if is_main():
+            run.write_json(GATES, facts)
     for name, parameter in model.named_parameters():
         if ".grun_gate." in name:
             parameter.requires_grad = False
     return facts
 
 
-def _arguments(config: UnlearnConfig, run: RunDirectory, items: int, device: torch.device) -> TrainingArguments:
-    return training_arguments(
+def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:
+    """The trainer's arguments; where passes were asked for, their steps depend on how many rows a step sees."""
+    arguments = training_arguments(
         run,
         device,
-        max_steps=items // config.batch_size,
+        config.trainer,
+        max_steps=config.steps or 1,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -201,3 +212,7 @@ def _arguments(config: UnlearnConfig, run: RunDirectory, items: int, device: tor
         greater_is_better=True,
         seed=config.seed,
     )
+    if config.steps is None:
+        assert config.epochs is not None
+        arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / _rows_per_step(arguments)))
+    return arguments

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PAPER_DEPTHS", "GrunConfig"]
+__all__ = ["PAPER_DEPTHS", "GrunConfig", "parsed_layer", "resolved_layer"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -155,6 +155,35 @@ class GrunConfig(PeftConfig):
                     f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1)."
                 )
         return list(layers)
+
+
+def parsed_layer(text: str, flag: str) -> int | float:
+    """A layer as it is written on the command line: an index (int) or a fraction of depth (with a point in it).
+
+    Raises:
+        UserError: naming the flag.
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise UserError(
+            f"{flag} contains '{text}', expected an index (20) or a fraction of depth (0.65); separate several by commas."
+        ) from error
+
+
+def resolved_layer(text: str, num_layers: int, flag: str) -> int:
+    """The index of a layer that is written as an index or as a fraction of depth.
+
+    Raises:
+        UserError: naming the flag, if it is neither, or out of range.
+    """
+    value = parsed_layer(text, flag)
+    in_range = 0.0 < value <= 1.0 if isinstance(value, float) else 0 <= value < num_layers
+    if not in_range:
+        raise UserError(
+            f"{flag} is {text}, but the model has {num_layers} layers (0 to {num_layers - 1}; or a fraction of depth)."
+        )
+    return _index(value, num_layers)
 
 
 def _is_int(value: object) -> bool:

@@ -9,9 +9,8 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 
 from grun.adapters import adapters
-from grun.adapters.config import GrunConfig
+from grun.adapters.config import GrunConfig, parsed_layer
 from grun.config import UnlearnConfig
-from grun.errors import UserError
 
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
 DEFAULT: dict[str, Any] = COMMON | {
@@ -46,7 +45,7 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
     make = GrunConfig.paper if config.preset == "paper" else GrunConfig
     settings: dict[str, Any] = {
         "rank": config.rank,
-        "layers": [_layer(text) for text in str(config.layers).split(",")],
+        "layers": [parsed_layer(text, "--layers") for text in str(config.layers).split(",")],
         "gate": config.gate,
         "gate_reads": config.gate_reads,
         "gate_layer": None if config.gate_layer == -1 else config.gate_layer,
@@ -55,24 +54,17 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
     return make(**settings, init_seed=config.seed, base_model_name_or_path=config.model)
 
 
-@adapters.register("grun", paper="arXiv 2502.17823", presets={"default": DEFAULT, "paper": PAPER})
+@adapters.register("grun", paper="arXiv 2502.17823", edits=True, presets={"default": DEFAULT, "paper": PAPER})
 def grun(model: Any, config: UnlearnConfig) -> PeftModel:
     """Gated low-rank edits of hidden states; the weights stay frozen."""
     adapted: PeftModel = get_peft_model(model, grun_config(config))
     return adapted
 
 
-@adapters.register("reft", paper="arXiv 2404.03592", presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED})
+@adapters.register(
+    "reft", paper="arXiv 2404.03592", edits=True, presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED}
+)
 def reft(model: Any, config: UnlearnConfig) -> PeftModel:
     """The same low-rank edits without a gate (LoReFT): every prompt is edited."""
     adapted: PeftModel = get_peft_model(model, grun_config(config))
     return adapted
-
-
-def _layer(text: str) -> int | float:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise UserError(
-            f"--layers contains '{text}', expected indices (20,25,31) or fractions of depth (0.65,0.8,1.0)."
-        ) from error

@@ -1,8 +1,8 @@
-"""LoRA on every linear layer, as a way of adapting a model."""
+"""LoRA and DoRA on every linear layer, as ways of adapting a model."""
 
 from __future__ import annotations
 
-__all__ = ["lora"]
+__all__ = ["dora", "lora"]
 
 from typing import Any
 
@@ -24,6 +24,16 @@ PRESET = {
 @adapters.register("lora", paper="arXiv 2106.09685", presets={"default": PRESET | {"evaluate_every": 25}})
 def lora(model: Any, config: UnlearnConfig) -> PeftModel:
     """Low-rank updates of the weights of every linear layer (peft's LoRA, alpha twice the rank)."""
+    return _adapted(model, config)
+
+
+@adapters.register("dora", paper="arXiv 2402.09353", presets={"default": PRESET | {"evaluate_every": 25}})
+def dora(model: Any, config: UnlearnConfig) -> PeftModel:
+    """LoRA on the direction of the weights, their length trained apart (peft's DoRA)."""
+    return _adapted(model, config, use_dora=True)
+
+
+def _adapted(model: Any, config: UnlearnConfig, **settings: Any) -> PeftModel:
     assert config.rank is not None
     lora_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -31,6 +41,7 @@ def lora(model: Any, config: UnlearnConfig) -> PeftModel:
         lora_alpha=2 * config.rank,
         target_modules="all-linear",
         base_model_name_or_path=config.model,
+        **settings,
     )
     adapted: PeftModel = get_peft_model(model, lora_config)
     return adapted

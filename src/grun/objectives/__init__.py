@@ -1,29 +1,44 @@
-"""Unlearning objectives: pure functions `(Signals, *, settings) -> LossTerms`, all to be minimised.
+"""Unlearning objectives and retain losses: pure functions of what a model says, all to be minimised.
 
-An objective registers with the paper it comes from and the quantities that it needs: `forget.logps`, `retain.logps`,
-`refusal.logps` (the forget prompts with a refusal as answer), and `<side>.ref_logps` for the base model's. It never calls a
-model. Its keyword-only arguments are its configuration: flags, documentation and validation come from the signature.
+An objective is a function `(Signals, *, settings) -> scalar`, a retain loss a function `SideSignals -> scalar`; any of one
+goes with any of the other. Both register with the paper they come from and the quantities that they need. Quantities are
+`logps`, `logits`, `hidden` (the output of one decoder layer) and the same from the base model with the prefix `ref_`; an
+objective names the side as well: `forget.logps`, `refusal.ref_logps`, `alternative.logps` (sides: see `Signals`). Neither ever
+calls a model. An objective's keyword-only arguments are its configuration: flags, documentation and validation come from the
+signature. It also says which retain loss it is used with unless the user wants another, and the weights of both terms.
 """
 
 from __future__ import annotations
 
-__all__ = ["Objective", "objective_options", "objectives", "sides_of"]
+__all__ = ["Objective", "RetainLoss", "needs_of", "objective_options", "objectives", "retain_losses"]
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from grun.errors import UserError, nearest
-from grun.records import LossTerms
+from grun.records import SideSignals
 from grun.registry import Entry, Registry
 
-Objective = Callable[..., LossTerms]
+Objective = Callable[..., Tensor]
+RetainLoss = Callable[[SideSignals], Tensor]
 objectives: Registry[Objective] = Registry("objective", "grun.objectives")
+retain_losses: Registry[RetainLoss] = Registry("retain loss", "grun.objectives")
+
+SIDES = ("forget", "refusal", "alternative", "retain")
 
 
-def sides_of(entry: Entry[Objective]) -> list[str]:
-    """Sides of a batch that an objective looks at, in a fixed order."""
-    needed = {need.split(".")[0] for need in entry.info["needs"]}
-    return [side for side in ("forget", "refusal", "retain") if side in needed]
+def needs_of(objective: Entry[Objective], retain_loss: Entry[RetainLoss]) -> dict[str, set[str]]:
+    """Quantities by side, in the fixed order of sides, that an objective and a retain loss look at together."""
+    needed: defaultdict[str, set[str]] = defaultdict(set)
+    for need in objective.info["needs"]:
+        side, _, quantity = need.partition(".")
+        needed[side].add(quantity)
+    if retain_loss.info["needs"]:
+        needed["retain"] |= set(retain_loss.info["needs"])
+    return {side: needed[side] for side in SIDES if side in needed}
 
 
 def objective_options(entry: Entry[Objective], given: Mapping[str, str]) -> dict[str, Any]:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 __all__ = ["idk"]
 
+from torch import Tensor
+
 from grun.objectives import objectives
-from grun.records import LossTerms, Signals
+from grun.records import Signals
 
 
-@objectives.register(
-    "idk",
-    paper="TOFU (arXiv 2401.06121), section 4.1",
-    needs=("refusal.logps", "retain.logps"),
-    retain_weight=1.0,
-)
-def idk(signals: Signals) -> LossTerms:
+@objectives.register("idk", paper="TOFU (arXiv 2401.06121), section 4.1", needs=("refusal.logps",), retain="ce")
+def idk(signals: Signals) -> Tensor:
     """Answer forget prompts with a refusal ("I don't know"), drawn at random for every row and pass.
 
-    `forget = mean nll(refusal)`, `retain = mean nll(retain)`; means over the answer tokens of the batch.
+    `mean nll` over the refusals' tokens.
     """
-    assert signals.refusal is not None
-    assert signals.retain is not None
-    return LossTerms(forget=signals.refusal.mean_nll, retain=signals.retain.mean_nll)
+    return signals.refusal.mean_nll
