@@ -33,7 +33,8 @@ def unlearn(material: Material, tmp_path: Path) -> Callable[..., list[str]]:
             "device": "cpu",
             **changes,
         }
-        return ["unlearn", *[part for name, value in settings.items() for part in (f"--{name}", str(value))]]
+        given = {name: value for name, value in settings.items() if value is not None}
+        return ["unlearn", *[part for name, value in given.items() for part in (f"--{name}", str(value))]]
 
     return arguments
 
@@ -149,6 +150,31 @@ def test_overlap_is_counted_and_identical_files_are_refused(
         ({"template": "poem"}, ("poem", "{prompt}")),
         ({"objective-options": "beta=soft"}, ("beta", "soft")),
         ({"objective-options": "gamma=1"}, ("gamma", "beta")),
+        ({"objective-options": "beta=0"}, ("beta", "npo", "above 0")),
+        ({"objective": "altpo"}, ("altpo", "8 of 8", "alternative_answers", "forget.jsonl, row 1", "--alternatives")),
+        ({"objective": "altpo", "alternatives": "perturbed"}, ("altpo", "perturbed_answers")),
+        ({"alternatives": "invented"}, ("--alternatives", "invented", "perturbed")),
+        ({"objective": "idk", "refusals": "absent.txt"}, ("--refusals", "absent.txt")),
+        ({"objective": "dpo", "refusals": os.devnull}, ("--refusals", "empty")),
+        ({"refusals": "absent.txt"}, ("--refusals", "npo", "idk")),
+        ({"objective": "rmu", "hidden-layer": 4}, ("--hidden-layer", "4", "0 to 3")),
+        ({"objective": "rmu", "hidden-layer": "top"}, ("--hidden-layer", "top", "index")),
+        ({"objective": "rmu", "hidden-layer": 2}, ("--hidden-layer", "2", "--layers")),
+        ({"hidden-layer": 1}, ("--hidden-layer", "npo", "rmu")),
+        ({"retain-loss": "ke"}, ("retain loss", "ke", "kl")),
+        ({"objective": "pdu", "retain-loss": "none"}, ("pdu", "--retain-loss")),
+        ({"objective": "pdu", "retain-loss": "kl"}, ("--retain-bound", "kl")),
+        ({"adapt": "lora"}, ("--layers", "lora", "grun")),
+        ({"adapt": "lora", "layers": None, "gate": "mlp"}, ("--gate", "lora", "grun")),
+        ({"adapt": "reft", "gate": "linear"}, ("--gate", "reft", "grun")),
+        ({"adapt": "full", "layers": None, "rank": 4}, ("--rank", "full", "lora")),
+        ({"trainer": "warmup=3"}, ("--trainer", "warmup", "warmup_")),
+        ({"trainer": "bf16=maybe"}, ("--trainer", "bf16", "maybe", "true or false")),
+        ({"trainer": "logging_steps=few"}, ("--trainer", "logging_steps", "few")),
+        ({"trainer": "optim=adamm"}, ("--trainer", "optim", "adamm")),
+        ({"trainer": "max_steps=9"}, ("--trainer", "max_steps", "--steps")),
+        ({"trainer": "report_to=nowhere"}, ("--trainer", "nowhere")),
+        ({"patience": 0}, ("--patience", "at least 1")),
         ({"benchmark": "fictional"}, ("--benchmark", "--forget")),
         ({"config": "absent.yaml"}, ("absent.yaml",)),
     ],

@@ -50,7 +50,7 @@ def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
             result = job(config)
         except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
             raise _Stopped(str(error) or "stopped.") from error
-        if after:
+        if after and _is_first_process():
             typer.echo(after.format(result=result, config=config))
 
     return run
@@ -149,6 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), INTERRUPTED)
 
 
+def _is_first_process() -> bool:
+    """Of those that `accelerate launch` or `torchrun` started; without them there is only this one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _failed(message: str, code: int) -> int:
     typer.echo("grun: " + " ".join(message.split()), err=True)
     return code
@@ -160,7 +165,7 @@ def _quiet() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("grun: %(message)s"))
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logger.propagate = False
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")

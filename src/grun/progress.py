@@ -23,7 +23,12 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.what, unit="step", dynamic_ncols=True
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.what,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

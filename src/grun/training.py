@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.hf_argparser import string_to_bool
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from grun.errors import Interrupted, TrainingDiverged, UserError, nearest
 from grun.processes import is_main, wait
@@ -97,7 +98,9 @@ def training_arguments(
     }
     try:
         arguments = TrainingArguments(**{**defaults, **settings, **parsed_settings(given)})
-    except (ValueError, ImportError) as error:
+        for reporter in get_reporting_integration_callbacks(arguments.report_to):
+            reporter()  # says whether its package is there
+    except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"--trainer: {error}") from error
     if arguments.n_gpu > 1:
         arguments._n_gpu = (

@@ -1,8 +1,8 @@
 """Ways of adapting a model: GRUN itself as a PEFT method, and what it is compared with.
 
 A way of adapting is a function `(model, UnlearnConfig) -> model` registered with its presets: the settings that a preset
-leaves to it (`None` in the configuration) are taken from there. One that trains the weights themselves says
-`whole_model=True`, and the model is saved.
+leaves to it (`None` in the configuration) are taken from there. `settings` names those of `SETTINGS` that it has. One that
+trains the weights themselves says `whole_model=True`, and the model is saved; one that edits layers, `edits=True`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Callable
 from torch import nn
 
 from grun.adapters.base import register_with_peft
-from grun.config import UnlearnConfig
+from grun.config import UnlearnConfig, flag
 from grun.errors import UserError, nearest
 from grun.registry import Registry
 
 register_with_peft()
 
 Adapt = Callable[[nn.Module, UnlearnConfig], nn.Module]
+SETTINGS = ("rank", "layers", "gate", "gate_reads", "gate_layer", "edit_from", "fit_gate_first", "calibrate")
 adapters: Registry[Adapt] = Registry("adaptation", "grun.adapters")
 
 
@@ -29,15 +30,23 @@ def with_presets(config: UnlearnConfig) -> UnlearnConfig:
     """The configuration with every setting left open filled in from its preset.
 
     Raises:
-        UserError: for an unknown way of adapting or an unknown preset.
+        UserError: for an unknown way of adapting, an unknown preset, or a setting that this way does not have.
     """
-    presets = adapters.get(config.adapt).info["presets"]
+    way = adapters.get(config.adapt)
+    presets = way.info["presets"]
     if config.preset not in presets:
         hint = nearest(config.preset, presets)
         raise UserError(
             f"--preset '{config.preset}' is unknown for --adapt {config.adapt}.{hint} It has: {', '.join(presets)}."
         )
     preset = dict(presets[config.preset])
+    for name in SETTINGS:
+        value = getattr(config, name)
+        if value is not None and value != preset.get(name) and name not in way.info.get("settings", ()):
+            others = ", ".join(entry.name for entry in adapters if name in entry.info.get("settings", ()))
+            raise UserError(
+                f"{flag(name)} is {value}, but --adapt {config.adapt} has no such setting (with it: {others})."
+            )
     if config.steps is not None or config.epochs is not None:
         preset.update(steps=config.steps, epochs=config.epochs)
     missing = {name: value for name, value in preset.items() if getattr(config, name) is None}

@@ -47,7 +47,7 @@ class LowRankEdit(nn.Module):
             bound = 1.0 / math.sqrt(hidden_size)
             weight_RD.uniform_(-bound, bound)
             bias_R.uniform_(-bound, bound)
-        self.rotation = nn.Parameter(rotation_DR)
+        self.rotation = nn.Parameter(rotation_DR.contiguous())  # sharding needs it, and QR returns columns
         self.weight = nn.Parameter(weight_RD)
         self.bias = nn.Parameter(bias_R)
         self.dropout = nn.Dropout(dropout)

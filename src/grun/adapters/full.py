@@ -9,10 +9,17 @@ from torch import nn
 from grun.adapters import adapters
 from grun.config import UnlearnConfig
 
-PRESET = {"learning_rate": 2e-4, "steps": 200, "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+PRESET = {
+    "learning_rate": 2e-4,
+    "steps": 200,
+    "fit_gate_first": False,
+    "calibrate": False,
+    "gate_weight": 0.0,
+    "evaluate_every": 25,
+}
 
 
-@adapters.register("full", whole_model=True, presets={"default": PRESET | {"evaluate_every": 25}})
+@adapters.register("full", whole_model=True, settings=(), presets={"default": PRESET})
 def full(model: nn.Module, config: UnlearnConfig) -> nn.Module:
     """Every weight of the model is trained."""
     return model.requires_grad_(True)

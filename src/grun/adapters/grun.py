@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model
 
-from grun.adapters import adapters
+from grun.adapters import SETTINGS, adapters
 from grun.adapters.config import GrunConfig, parsed_layer
 from grun.config import UnlearnConfig
 
@@ -54,7 +54,9 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
     return make(**settings, init_seed=config.seed, base_model_name_or_path=config.model)
 
 
-@adapters.register("grun", paper="arXiv 2502.17823", edits=True, presets={"default": DEFAULT, "paper": PAPER})
+@adapters.register(
+    "grun", paper="arXiv 2502.17823", edits=True, settings=SETTINGS, presets={"default": DEFAULT, "paper": PAPER}
+)
 def grun(model: Any, config: UnlearnConfig) -> PeftModel:
     """Gated low-rank edits of hidden states; the weights stay frozen."""
     adapted: PeftModel = get_peft_model(model, grun_config(config))
@@ -62,7 +64,11 @@ def grun(model: Any, config: UnlearnConfig) -> PeftModel:
 
 
 @adapters.register(
-    "reft", paper="arXiv 2404.03592", edits=True, presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED}
+    "reft",
+    paper="arXiv 2404.03592",
+    edits=True,
+    settings=("rank", "layers", "edit_from"),
+    presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED},
 )
 def reft(model: Any, config: UnlearnConfig) -> PeftModel:
     """The same low-rank edits without a gate (LoReFT): every prompt is edited."""

@@ -18,16 +18,17 @@ PRESET = {
     "fit_gate_first": False,
     "calibrate": False,
     "gate_weight": 0.0,
+    "evaluate_every": 25,
 }
 
 
-@adapters.register("lora", paper="arXiv 2106.09685", presets={"default": PRESET | {"evaluate_every": 25}})
+@adapters.register("lora", paper="arXiv 2106.09685", settings=("rank",), presets={"default": PRESET})
 def lora(model: Any, config: UnlearnConfig) -> PeftModel:
     """Low-rank updates of the weights of every linear layer (peft's LoRA, alpha twice the rank)."""
     return _adapted(model, config)
 
 
-@adapters.register("dora", paper="arXiv 2402.09353", presets={"default": PRESET | {"evaluate_every": 25}})
+@adapters.register("dora", paper="arXiv 2402.09353", settings=("rank",), presets={"default": PRESET})
 def dora(model: Any, config: UnlearnConfig) -> PeftModel:
     """LoRA on the direction of the weights, their length trained apart (peft's DoRA)."""
     return _adapted(model, config, use_dora=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["Objective", "RetainLoss", "needs_of", "objective_options", "objectives", "retain_losses"]
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,7 +46,7 @@ def objective_options(entry: Entry[Objective], given: Mapping[str, str]) -> dict
     """Keyword arguments of an objective from `name=value` settings.
 
     Raises:
-        UserError: for an unknown name (with the nearest known one) or a value that is not a number.
+        UserError: for an unknown name (with the nearest known one), or a value that is not a number or out of range.
     """
     options = {}
     for name, value in given.items():
@@ -57,4 +58,7 @@ def objective_options(entry: Entry[Objective], given: Mapping[str, str]) -> dict
             options[name] = type(entry.parameters[name].default)(value)
         except ValueError as error:
             raise UserError(f"option '{name}' of objective '{entry.name}' is '{value}', expected a number.") from error
+        low = entry.info.get("above", {}).get(name, -math.inf)
+        if not low < options[name] < math.inf:
+            raise UserError(f"option '{name}' of objective '{entry.name}' is {value}, expected a number above {low:g}.")
     return options

@@ -13,7 +13,9 @@ from grun.records import SideSignals, Signals
 PAIR = ("forget.logps", "forget.ref_logps")
 
 
-@objectives.register("npo", paper="Zhang et al. 2024 (arXiv 2404.05868), eq. 3", needs=PAIR, retain="ce")
+@objectives.register(
+    "npo", paper="Zhang et al. 2024 (arXiv 2404.05868), eq. 3", needs=PAIR, retain="ce", above={"beta": 0.0}
+)
 def npo(signals: Signals, *, beta: float = 0.1) -> Tensor:
     """Negative preference optimisation: like gradient ascent, but it fades out once the answers have become unlikely.
 
@@ -34,6 +36,7 @@ def npo(signals: Signals, *, beta: float = 0.1) -> Tensor:
     needs=("forget.logps",),
     retain="ce",
     forget_weight=0.125,
+    above={"beta": 0.0},
 )
 def simnpo(signals: Signals, *, beta: float = 4.5, delta: float = 0.0) -> Tensor:
     """NPO without a reference: the mean nll of each answer counts, so that long answers do not dominate.
@@ -54,6 +57,7 @@ def simnpo(signals: Signals, *, beta: float = 4.5, delta: float = 0.0) -> Tensor
     paper="TOFU (arXiv 2401.06121), section 4.1; Rafailov et al. 2023 (arXiv 2305.18290), eq. 7",
     needs=(*PAIR, "refusal.logps", "refusal.ref_logps"),
     retain="ce",
+    above={"beta": 0.0},
 )
 def dpo(signals: Signals, *, beta: float = 0.1) -> Tensor:
     """Direct preference optimisation (IdkDPO): prefer a refusal, drawn at random for every row and pass, to the answer.
@@ -73,6 +77,7 @@ def dpo(signals: Signals, *, beta: float = 0.1) -> Tensor:
     paper="Mekala et al. 2024 (arXiv 2409.13474), section 3",
     needs=(*PAIR, "alternative.logps", "alternative.ref_logps"),
     retain="ce",
+    above={"beta": 0.0},
 )
 def altpo(signals: Signals, *, beta: float = 0.1) -> Tensor:
     """Alternate preference optimisation: prefer another plausible answer to the true one.

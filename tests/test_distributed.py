@@ -1,0 +1,79 @@
+"""Several processes: two with half the batch each learn what one learns with all of it. Real launches, gloo on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import Material
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d"]
+TORCHRUN += ["--rdzv_endpoint", "localhost:0"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def launch(launcher: list[str], arguments: list[str], **more: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **more}
+    command = [sys.executable, *launcher, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def unlearn(material: Material, output: Path, batch_size: int, *more: str) -> list[str]:
+    paths = {"model": material.model, "forget": material.forget, "retain": material.retain, "output": output}
+    flags = [part for name, value in paths.items() for part in (f"--{name}", str(value))]
+    return ["unlearn", *flags, "--batch-size", str(batch_size), "--steps", "8", "--device", "cpu", *more]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        (TORCHRUN, ["--objective", "npo", "--layers", "1,3", "--preset", "paper"]),
+        (TORCHRUN, ["--objective", "pdu", "--adapt", "lora", "--dual-warmup", "1", "--retain-bound", "0.01"]),
+        # AdamW would turn the rounding noise of gradients that are zero into whole steps
+        (ACCELERATE, ["--objective", "rmu", "--adapt", "full", "--trainer", "optim=sgd", "--learning-rate", "0.1"]),
+    ],
+    ids=["torchrun-npo-grun", "torchrun-pdu-lora", "accelerate-rmu-full"],
+)
+def test_two_processes_with_half_the_batch_equal_one(
+    memorised: Material, tmp_path: Path, launcher: list[str], settings: list[str]
+) -> None:
+    launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    launch([*launcher, "-m", "grun"], unlearn(memorised, tmp_path / "two", 2, *settings))
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("adapt", ["grun", "lora"])
+def test_sharded_parameters_learn_the_same(memorised: Material, tmp_path: Path, adapt: str) -> None:
+    """FSDP, with the best state loaded at the end."""
+    settings = ["--evaluate-every", "4", "--adapt", adapt, "--objective", "dpo"]
+    settings += ["--layers", "1,3"] if adapt == "grun" else []
+    launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    launch([*TORCHRUN, "-m", "pretend_accelerators"], unlearn(memorised, tmp_path / "two", 2, *settings), **FSDP)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = (load_file(next(run.glob("*/*model.safetensors"))) for run in (first, second))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(
+            two[name], one[name], atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
