@@ -1,5 +1,4 @@
-"""Runs the command line with processes that accelerate takes for accelerators: only there does it offer FSDP, which torch can do
-on the CPU as well."""
+"""Runs the command line with processes that accelerate takes for accelerators: only there does it offer FSDP."""
 
 from __future__ import annotations
 

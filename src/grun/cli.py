@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 import grun
-from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, UnlearnConfig
-from grun.errors import TrainingDiverged, UserError
+from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
+from grun.errors import RunsFailed, TrainingDiverged, UserError
 from grun.options import command_for
 
 app = typer.Typer(
@@ -32,8 +32,9 @@ REGISTRIES = {
     "adaptations": ("grun.adapters", "adapters", "--adapt"),
     "benchmarks": ("grun.benchmarks", "benchmarks", "--benchmark"),
     "metrics": ("grun.metrics", "metrics", "--metrics"),
+    "engines": ("grun.engines", "engines", "--engine"),
 }
-WRONG_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
@@ -84,6 +85,14 @@ _add(
     "Measure a model before and after, on every split of a benchmark or of your own files.",
 )
 _add(
+    "sweep",
+    SweepConfig,
+    "grun.sweep",
+    "Everything is in {result}: table.md, results.json, and every run.",
+    "Compare objectives, adaptations, seeds or any other setting of unlearn: a grid of runs in parallel, resumable, and "
+    "one table.",
+)
+_add(
     "chat",
     ChatConfig,
     "grun.chat",
@@ -132,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes the process's own.
 
     Returns:
-        0, or 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other errors are raised.
+        0, or 1 if runs of a sweep failed, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
+        errors are raised.
     """
     _quiet()
     command = typer.main.get_command(app)
@@ -145,6 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error.format_message(), WRONG_INPUT)
     except TrainingDiverged as error:
         return _failed(str(error), DIVERGED)
+    except RunsFailed as error:
+        return _failed(str(error), FAILED)
     except _Stopped as error:
         return _failed(str(error), INTERRUPTED)
 

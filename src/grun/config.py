@@ -13,9 +13,11 @@ __all__ = [
     "EvaluateConfig",
     "FinetuneConfig",
     "JobConfig",
+    "SweepConfig",
     "TrainConfig",
     "UnlearnConfig",
     "from_mapping",
+    "from_text",
     "option",
 ]
 
@@ -206,6 +208,32 @@ class EvaluateConfig(DataConfig):
     max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
     max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
     metrics: list[str] = option([], "Only these metrics.")
+    before: bool = option(True, "Measure the model without the adapter as well.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Settings of `grun sweep`: a grid of unlearning runs and what they are measured on."""
+
+    output: str = option("sweep", "Directory for the table and all runs.")
+    vary: dict[str, str] = option(
+        {},
+        "Setting of unlearn and its values, as name=a,b (objective=npo,idk); between semicolons if they hold commas.",
+    )
+    set: dict[str, str] = option(
+        {}, "Setting of unlearn that all runs share, as name=value; {seed} and the like stand for what is varied."
+    )
+    evaluate: dict[str, str] = option({}, "Setting of evaluate, as name=value (max_rows=120).")
+    jobs: int = option(2, "Most runs at a time.", minimum=1)
+    memory: float | None = option(
+        None, "Budget of memory for all runs together, in GiB. Default: 80 % of the machine's.", minimum=0.0
+    )
+    engine: str = option("processes", "What carries the runs out: processes (of this machine) or ray (a cluster).")
+    address: str | None = option(None, "Address of the cluster (ray). Default: a local one.")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check_range(f, getattr(self, f.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +278,32 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     return cls(**out)
 
 
+def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
+    """`cls` from settings that are all text, as on a command line: lists and mappings are separated by commas.
+
+    Raises:
+        UserError: as `from_mapping` does.
+    """
+    hints = get_type_hints(cls)
+    typed = {name: _typed(text, hints.get(name.replace("-", "_"))) for name, text in values.items()}
+    return from_mapping(cls, typed, where)
+
+
+def _typed(text: str, hint: Any) -> Any:
+    """What a text means for a field; a text that means nothing there is left for `from_mapping` to refuse."""
+    kinds = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
+    kind = get_origin(kinds[0]) or kinds[0]
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is int and text.lstrip("-").isdigit():
+        return int(text)
+    if kind is list:
+        return [part.strip() for part in text.split(",")]
+    if kind is dict:
+        return dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
+    return text
+
+
 def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
     options = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
     if value is None and type(None) in get_args(hint):
@@ -264,8 +318,13 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
             pass
     base = get_origin(kind) or kind
     if isinstance(value, base) and not (base is int and isinstance(value, bool)):
-        return {k: str(v) for k, v in value.items()} if base is dict else value
+        return {str(k): _as_text(v) for k, v in value.items()} if base is dict else value
     raise UserError(f"{where}: '{name}' is {value!r}, expected {getattr(base, '__name__', base)}.")
+
+
+def _as_text(value: Any) -> str:
+    """A value in a file's mapping as it would be written on a command line; a list as in `--vary`."""
+    return "".join(f"{item};" for item in value) if isinstance(value, list) else str(value)
 
 
 def _check_range(f: dataclasses.Field[Any], value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Interrupted", "TrainingDiverged", "UserError", "nearest"]
+__all__ = ["Interrupted", "RunsFailed", "TrainingDiverged", "UserError", "nearest"]
 
 import difflib
 from collections.abc import Iterable
@@ -20,6 +20,10 @@ class TrainingDiverged(RuntimeError):
 
     The message says at which step, and where the last good state is.
     """
+
+
+class RunsFailed(RuntimeError):
+    """Some runs of a sweep failed: the command line prints the message and exits with code 1. The message names them."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftModel
 from torch import nn
@@ -29,10 +29,11 @@ from grun.runs import RunDirectory, fingerprint
 from grun.signals import context_length
 
 logger = logging.getLogger("grun")
+T = TypeVar("T")
 
 
 def evaluate(config: EvaluateConfig) -> Path:
-    """Run an evaluation job: measure the model, and the model with the adapter, on every split.
+    """Run an evaluation job: measure the model (unless it is left out), and the model with the adapter, on every split.
 
     Writes `metrics.json` (values, rows behind them, 95 % intervals, reasons of what is missing), `rows.jsonl` (every row
     with its answers and values before and after) and `table.md`, and shows the table.
@@ -62,12 +63,14 @@ def evaluate(config: EvaluateConfig) -> Path:
     adapted = None if config.adapter is None else _adapted(config, model)
     run.start()
     started = time.monotonic()
-    before = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
-    measured = {"before": measure(before, tokenizer, splits, label="before", adapters=False, **settings)}
+    measured = {}
+    if config.before or adapted is None:
+        plain = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
+        measured["before"] = measure(plain, tokenizer, splits, label="before", adapters=False, **settings)
     if adapted is not None:
         measured["after"] = measure(adapted, tokenizer, splits, label="after", **settings)
     results = {subject: score(evidence, names) for subject, evidence in measured.items()}
-    _warn_of_truncation(measured["before"])
+    _warn_of_truncation(_any_subject(measured))
     run.write_json("metrics.json", _as_json(config, measured, results))
     run.write_text(
         "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(measured, results))
@@ -137,12 +140,17 @@ def _warn_of_truncation(evidence: Mapping[str, Evidence]) -> None:
             logger.warning("%s: %d of %d answers were too long and lost their ends.", split, cut, len(found.rows))
 
 
+def _any_subject(by_subject: Mapping[str, T]) -> T:
+    """What was measured of the first subject: splits, rows and metrics are those of every subject."""
+    return next(iter(by_subject.values()))
+
+
 def _as_json(
     config: EvaluateConfig, measured: Mapping[str, Mapping[str, Evidence]], results: Mapping[str, Results]
 ) -> Any:
     """What `metrics.json` holds: per split its size, and per metric the score of each subject."""
     splits = {}
-    for split, evidence in measured["before"].items():
+    for split, evidence in _any_subject(measured).items():
         splits[split] = {
             "rows": len(evidence.rows),
             "truncated": sum(row.truncated for row in evidence.rows),
@@ -150,7 +158,7 @@ def _as_json(
                 metric: {
                     subject: _score_as_json(found[split][metric], config.seed) for subject, found in results.items()
                 }
-                for metric in results["before"][split]
+                for metric in _any_subject(results)[split]
             },
         }
     return {"model": config.model, "adapter": config.adapter, "splits": splits}
@@ -171,7 +179,7 @@ def _score_as_json(found: Score, seed: int) -> dict[str, Any]:
 def _rows(measured: Mapping[str, Mapping[str, Evidence]], results: Mapping[str, Results]) -> list[dict[str, Any]]:
     """What `rows.jsonl` holds."""
     rows = []
-    for split, evidence in measured["before"].items():
+    for split, evidence in _any_subject(measured).items():
         for i, row in enumerate(evidence.rows):
             line: dict[str, Any] = {"split": split, "row": i + 1, "source": row.example.source}
             line |= {"question": row.example.prompt, "gold": row.example.answer, "truncated": row.truncated}
