@@ -4,8 +4,8 @@
 
 Trains a target model per seed, runs the grid of objectives, adaptations and seeds with `grun sweep`, then once more for one
 seed with nothing beside it on the machine for the training times, counts the parameters that each adaptation would train in a
-model of the shape of Llama 2 7B (built without memory), and writes `docs/results/grid.json` and `.md`. Killed and started again it
-goes on where it stopped.
+model of the shape of Llama 2 7B (built without memory), and writes `docs/results/grid.json` and `.md`. Killed and started
+again it goes on where it stopped.
 """
 
 from __future__ import annotations

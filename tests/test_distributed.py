@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def test_sharded_parameters_learn_the_same(memorised: Material, tmp_path: Path, 
     settings += ["--layers", "1,3"] if adapt == "grun" else []
     launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
     launch([*TORCHRUN, "-m", "pretend_accelerators"], unlearn(memorised, tmp_path / "two", 2, *settings), **FSDP)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_learns_the_same(memorised: Material, tmp_path: Path, stage: int) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+    zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": zero, **dict.fromkeys(automatic, "auto")}))
+    settings = ["--layers", "1,3", "--preset", "paper"]
+    launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    sharded = [*settings, "--trainer", f"deepspeed={file}"]
+    launch([*TORCHRUN, "-m", "grun"], unlearn(memorised, tmp_path / "two", 2, *sharded))
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 

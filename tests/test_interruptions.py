@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -28,20 +29,21 @@ def finish(arguments: list[str]) -> None:
     assert process.returncode == 0, said
 
 
-def unlearn(material: Material, output: Path) -> list[str]:
+def unlearn(material: Material, output: Path, *more: str) -> list[str]:
     paths = {"model": material.model, "forget": material.forget, "retain": material.retain, "output": output}
     flags = [part for name, value in paths.items() for part in (f"--{name}", str(value))]
-    settings = ["--steps", str(STEPS), "--evaluate-every", "5", "--batch-size", "4", "--layers", "1,3"]
-    return ["unlearn", *flags, *settings, "--device", "cpu", "--objective", "idk"]
+    settings = ["--steps", str(STEPS), "--evaluate-every", "5", "--batch-size", "4", "--device", "cpu"]
+    return ["unlearn", *flags, *settings, *(more or ("--layers", "1,3", "--objective", "idk"))]
 
 
-def interrupt(process: subprocess.Popen[str], run: Path, how: int, checkpoint: int) -> str:
-    """Send a signal once a checkpoint was begun; returns what the process said."""
+def interrupt(process: subprocess.Popen[str], run: Path, how: int, checkpoint: int, pause: float = 0.0) -> str:
+    """Send a signal once a checkpoint was begun (and some seconds later); returns what the process said."""
     deadline = time.monotonic() + 90
     while not (run / "checkpoints" / f"checkpoint-{checkpoint}").exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    time.sleep(pause)
     process.send_signal(how)
     return process.communicate(timeout=60)[1]
 
@@ -63,6 +65,22 @@ def test_a_killed_run_resumes_to_the_same_adapter(material: Material, uninterrup
     finish(unlearn(material, run))
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == uninterrupted
     assert not (run / "checkpoints").exists()
+
+
+def test_what_callbacks_remember_survives_a_kill(material: Material, tmp_path: Path) -> None:
+    """The dual variable and the count of validations without a better state; killed between two checkpoints."""
+    settings = ["--objective", "pdu", "--adapt", "lora", "--retain-bound", "1", "--dual-warmup", "0", "--patience", "7"]
+    finish(unlearn(material, tmp_path / "whole", *settings))
+    process = start(unlearn(material, tmp_path / "killed", *settings))
+    interrupt(process, tmp_path / "killed", signal.SIGKILL, 15, pause=0.03)
+    finish(unlearn(material, tmp_path / "killed", *settings))
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    one, two = ((run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs)
+    assert one == two
+    logs = [json.loads((run / "log.json").read_text()) for run in runs]
+    weights = [[entry["loss_retain_weight"] for entry in log if "loss_retain_weight" in entry] for log in logs]
+    assert weights[0] == weights[1]
+    assert len(set(weights[0])) > 3
 
 
 def test_control_c_keeps_the_state_and_says_how_to_resume(

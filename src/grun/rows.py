@@ -30,6 +30,7 @@ from grun.trainer import PairedRows
 
 logger = logging.getLogger("grun")
 VALIDATION_ROWS = 200
+VALIDATION_METRICS = ("forget_probability", "forget_probability_before", "retain_ratio", "score")
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,7 @@ def validation(
         forget_now, normal_now = rows.probability(model, forget), rows.probability(model, normal)
         model.train(was_training)
         kept = normal_now / max(normal_before, 1e-12)
-        return {
-            "forget_probability": forget_now,
-            "forget_probability_before": forget_before,
-            "retain_ratio": kept,
-            "score": min(kept, 1.0) * (1.0 - forget_now),
-        }
+        found = (forget_now, forget_before, kept, min(kept, 1.0) * (1.0 - forget_now))
+        return dict(zip(VALIDATION_METRICS, found, strict=True))
 
     return validate

@@ -26,6 +26,8 @@ from grun.errors import Interrupted, TrainingDiverged, UserError, nearest
 from grun.processes import is_main, wait
 from grun.runs import CHECKPOINTS, RunDirectory
 
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
+_named_by_us: set[str] = set()
 OWN_FLAGS = {
     "output_dir": "--output",
     "resume_from_checkpoint": "the same command again, which resumes",
@@ -84,7 +86,12 @@ def training_arguments(
     Raises:
         UserError: for a setting that transformers does not have, one that grun has a flag for, or a wrong value.
     """
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
+    if os.environ.get(TENSORBOARD) in (
+        None,
+        *_named_by_us,
+    ):  # its usual place is beside the checkpoints, which are deleted
+        os.environ[TENSORBOARD] = str(run.path / "tensorboard")
+        _named_by_us.add(os.environ[TENSORBOARD])
     defaults = {
         "output_dir": str(run.path / CHECKPOINTS),
         "save_total_limit": 2,

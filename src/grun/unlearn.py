@@ -22,6 +22,7 @@ from grun.adapters.model import decoder_layers
 from grun.batches import Encoded, pad_token_id, resolve_template
 from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
+from grun.errors import UserError
 from grun.gate_fitting import calibrate, fit_gates
 from grun.losses import Recipe
 from grun.memory import peak_memory
@@ -31,7 +32,7 @@ from grun.processes import is_main, join_processes, same_everywhere, wait, world
 from grun.progress import ProgressBar, quiet_trainer
 from grun.recipes import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.references import base_model_references
-from grun.rows import RowEncoder, paired_rows, validation
+from grun.rows import VALIDATION_METRICS, RowEncoder, paired_rows, validation
 from grun.runs import RunDirectory, atomic_directory, fingerprint
 from grun.sides import chunk_running_text, load_sides, other_answers
 from grun.trainer import UnlearnTrainer
@@ -212,6 +213,12 @@ def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, devic
         greater_is_better=True,
         seed=config.seed,
     )
+    chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
+    if chosen not in VALIDATION_METRICS:
+        known = ", ".join(f"eval_{name}" for name in VALIDATION_METRICS)
+        raise UserError(
+            f"--trainer metric_for_best_model is '{arguments.metric_for_best_model}', expected one of {known}."
+        )
     if config.steps is None:
         assert config.epochs is not None
         arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / _rows_per_step(arguments)))

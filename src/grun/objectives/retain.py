@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ce", "kl", "mse", "none"]
 
+import torch
 from torch import Tensor
 
 from grun.objectives import retain_losses
@@ -32,4 +33,4 @@ def mse(retain: SideSignals) -> Tensor:
 @retain_losses.register("none", needs=())
 def none(retain: SideSignals) -> Tensor:
     """No retain loss: nothing but the adapter itself protects other prompts."""
-    return retain.mask_BT.new_zeros((), dtype=retain.logps_N.dtype)
+    return torch.zeros((), device=retain.mask_BT.device)
