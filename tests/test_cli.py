@@ -18,7 +18,8 @@ import grun
 from adapter_kit import attach
 from conftest import Material
 from grun.cli import main
-from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, UnlearnConfig, flag
+from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, UnlearnConfig
+from grun.settings import flag
 
 COMMANDS = {
     "finetune": FinetuneConfig,

@@ -44,7 +44,7 @@ def test_leaves_import_records_and_never_each_other(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.parent.name == "adapters"], ids=name)
 def test_adapters_know_nothing_of_jobs(file: Path) -> None:
-    allowed = {"errors", "registry", "config", "prompt_position", "records"}
+    allowed = {"errors", "registry", "config", "settings", "prompt_position", "records"}
     assert {i for i in imports(file) if not i.startswith("adapters")} <= allowed
 
 

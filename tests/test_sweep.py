@@ -16,10 +16,11 @@ import pytest
 
 from conftest import Material
 from grun.cli import main
-from grun.config import EvaluateConfig, SweepConfig, UnlearnConfig, from_mapping, from_text
+from grun.config import EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.engines import EngineSettings, Task, engines
 from grun.errors import RunsFailed, UserError
 from grun.report.sweep_table import Finished, sweep_table
+from grun.settings import from_mapping, from_text
 from grun.sweep import cells_of, sweep
 
 

@@ -191,6 +191,21 @@ def test_any_retain_loss_goes_with_any_objective(config: UnlearnConfig, objectiv
         assert all(value >= 0 for value in found)
 
 
+def test_alternatives_are_made_up_kept_and_not_the_true_answer(config: UnlearnConfig, memorised: Material) -> None:
+    config = replace(config, objective="altpo", alternatives="generate", steps=4)
+    result = unlearn(config)
+    made_up = json.loads((result.parent / "alternatives.json").read_text())
+    true = [json.loads(line)["answer"] for line in memorised.forget.read_text().splitlines()]
+    assert len(made_up) == len(true)
+    for answers, answer in zip(made_up, true, strict=True):
+        assert 1 <= len(answers) <= 3
+        assert len(set(answers)) == len(answers)
+        assert answer not in answers
+    again = unlearn(replace(config, output=f"{config.output}-again"))
+    assert json.loads((again.parent / "alternatives.json").read_text()) == made_up
+    assert gap(weights(result), weights(again)) == (0.0, 0.0)
+
+
 def test_own_refusals_are_used(config: UnlearnConfig, tmp_path: Path) -> None:
     (tmp_path / "refusals.txt").write_text("The town is not known.\n\n")
     config = replace(config, objective="idk", adapt="full", layers=None, preset="default", steps=60, batch_size=8)

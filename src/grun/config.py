@@ -16,32 +16,12 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "UnlearnConfig",
-    "from_mapping",
-    "from_text",
-    "option",
 ]
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 
-from grun.errors import UserError, nearest
-
-C = TypeVar("C")
-
-
-def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field with its documentation (and unit), and the range that is checked when it is given."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a field, for messages."""
-    return "--" + name.replace("_", "-")
+from grun.settings import check_choice, check_range, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +37,8 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            _check_range(f, getattr(self, f.name))
-        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+            check_range(f, getattr(self, f.name))
+        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +141,9 @@ class UnlearnConfig(TrainConfig):
     )
     refusals: str | None = option(None, "File of refusals, one per line. Default: those that come with grun.")
     alternatives: str = option(
-        "column", "Alternative answers (altpo): column (alternative_answers of your file), or perturbed (TOFU's)."
+        "column",
+        "Alternative answers (altpo): column (alternative_answers of your file), perturbed (TOFU's), or generate (the model "
+        "makes them up).",
     )
     objective_options: dict[str, str] = option({}, "Keyword arguments of the objective, as name=value (beta=0.1).")
     rank: int | None = option(None, "Rank of the edit (lora: of the update).", minimum=1)
@@ -193,7 +175,7 @@ class UnlearnConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("alternatives", self.alternatives, ("column", "perturbed"))
+        check_choice("alternatives", self.alternatives, ("column", "perturbed", "generate"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +215,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            _check_range(f, getattr(self, f.name))
+            check_range(f, getattr(self, f.name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,83 +241,3 @@ class DemoConfig(JobConfig):
         None, "Passes of the target model's training. Default: as grun finetune.", minimum=0.01
     )
     steps: int | None = option(None, "Steps of unlearning. Default: as the presets say.", minimum=1)
-
-
-def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
-    """`cls` from a mapping such as a YAML file's, with types checked.
-
-    Raises:
-        UserError: for an unknown key (with the nearest known one) or a value of the wrong type; names `where`.
-    """
-    hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    out = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise UserError(f"{where}: unknown setting '{key}'.{nearest(name, known)}")
-        out[name] = _coerce(name, value, hints[name], where)
-    return cls(**out)
-
-
-def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
-    """`cls` from settings that are all text, as on a command line: lists and mappings are separated by commas.
-
-    Raises:
-        UserError: as `from_mapping` does.
-    """
-    hints = get_type_hints(cls)
-    typed = {name: _typed(text, hints.get(name.replace("-", "_"))) for name, text in values.items()}
-    return from_mapping(cls, typed, where)
-
-
-def _typed(text: str, hint: Any) -> Any:
-    """What a text means for a field; a text that means nothing there is left for `from_mapping` to refuse."""
-    kinds = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
-    kind = get_origin(kinds[0]) or kinds[0]
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if kind is int and text.lstrip("-").isdigit():
-        return int(text)
-    if kind is list:
-        return [part.strip() for part in text.split(",")]
-    if kind is dict:
-        return dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
-    return text
-
-
-def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
-    options = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
-    if value is None and type(None) in get_args(hint):
-        return None
-    kind = options[0]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML reads 4e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    base = get_origin(kind) or kind
-    if isinstance(value, base) and not (base is int and isinstance(value, bool)):
-        return {str(k): _as_text(v) for k, v in value.items()} if base is dict else value
-    raise UserError(f"{where}: '{name}' is {value!r}, expected {getattr(base, '__name__', base)}.")
-
-
-def _as_text(value: Any) -> str:
-    """A value in a file's mapping as it would be written on a command line; a list as in `--vary`."""
-    return "".join(f"{item};" for item in value) if isinstance(value, list) else str(value)
-
-
-def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
-    low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
-    if value is None or not isinstance(value, (int, float)):
-        return
-    if (low is not None and value < low) or (high is not None and value > high) or value != value:
-        expected = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise UserError(f"{flag(f.name)} is {value}, expected {expected}.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{flag(name)} is '{value}', expected one of {', '.join(choices)}.{nearest(value, choices)}")

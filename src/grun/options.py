@@ -13,8 +13,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 import yaml
 
-from grun.config import flag, from_mapping
 from grun.errors import UserError
+from grun.settings import flag, from_mapping
 
 C = TypeVar("C")
 CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import grun
-from grun.config import JobConfig, flag
+from grun.config import JobConfig
 from grun.errors import UserError
 from grun.records import Example
+from grun.settings import flag
 
 RECORD = "run.json"
 CONFIG = "settings.json"
@@ -108,7 +109,7 @@ class RunDirectory:
         complete: list[tuple[int, Path]] = []
         for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
             if _read(folder / "trainer_state.json") is None:  # the file that is written last
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # several processes may look at once
             else:
                 complete.append((int(folder.name.rpartition("-")[2]), folder))
         return max(complete)[1] if complete else None

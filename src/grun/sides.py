@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Sides", "chunk_running_text", "load_sides", "other_answers"]
+__all__ = ["OtherAnswers", "Sides", "chunk_running_text", "load_sides", "other_answers"]
 
 import logging
 import math
@@ -23,6 +23,7 @@ from grun.splitting import withhold
 from grun.templates import plain_ids
 
 logger = logging.getLogger("grun")
+OtherAnswers = Callable[[Example], Sequence[str]]
 SPECIAL_TOKENS = 4  # of a row, at the beginning and the end
 
 
@@ -62,9 +63,7 @@ def load_sides(config: UnlearnConfig) -> Sides:
     return Sides(forget, *withhold(retain, config.withhold, config.seed))
 
 
-def other_answers(
-    config: UnlearnConfig, sides: Collection[str], forget: Sequence[Example]
-) -> dict[str, Callable[[Example], Sequence[str]]]:
+def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequence[Example]) -> dict[str, OtherAnswers]:
     """Where the answers of the sides `refusal` and `alternative` come from.
 
     Args:
@@ -75,13 +74,15 @@ def other_answers(
     Raises:
         UserError: if the file cannot be read or is empty, or a row has no alternative.
     """
-    found: dict[str, Callable[[Example], Sequence[str]]] = {}
+    found: dict[str, OtherAnswers] = {}
     if "refusal" in sides:
         refusals = _refusals(config.refusals)
         found["refusal"] = lambda _: refusals
     elif config.refusals is not None:
         raise UserError(f"--refusals was given, but objective '{config.objective}' uses none; dpo and idk do.")
-    if "alternative" in sides:
+    if "alternative" in sides and config.alternatives == "generate":
+        found["alternative"] = lambda row: row.alternative_answers  # made up once the model is there
+    elif "alternative" in sides:
         column = "perturbed_answers" if config.alternatives == "perturbed" else "alternative_answers"
         lacking = [row for row in forget if not getattr(row, column)]
         if lacking:

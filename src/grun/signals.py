@@ -10,6 +10,7 @@ __all__ = [
     "gates_of_last_call",
     "greedy",
     "reference_signals",
+    "sampled",
     "side_signals",
 ]
 
@@ -195,35 +196,58 @@ def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -
     return model(**inputs).logits[:, columns_K], columns_K
 
 
+@torch.no_grad()
+def sampled(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    count: int,
+    temperature: float,
+) -> list[list[str]]:
+    """`count` sampled answers to each prompt, in one batch, from torch's own random state; otherwise as `greedy`."""
+    ends = stop_ids(tokenizer) | _own_stop_ids(model)
+    sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count)
+    ids = _generated(model, tokenizer, list(prompts), max_new_tokens, ends, **sampling)
+    texts = [str(tokenizer.decode(one, skip_special_tokens=True)).strip() for one in ids]
+    return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+
 def _generated(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[Sequence[int]], limit: int, ends: set[int]
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Sequence[int]],
+    limit: int,
+    ends: set[int],
+    **sampling: Any,
 ) -> list[list[int]]:
-    """New tokens of each prompt up to, and without, the first that ends it. Padding is on the left."""
+    """New tokens of each prompt up to, and without, the first that ends it; greedy but for `sampling`. Padding is left."""
     width, pad = max(map(len, prompts)), pad_token_id(tokenizer)
     device = next(model.parameters()).device
     ids_BT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     out_BT = model.generate(  # type: ignore[operator]
-        input_ids=ids_BT, attention_mask=mask_BT, generation_config=_plain_greedy(limit, pad, ends)
+        input_ids=ids_BT, attention_mask=mask_BT, generation_config=_generation(limit, pad, ends, **sampling)
     )
     return [_until_end(row[width:].tolist(), ends) for row in out_BT]
 
 
-def _plain_greedy(limit: int, pad: int, ends: set[int]) -> GenerationConfig:
+def _generation(limit: int, pad: int, ends: set[int], **sampling: Any) -> GenerationConfig:
     """Everything neutral is said outright: what is left open would be taken from the model's own settings."""
-    return GenerationConfig(
-        max_new_tokens=limit,
-        min_new_tokens=0,
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=pad,
-        eos_token_id=sorted(ends),
-        use_cache=True,
-        return_dict_in_generate=False,
-    )
+    neutral: dict[str, Any] = {
+        "max_new_tokens": limit,
+        "min_new_tokens": 0,
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "pad_token_id": pad,
+        "eos_token_id": sorted(ends),
+        "use_cache": True,
+        "return_dict_in_generate": False,
+    }
+    return GenerationConfig(**(neutral | sampling))
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

@@ -19,13 +19,14 @@ import psutil
 from tqdm.auto import tqdm
 
 from grun.adapters import with_presets
-from grun.config import DataConfig, EvaluateConfig, SweepConfig, UnlearnConfig, from_text
+from grun.config import DataConfig, EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.engines import EngineSettings, Task, engines
 from grun.errors import Interrupted, RunsFailed, UserError
 from grun.recipes import recipe_of
 from grun.report.sweep_table import Finished, sweep_table
 from grun.report.table import show_whole
 from grun.runs import RunDirectory
+from grun.settings import from_text
 
 logger = logging.getLogger("grun")
 MEMORY_SHARE = 0.8  # of the machine's memory, where no budget was given

@@ -8,7 +8,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from grun.adapters import adapters, with_presets
 from grun.adapters.model import decoder_layers
+from grun.alternatives import made_up_alternatives
 from grun.batches import Encoded, pad_token_id, resolve_template
 from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
@@ -31,16 +33,57 @@ from grun.objectives import objectives
 from grun.processes import is_main, join_processes, same_everywhere, wait, world
 from grun.progress import ProgressBar, quiet_trainer
 from grun.recipes import freeze_unreached, recipe_of, resolved_hidden_layer
+from grun.records import Example
 from grun.references import base_model_references
 from grun.rows import VALIDATION_METRICS, RowEncoder, paired_rows, validation
 from grun.runs import RunDirectory, atomic_directory, fingerprint
-from grun.sides import chunk_running_text, load_sides, other_answers
-from grun.trainer import UnlearnTrainer
+from grun.sides import OtherAnswers, Sides, chunk_running_text, load_sides, other_answers
+from grun.trainer import PairedRows, UnlearnTrainer
 from grun.training import StopCleanly, train_or_resume, training_arguments
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
+ALTERNATIVES = "alternatives.json"
 SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that training needs, in memory and on its device."""
+
+    config: UnlearnConfig
+    recipe: Recipe
+    run: RunDirectory
+    rows: RowEncoder
+    forget: list[Example]
+    encoded: dict[str, list[Encoded]]
+    items: PairedRows
+    arguments: TrainingArguments
+    validate: Callable[[nn.Module], dict[str, float]]
+    dual: DualVariable | None
+    model: Any
+
+    def trainer(self, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
+        """The trainer; building it changes nothing."""
+        patience = self.config.patience
+        own = [
+            StopCleanly(),
+            ProgressBar(f"{self.config.objective}, {self.config.adapt}"),
+            *([] if self.dual is None else [self.dual]),
+            *([] if patience is None else [EarlyStoppingCallback(patience)]),
+        ]
+        return quiet_trainer(
+            UnlearnTrainer(
+                model=self.model,
+                args=self.arguments,
+                train_dataset=self.items,
+                eval_dataset=self.items,
+                recipe=self.recipe,
+                validate=self.validate,
+                pad_token_id=pad_token_id(self.rows.tokenizer),
+                callbacks=[*own, *callbacks],
+            )
+        )
 
 
 def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -60,17 +103,48 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     """
     config = with_presets(config)
     recipe = recipe_of(config)
-    way = adapters.get(config.adapt)
-    whole_model = way.info.get("whole_model", False)
     data = load_sides(config)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
     run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(data)))
     wait()
+    whole_model = adapters.get(config.adapt).info.get("whole_model", False)
     target = run.path / ("model" if whole_model else "adapter")
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
         return target
+    started = time.monotonic()
+    job = _prepared(config, recipe, data, answers, run)
+    if is_main():
+        run.start()
+        _keep_alternatives(job)
+    wait()
+    facts: dict[str, Any] = {
+        "rows": {name: len(part) for name, part in job.encoded.items()},
+        "trainable_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
+    }
+    if config.fit_gate_first and config.gate != "none":
+        facts |= _fit(job)
+    trainer = job.trainer(callbacks)
+    train_or_resume(trainer, run)
+    facts["validation"] = job.validate(trainer.model_wrapped)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
+    if is_main():
+        with atomic_directory(target) as directory:
+            job.model.save_pretrained(str(directory), state_dict=state)
+            if whole_model:
+                job.rows.tokenizer.save_pretrained(str(directory))
+        facts |= {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
+        run.write_json("metrics.json", facts)
+        run.mark_complete(time.monotonic() - started)
+    wait()
+    return target
+
+
+def _prepared(
+    config: UnlearnConfig, recipe: Recipe, data: Sides, answers: Mapping[str, OtherAnswers], run: RunDirectory
+) -> _Job:
+    """Load the model, encode and pair the rows, ask the base model once, and adapt it; nothing is written."""
     model, tokenizer = load_model_and_tokenizer(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
@@ -80,18 +154,12 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     forget, retain, held_out = (
         chunk_running_text(part, tokenizer, rows.max_length) for part in (data.forget, data.retain, data.validation)
     )
+    if "alternative" in recipe.sides and config.alternatives == "generate":
+        forget = _with_alternatives(config, rows, model, forget, run)
     encoded = {"forget": rows.encode(forget), "retain": rows.encode(retain), "validation": rows.encode(held_out)}
-    started = time.monotonic()
     arguments = _arguments(config, run, len(forget), model.device)
-    items = paired_rows(
-        rows,
-        encoded,
-        forget,
-        recipe.sides,
-        arguments.max_steps * _rows_per_step(arguments),
-        config.seed,
-        answers,
-    )
+    count = arguments.max_steps * _rows_per_step(arguments)
+    items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
     observed = None if recipe.hidden_layer is None else decoder_layers(model)[1][recipe.hidden_layer]
     references = {
         side: base_model_references(
@@ -99,58 +167,44 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
         )
         for side in recipe.sides
     }
-    items = dataclasses.replace(items, references=references)
     validate = validation(rows, model, encoded["forget"], encoded["validation"] or encoded["retain"])
-    dual = _dual_variable(config, recipe, len(forget), arguments, partial(rows.mean_nll, model, encoded["retain"]))
+    base_loss = partial(rows.mean_nll, model, encoded["retain"])
+    dual = _dual_variable(config, recipe, len(forget), arguments, base_loss)
     torch.manual_seed(config.seed)
-    adapted: Any = way.target(model, config)
+    adapted = adapters.get(config.adapt).target(model, config)
     freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
-    if is_main():
-        run.start()
-    wait()
-    facts: dict[str, Any] = {
-        "rows": {name: len(part) for name, part in encoded.items()},
-        "trainable_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
-    }
-    if config.fit_gate_first and config.gate != "none":
-        facts |= _fit(config, adapted, encoded, rows, run)
-    trainer = quiet_trainer(
-        UnlearnTrainer(
-            model=adapted,
-            args=arguments,
-            train_dataset=items,
-            eval_dataset=items,
-            recipe=recipe,
-            validate=validate,
-            pad_token_id=pad_token_id(tokenizer),
-            callbacks=[
-                StopCleanly(),
-                ProgressBar(f"{config.objective}, {config.adapt}"),
-                *([] if dual is None else [dual]),
-                *([] if config.patience is None else [EarlyStoppingCallback(config.patience)]),
-                *callbacks,
-            ],
-        )
-    )
-    train_or_resume(trainer, run)
-    facts["validation"] = validate(trainer.model_wrapped)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
-    if is_main():
-        with atomic_directory(target) as directory:
-            adapted.save_pretrained(str(directory), state_dict=state)
-            if whole_model:
-                tokenizer.save_pretrained(str(directory))
-        facts |= {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
-        run.write_json("metrics.json", facts)
-        run.mark_complete(time.monotonic() - started)
-    wait()
-    return target
+    items = dataclasses.replace(items, references=references)
+    return _Job(config, recipe, run, rows, forget, encoded, items, arguments, validate, dual, adapted)
 
 
 def _longest(config: UnlearnConfig, model: nn.Module) -> int | None:
     """The configured length, or the model's context."""
     context = getattr(model.config, "max_position_embeddings", None)
     return min(filter(None, (config.max_length, context)), default=None)
+
+
+def _with_alternatives(
+    config: UnlearnConfig, rows: RowEncoder, model: nn.Module, forget: Sequence[Example], run: RunDirectory
+) -> list[Example]:
+    """Forget rows with alternatives that the model made up, now or before this run was interrupted."""
+    kept = run.read_json(ALTERNATIVES)
+    if kept is not None:
+        return [dataclasses.replace(row, alternative_answers=tuple(one)) for row, one in zip(forget, kept, strict=True)]
+    return made_up_alternatives(
+        model,
+        rows.tokenizer,
+        forget,
+        rows.template,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        max_length=rows.max_length,
+    )
+
+
+def _keep_alternatives(job: _Job) -> None:
+    """Write down what the model made up, to be read and for the next start."""
+    if job.config.alternatives == "generate" and job.run.read_json(ALTERNATIVES) is None:
+        job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.forget])
 
 
 def _rows_per_step(arguments: TrainingArguments) -> int:
@@ -170,14 +224,13 @@ def _dual_variable(
     return DualVariable(recipe.weights.retain, bound, config.dual_step, warmup)
 
 
-def _fit(
-    config: UnlearnConfig, model: nn.Module, encoded: dict[str, list[Encoded]], rows: RowEncoder, run: RunDirectory
-) -> dict[str, Any]:
+def _fit(job: _Job) -> dict[str, Any]:
     """Fit, calibrate and freeze the gates. After an interruption the checkpoint holds them already."""
+    config, model, run = job.config, job.model, job.run
     resumed = run.last_checkpoint() is not None
     facts: dict[str, Any] = run.read_json(GATES) if resumed else {}
     if not resumed:
-        features = {name: rows.features(model, part) for name, part in encoded.items() if part}
+        features = {name: job.rows.features(model, part) for name, part in job.encoded.items() if part}
         normal = features.get("validation", features["retain"])
         fits = fit_gates(model, features["forget"], features["retain"], normal, seed=config.seed)
         facts["gates"] = [dataclasses.asdict(fit) for fit in fits]

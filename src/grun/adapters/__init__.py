@@ -15,9 +15,10 @@ from collections.abc import Callable
 from torch import nn
 
 from grun.adapters.base import register_with_peft
-from grun.config import UnlearnConfig, flag
+from grun.config import UnlearnConfig
 from grun.errors import UserError, nearest
 from grun.registry import Registry
+from grun.settings import flag
 
 register_with_peft()
 
