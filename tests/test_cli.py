@@ -57,27 +57,30 @@ def test_list_shows_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
         assert f"  {name} " in shown
 
 
-def test_a_new_objective_is_one_file(tmp_path: Path) -> None:
+def test_a_new_objective_is_one_file(material: Material, tmp_path: Path) -> None:
     package = tmp_path / "grun"
     shutil.copytree(Path(grun.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "objectives" / "dummy.py").write_text(
         '"""A leaf."""\n'
         "from grun.objectives import objectives\n"
-        "from grun.records import LossTerms, Signals\n\n"
-        '@objectives.register("dummy", needs=("forget.logps",), retain_weight=1.0)\n'
-        "def dummy(signals: Signals) -> LossTerms:\n"
+        '@objectives.register("dummy", paper="none", needs=("forget.logps",), retain="kl")\n'
+        "def dummy(signals, *, scale: float = 1.0):\n"
         '    """Do nothing in particular."""\n'
-        "    return LossTerms(forget=signals.forget.mean_nll)\n"
+        "    return scale * signals.forget.mean_nll\n"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", "from grun.cli import main; main(['list'])"],
-        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "dummy  " in found
-    assert "Do nothing in particular." in found
+
+    def grun_with_it(*arguments: str) -> str:
+        command = [sys.executable, "-m", "grun", *arguments]
+        environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    listed = grun_with_it("list")
+    assert "dummy  " in listed
+    assert "Do nothing in particular." in listed
+    paths = ("--model", str(material.model), "--forget", str(material.forget), "--retain", str(material.retain))
+    small = ("--layers", "1,3", "--steps", "2", "--batch-size", "4", "--device", "cpu")
+    options = ("--objective", "dummy", "--objective-options", "scale=2", "--output", str(tmp_path / "run"))
+    assert "The result is in" in grun_with_it("unlearn", *paths, *small, *options)
 
 
 def run(material: Material, output: Path, *more: str) -> int:
