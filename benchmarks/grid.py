@@ -58,15 +58,11 @@ def run_grid(output: Path, seeds: Sequence[int], jobs: int, max_rows: int) -> li
 
 
 def with_times(runs: Sequence[Finished], timed: Sequence[Finished]) -> list[Finished]:
-    """The runs with the training times of those that had the machine to themselves."""
-    seconds = {(run.varied["objective"], run.varied["adapt"]): run.facts["seconds"] for run in timed if run.varied}
-    out = []
-    for run in runs:
-        facts = dict(run.facts)
-        if run.varied:
-            facts["seconds"] = seconds[run.varied["objective"], run.varied["adapt"]]
-        out.append(dataclasses.replace(run, facts=facts))
-    return out
+    """The runs with the training times of those that had the machine to themselves, and no other times."""
+    seconds = {tuple(run.varied.values()): run.facts["seconds"] for run in timed if run.varied}
+    return [
+        dataclasses.replace(run, facts=run.facts | {"seconds": seconds.get(tuple(run.varied.values()))}) for run in runs
+    ]
 
 
 def parameters_at_7b() -> dict[str, dict[str, Any]]:

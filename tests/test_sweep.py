@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -154,6 +154,22 @@ def test_a_sweep_measures_every_run_once_and_grows(memorised: Material, tmp_path
     assert len((tmp_path / "sweep" / "table.md").read_text().splitlines()) == 6
 
 
+def test_what_was_done_with_other_settings_or_data_is_not_taken_for_this(memorised: Material, tmp_path: Path) -> None:
+    forget = tmp_path / "forget.jsonl"
+    forget.write_text(memorised.forget.read_text())
+    config = settings(memorised, tmp_path / "sweep", vary={"adapt": "lora"})
+    config = replace(config, set=config.set | {"forget": str(forget)})
+    sweep(config)
+    sweep(config)
+    with pytest.raises(UserError, match=r"adapt=lora was done with other settings \(--steps was 4, now 5\)"):
+        sweep(replace(config, set=config.set | {"steps": "5"}))
+    with pytest.raises(UserError, match=r"target-0 was done with other settings \(--max-new-tokens was 4, now 9\)"):
+        sweep(replace(config, evaluate=config.evaluate | {"max_new_tokens": "9"}))
+    forget.write_text("\n".join(forget.read_text().splitlines()[:5]))
+    with pytest.raises(UserError, match="adapt=lora was done on other data"):
+        sweep(config)
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(memorised: Material, tmp_path: Path) -> None:
     vary = {"adapt": "lora", "learning_rate": "1e-3,1e30"}
     with pytest.raises(RunsFailed, match=r"1 of 3 runs failed: adapt=lora,learning_rate=1e30"):
@@ -168,6 +184,7 @@ def test_a_killed_sweep_takes_its_runs_with_it_and_goes_on(memorised: Material, 
     shared = {**config.set, "steps": "300", "evaluate_every": "20"}
     flags = [part for name in shared for part in ("--set", f"{name}={shared[name]}")]
     command = ["sweep", "--output", config.output, "--vary", "objective=gd", "--vary", "adapt=lora", *flags]
+    command += ["--evaluate", "metrics=probability"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "grun", *command], env=environment, stderr=subprocess.PIPE)
     checkpoints = tmp_path / "sweep" / "runs" / "objective=gd,adapt=lora" / "unlearn" / "checkpoints"
@@ -178,7 +195,7 @@ def test_a_killed_sweep_takes_its_runs_with_it_and_goes_on(memorised: Material, 
     gone, alive = psutil.wait_procs(workers, timeout=10)
     assert gone
     assert not alive, "runs went on without their sweep"
-    assert main([*command, "--evaluate", "metrics=probability"]) == 0
+    assert main(command) == 0
     assert not checkpoints.exists()
 
 

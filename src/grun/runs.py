@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunDirectory", "atomic_directory", "fingerprint"]
+__all__ = ["RunDirectory", "atomic_directory", "fingerprint", "settings_difference"]
 
 import dataclasses
 import hashlib
@@ -164,6 +164,19 @@ def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
     return digest.hexdigest()
 
 
+def settings_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting that changes what a run computes and differs, in words; empty if there is none.
+
+    Args:
+        was: what `settings.json` of a run holds.
+        now: the settings that are wanted.
+    """
+    for name, wanted in json.loads(json.dumps(dict(now))).items():
+        if name not in WHEREABOUTS and was.get(name) != wanted:
+            return f"{flag(name)} was {was.get(name)}, now {wanted}"
+    return ""
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -195,7 +208,7 @@ def _difference(found: Mapping[str, Any], settings: Mapping[str, Any], run: RunD
     """What tells the run that was found from the one that is wanted, in words; empty if they are the same."""
     if found.get("command") != run.record["command"]:
         return f"grun {found.get('command')}"
-    for name, wanted in json.loads(json.dumps(run.config)).items():
-        if name not in WHEREABOUTS and settings.get(name) != wanted:
-            return f"{flag(name)} was {settings.get(name)}, now {wanted}"
+    changed = settings_difference(settings, run.config)
+    if changed:
+        return changed
     return "" if found.get("data") == run.record["data"] else "the content of its data differs"

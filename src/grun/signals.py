@@ -7,6 +7,7 @@ __all__ = [
     "adapters_off",
     "context_length",
     "evaluating",
+    "forward_parameters",
     "gates_of_last_call",
     "greedy",
     "reference_signals",
@@ -185,7 +186,7 @@ def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -
     """
     columns_K = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
     columns_K = columns_K if everything else columns_K[:1]
-    parameters = _forward_parameters(model)
+    parameters = forward_parameters(model)
     inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
     if accepts_prompt_lengths(model):
         inputs["prompt_lengths"] = batch.prompt_lengths_B
@@ -275,7 +276,7 @@ def _own_stop_ids(model: nn.Module) -> set[int]:
     return {int(end) for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if end is not None}
 
 
-def _forward_parameters(model: nn.Module) -> set[str]:
+def forward_parameters(model: nn.Module) -> set[str]:
     """Names that the language model's own forward call takes (a PEFT wrapper passes everything on)."""
     inner = _unwrapped(model)
     base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]

@@ -25,13 +25,15 @@ from grun.errors import Interrupted, RunsFailed, UserError
 from grun.recipes import recipe_of
 from grun.report.sweep_table import Finished, sweep_table
 from grun.report.table import show_whole
-from grun.runs import RunDirectory
+from grun.runs import RunDirectory, fingerprint, settings_difference
 from grun.settings import from_text
+from grun.sides import load_sides
 
 logger = logging.getLogger("grun")
 MEMORY_SHARE = 0.8  # of the machine's memory, where no budget was given
 SETTINGS = "sweep.json"
 OWN = ("output", "overwrite")  # settings of a run that the sweep sets itself
+ANOTHER_DIRECTORY = "name another directory with --output."
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,25 @@ class Cell:
 
     @property
     def is_done(self) -> bool:
-        """Whether its result was measured."""
-        try:
-            record = json.loads((self.folder / "evaluation" / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Whether its result was measured.
+
+        Raises:
+            UserError: if that was with other settings or on other data.
+        """
+        record = RunDirectory(self.folder / "evaluation", {}, {}).read_json("run.json")
+        if record is None or not record["complete"]:
             return False
-        return bool(record["complete"])
+        jobs = {"evaluation": self.evaluate} | ({} if self.unlearn is None else {"unlearn": with_presets(self.unlearn)})
+        for name, job in jobs.items():
+            was = RunDirectory(self.folder / name, {}, {}).read_json("settings.json") or {}
+            changed = settings_difference(was, asdict(job))
+            if changed:
+                raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
+        if self.unlearn is not None:
+            done = RunDirectory(self.folder / "unlearn", {}, {}).read_json("run.json")
+            if done["data"] != fingerprint(vars(load_sides(self.unlearn))):
+                raise UserError(f"run {self.folder.name} was done on other data; {ANOTHER_DIRECTORY}")
+        return True
 
     def read(self) -> Finished:
         """What it found."""
@@ -85,15 +100,15 @@ def sweep(config: SweepConfig) -> Path:
         The directory of the sweep.
 
     Raises:
-        UserError: for wrong input, before anything runs: every run's settings are checked.
+        UserError: for wrong input, before anything runs: every run's settings are checked, also against what is there.
         RunsFailed: if runs failed; the others are in the table.
         Interrupted: if the user stopped the sweep; what is running saves its state.
     """
     output = Path(config.output).expanduser()
     cells = cells_of(config, output)
     engine = engines.get(config.engine)
-    _prepare(output, config)
     todo = [cell for cell in cells if not cell.is_done]
+    _prepare(output, config)
     settings = EngineSettings(
         config.jobs, config.memory or MEMORY_SHARE * psutil.virtual_memory().total / 2**30, config.address
     )

@@ -141,11 +141,12 @@ class GrunModel(BaseTuner):
                 "generate() continues a cache: pass the attention_mask of the whole sequence, the cached tokens included, "
                 "so that the prompt's end is known."
             )
-        with self._generating(mask_BT.bool()):
+        with self.generating(mask_BT.bool()):
             return self.model.generate(*args, **kwargs)
 
     @contextmanager
-    def _generating(self, mask_BT: Tensor) -> Iterator[None]:
+    def generating(self, mask_BT: Tensor) -> Iterator[None]:
+        """Inside, calls go on from prompts with this mask (B, T); what is the same in all of them is computed once."""
         before, self.runtime.generation = self.runtime.generation, GenerationScope(mask_BT)
         try:
             yield

@@ -1,0 +1,244 @@
+"""Scoring and answering with every prompt read once: its keys and values serve all its answers and the greedy one.
+
+The rows of a batch are padded on the left, so that all prompts end in the same column. After the prompts, each answer is read
+on top of a copy of its prompt's cache; greedy decoding goes on from the cache itself and drops a row as soon as it has ended.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Prompted", "RowScores", "TokenScores", "score_rows"]
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grun.signals import accepts_prompt_lengths, forward_parameters, gates_of_last_call
+
+LEAST_VARIANCE = 1e-6
+LEAST_LOGP = -1e4  # of tokens that a model rules out: minus infinity times a probability of 0 would not be a number
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt and the answers to be scored after it, as token ids; every answer has at least one token."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the prompt and the longest answer."""
+        return len(self.prompt) + max(map(len, self.answers), default=0)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the model says about each token of an answer given the prompt and the tokens before it.
+
+    Attributes:
+        logps: log-probability, in nats.
+        is_argmax: whether it is the likeliest token.
+        z: log-probability in standard deviations above its mean under the model's own distribution (Min-K%++).
+    """
+
+    logps: tuple[float, ...]
+    is_argmax: tuple[bool, ...]
+    z: tuple[float, ...]
+
+
+@dataclass
+class RowScores:
+    """What the model says about one row.
+
+    Attributes:
+        answers: scores of each answer, in order.
+        generated: token ids of the greedy answer, without the token that ended it; None if none was asked for.
+        gate_logits, gate_values: one per gate of the adapter; None without a gated adapter.
+    """
+
+    answers: list[TokenScores] = field(default_factory=list)
+    generated: list[int] | None = None
+    gate_logits: tuple[float, ...] | None = None
+    gate_values: tuple[float, ...] | None = None
+
+
+@torch.no_grad()
+def score_rows(
+    model: nn.Module,
+    rows: Sequence[Prompted],
+    *,
+    pad_token_id: int,
+    tokens_per_batch: int = 4096,
+    max_new_tokens: int = 0,
+    ends: Iterable[int] = (),
+    context: int | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> list[RowScores]:
+    """Score all answers of all rows and, if asked, answer every prompt greedily; independent of how rows are batched.
+
+    Args:
+        model: a causal language model in evaluation mode, with or without adapters.
+        rows: prompts with their answers.
+        pad_token_id: fills rows up.
+        tokens_per_batch: most tokens of a forward pass, padding included; one row may have more.
+        max_new_tokens: longest greedy answer; 0 for none.
+        ends: tokens that end an answer.
+        context: most tokens that the model can read; answers end there.
+        progress: called with the number of rows of each batch that is done.
+    """
+    found = [RowScores() for _ in rows]
+    for index in _batches([(len(row.prompt), row.tokens) for row in rows], tokens_per_batch):
+        batch = _PromptBatch(model, [rows[i].prompt for i in index], pad_token_id)
+        with batch.reading():
+            batch.read()
+            gates = batch.gates()
+            for position, scores in batch.score([rows[i].answers for i in index], tokens_per_batch):
+                found[index[position]].answers.append(scores)
+            if max_new_tokens:
+                for i, ids in zip(index, batch.answer(max_new_tokens, set(ends), context), strict=True):
+                    found[i].generated = ids
+        for position, i in enumerate(index):
+            if gates is not None:
+                found[i].gate_logits, found[i].gate_values = (tuple(side[position].tolist()) for side in gates)
+        progress(len(index))
+    return found
+
+
+class _PromptBatch:
+    """Prompts, padded on the left, and their cache once they were read."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> None:
+        self.model = model
+        self.pad = pad
+        width = max(map(len, prompts))
+        self.device = next(model.parameters()).device
+        self.lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self.ids_BP = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        self.mask_BP = (torch.arange(width, device=self.device) >= width - self.lengths_B[:, None]).long()
+        self.cache: Any = None
+        self.first_BV = torch.empty(0)
+
+    def reading(self) -> Any:
+        """Inside, the model knows that all calls are about these prompts."""
+        generating = getattr(getattr(self.model, "base_model", None), "generating", None)
+        return nullcontext() if generating is None else generating(self.mask_BP.bool())
+
+    def read(self) -> None:
+        """Read the prompts once."""
+        more = {"prompt_lengths": self.lengths_B} if accepts_prompt_lengths(self.model) else {}
+        positions_BP = (self.mask_BP.cumsum(1) - 1).clamp_min(0)
+        out = self.forward(self.ids_BP, self.mask_BP, positions_BP, None, keep=1, **more)
+        self.cache, self.first_BV = out.past_key_values, out.logits[:, -1].float()
+
+    def forward(
+        self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any, keep: int | None = None, **more: Any
+    ) -> Any:
+        """A forward call that goes on from a cache; `keep` is how many of the last columns' logits are wanted."""
+        known = forward_parameters(self.model)
+        if "position_ids" in known:
+            more["position_ids"] = positions_BT
+        if keep is not None and "logits_to_keep" in known:
+            more["logits_to_keep"] = keep
+        return self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **more)
+
+    def gates(self) -> tuple[Tensor, Tensor] | None:
+        """What the gates said of these prompts: logits and values (B, G)."""
+        return gates_of_last_call(self.model) if accepts_prompt_lengths(self.model) else None
+
+    def score(
+        self, answers: Sequence[Sequence[Sequence[int]]], tokens_per_batch: int
+    ) -> Iterator[tuple[int, TokenScores]]:
+        """Scores of all answers, each with the number of its row; those of a row in their order."""
+        pairs = [(row, k, answer) for row, own in enumerate(answers) for k, answer in enumerate(own)]
+        done: dict[tuple[int, int], TokenScores] = {}
+        for chunk in _batches([(len(answer), len(answer)) for _, _, answer in pairs], tokens_per_batch):
+            chosen = [pairs[i] for i in chunk]
+            scores = self._score([row for row, _, _ in chosen], [answer for _, _, answer in chosen])
+            done |= {(row, k): one for (row, k, _), one in zip(chosen, scores, strict=True)}
+        for row, k, _ in pairs:
+            yield row, done[row, k]
+
+    def _score(self, rows: Sequence[int], answers: Sequence[Sequence[int]]) -> list[TokenScores]:
+        """One forward pass over answers (without their last tokens, which predict nothing) after copies of their prompts."""
+        index_C = torch.tensor(rows, device=self.device)
+        lengths = [len(answer) for answer in answers]
+        width = max(lengths) - 1
+        logits_NV = [self.first_BV[index_C][:, None]]
+        if width:
+            ids_CA = torch.tensor([[*a[:-1], *[self.pad] * (width - len(a) + 1)] for a in answers], device=self.device)
+            columns_A = torch.arange(width, device=self.device)
+            real_CA = columns_A < torch.tensor(lengths, device=self.device)[:, None] - 1
+            mask_CT = torch.cat([self.mask_BP[index_C], real_CA.long()], dim=1)
+            positions_CA = self.lengths_B[index_C][:, None] + columns_A
+            out = self.forward(ids_CA, mask_CT, positions_CA, _selected(self.cache, index_C))
+            logits_NV.append(out.logits)
+        targets = torch.tensor([token for answer in answers for token in answer], device=self.device)
+        wanted_CL = torch.arange(width + 1, device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        logps, is_argmax, z = _statistics(torch.cat(logits_NV, dim=1)[wanted_CL], targets)
+        columns = zip(logps.split(lengths), is_argmax.split(lengths), z.split(lengths), strict=True)
+        return [TokenScores(*(tuple(part.tolist()) for part in column)) for column in columns]
+
+    def answer(self, limit: int, ends: set[int], context: int | None) -> list[list[int]]:
+        """Greedy answers; uses the cache up. A row is dropped once it has ended, so long answers are not waited for."""
+        texts: list[list[int]] = [[] for _ in self.lengths_B]
+        room = [limit if context is None else min(limit, context - int(n)) for n in self.lengths_B]
+        rows, mask_BT, lengths_B = list(range(len(texts))), self.mask_BP, self.lengths_B
+        tokens = self.first_BV.argmax(1)
+        for step in range(limit):
+            said = tokens.tolist()
+            going = [i for i, (row, t) in enumerate(zip(rows, said, strict=True)) if t not in ends and step < room[row]]
+            for i in going:
+                texts[rows[i]].append(said[i])
+            going = [i for i in going if len(texts[rows[i]]) < room[rows[i]]]
+            if not going:
+                break
+            if len(going) < len(rows):
+                index = torch.tensor(going, device=self.device)
+                self.cache.batch_select_indices(index)
+                rows, tokens, mask_BT, lengths_B = (
+                    [rows[i] for i in going],
+                    tokens[index],
+                    mask_BT[index],
+                    lengths_B[index],
+                )
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
+            out = self.forward(tokens[:, None], mask_BT, (lengths_B + step)[:, None], self.cache)
+            self.cache, tokens = out.past_key_values, out.logits[:, -1].argmax(1)
+        return texts
+
+
+def _statistics(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each target, whether it is the likeliest, and its standard score under the distribution."""
+    logps_NV = logits_NV.float().log_softmax(1).clamp_min(LEAST_LOGP)
+    p_NV = logps_NV.exp()
+    mean_N = (p_NV * logps_NV).sum(1)
+    variance_N = ((p_NV * logps_NV.square()).sum(1) - mean_N.square()).clamp_min(LEAST_VARIANCE)
+    logps_N = logps_NV.gather(1, targets_N[:, None]).squeeze(1)
+    return logps_N, logps_NV.argmax(1) == targets_N, (logps_N - mean_N) / variance_N.sqrt()
+
+
+def _selected(cache: Any, index: Tensor) -> Any:
+    """A cache of some of the rows (a row may come several times); the one given stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(index)
+    return chosen
+
+
+def _batches(lengths: Sequence[tuple[int, int]], tokens_per_batch: int) -> list[list[int]]:
+    """Row numbers in batches of similar first length, so that no batch has more tokens (second length) than allowed."""
+    batches: list[list[int]] = []
+    widest = 0
+    for i in sorted(range(len(lengths)), key=lambda row: (*lengths[row], row), reverse=True):
+        widest = max(widest, lengths[i][1])
+        if batches and widest * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+            widest = lengths[i][1]
+    return batches
