@@ -49,7 +49,7 @@ def run_grid(output: Path, seeds: Sequence[int], jobs: int, max_rows: int) -> li
         output=str(output),
         vary={"objective": ",".join(OBJECTIVES), "adapt": ",".join(ADAPTATIONS), "seed": ",".join(map(str, seeds))},
         set={"benchmark": "fictional", "model": str(output.parent / "target-{seed}")},
-        evaluate={"max_rows": str(max_rows), "max_new_tokens": "40", "batch_size": "64", "metrics": METRICS},
+        evaluate={"max_rows": str(max_rows), "max_new_tokens": "40", "metrics": METRICS},
         jobs=jobs,
     )
     sweep(config)

@@ -65,7 +65,6 @@ def scores(file: Path, data: Benchmark, target: Path, adapted: Path | None) -> d
         forget_split=data.forget,
         template=resolve_template("auto", tokenizer),
         metrics=METRICS,
-        batch_size=64,
         max_new_tokens=LONGEST_ANSWER,
     )
     found = {split: {metric: one.value for metric, one in by.items()} for split, by in results.items()}

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from grun.metrics import metrics
-from grun.metrics.gate import auroc
+from grun.metrics import auroc, metrics
 from grun.records import Evidence, Example, RowEvidence, Score
 
-NEEDS = {"token_logps", "generated", "gates"}
+NEEDS = {
+    *("token_logps", "generated", "gates", "paraphrased", "perturbed", "gradient", "fluency", "holdout", "retain_log"),
+}
 
 
 def row(
@@ -24,11 +25,29 @@ def row(
     logits: tuple[float, ...] | None = (0.0, 1.0),
     values: tuple[float, ...] | None = (0.5, 0.7),
 ) -> RowEvidence:
-    return RowEvidence(Example("Who?", answer), logps, generated, logits, values)
+    return RowEvidence(
+        Example("Who?", answer),
+        logps,
+        generated,
+        logits,
+        values,
+        token_is_argmax=tuple(logp > -0.7 for logp in logps),
+        token_z=logps,
+        paraphrased_logps=logps,
+        perturbed_logps=((-1.5, -2.0), (-0.3,)),
+        generated_base_logps=logps,
+        gradient_norm=math.fsum(logps),
+    )
 
 
 def score(name: str, *rows: RowEvidence, **others: tuple[RowEvidence, ...]) -> Score:
     return metrics.get(name).target(Evidence("retain", rows, **others))
+
+
+def compared(*rows: RowEvidence) -> dict[str, tuple[RowEvidence, ...]]:
+    """Something to compare with, of every kind."""
+    names = ("forget", "forget_paraphrased", "holdout", "retain_log", "holdout_retain_log")
+    return dict.fromkeys(names, rows)
 
 
 def every_metric() -> list[str]:
@@ -51,7 +70,7 @@ def test_every_metric_says_what_is_needed_to_read_it(name: str) -> None:
 def test_without_rows_or_measurements_there_is_a_reason_and_no_number(name: str) -> None:
     bare = RowEvidence(Example("Who?", "Ada."), ())
     for rows in ((), (bare,), (row(), bare)):
-        found = score(name, *rows, forget=(bare,), forget_paraphrased=(bare,))
+        found = score(name, *rows, **compared(*(bare for _ in rows)))
         assert found.value is None
         assert found.reason
         assert found.per_row == ()
@@ -59,8 +78,8 @@ def test_without_rows_or_measurements_there_is_a_reason_and_no_number(name: str)
 
 @pytest.mark.parametrize("name", every_metric())
 def test_values_are_in_range_with_one_number_per_row_where_there_are_any(name: str) -> None:
-    rows = (row(), row((-3.0,), "One", "two", (-2.0, -3.0), (0.0, 0.0)))
-    found = score(name, *rows, forget=rows, forget_paraphrased=rows)
+    rows = (row(), row((-3.0, -0.2), "One", "two", (-2.0, -3.0), (0.0, 0.0)))
+    found = score(name, *rows, **compared(*rows))
     low, high = metrics.get(name).info["range"]
     assert found.value is not None
     assert low <= found.value <= high
@@ -74,8 +93,8 @@ def test_values_are_in_range_with_one_number_per_row_where_there_are_any(name: s
 @pytest.mark.parametrize("name", every_metric())
 def test_a_broken_number_is_never_averaged_in(name: str) -> None:
     broken = row((math.nan, -1.0), generated="Ada.", logits=(1.0, math.nan), values=(0.9, math.nan))
-    found = score(name, row(), broken, forget=(row(),), forget_paraphrased=(row(),))
-    if "generated" in metrics.get(name).info["needs"]:
+    found = score(name, row(), broken, **compared(row(), row()))
+    if metrics.get(name).info["needs"] == ("generated",) or name in ("exact_memorization", "extraction_strength"):
         assert found.value is not None
     else:
         assert found.value is None
@@ -173,3 +192,41 @@ def test_gates_are_not_compared_on_the_forget_split_itself() -> None:
     found = score("gate_auroc", row())
     assert found.value is None
     assert "no forget rows" in found.reason
+
+
+right = st.lists(st.booleans(), min_size=1, max_size=8)
+
+
+def matched(flags: list[bool], truncated: bool = False) -> RowEvidence:
+    end = () if truncated else (True,)
+    return RowEvidence(
+        Example("Who?", "Ada."), (-1.0,) * len(flags), truncated=truncated, token_is_argmax=(*flags, *end)
+    )
+
+
+@given(right, st.booleans())
+def test_memorisation_counts_tokens_without_the_end(flags: list[bool], truncated: bool) -> None:
+    given_row = matched(flags, truncated)
+    assert score("exact_memorization", given_row).value == pytest.approx(sum(flags) / len(flags))
+    shortest = next(k for k in range(len(flags) + 1) if all(flags[k:]))
+    assert score("extraction_strength", given_row).value == pytest.approx(1 - shortest / len(flags))
+
+
+def test_an_answer_whose_last_token_is_wrong_cannot_be_extracted() -> None:
+    assert score("extraction_strength", matched([True, True, False])).value == 0.0
+
+
+def test_a_model_against_itself_is_indistinguishable_and_keeps_its_secrets() -> None:
+    rows = tuple(row((-0.1 * i - 0.1, -1.0)) for i in range(6))
+    assert score("forget_quality", *rows, **compared(*rows)).value == pytest.approx(1.0)
+    for name in (name for name in metrics.names() if name.startswith("mia_")):
+        assert score(name, *rows, **compared(*rows)).value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("said", "distinct", "entropy"),
+    [("", 1.0, 0.0), ("sea", 1.0, 0.0), ("sea sea sea sea", 1 / 3, 0.0), ("The sea the Sea", 2 / 3, 1.0)],
+)
+def test_repetition_shows(said: str, distinct: float, entropy: float) -> None:
+    assert score("distinct_bigrams", row(generated=said)).value == pytest.approx(distinct)
+    assert score("word_entropy", row(generated=said)).value == pytest.approx(entropy)

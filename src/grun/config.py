@@ -29,7 +29,6 @@ class JobConfig:
     """Settings that every job has."""
 
     seed: int = option(0, "Seed of everything random: initialisation, order, pairing, refusals.", minimum=0)
-    batch_size: int = option(16, "Rows per step (and per side: as many forget as retain rows).", minimum=1)
     device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1, mps.")
     dtype: str = option("auto", "Data type of the base model's weights: auto (as saved), float32, bfloat16, float16.")
     trust_remote_code: bool = option(False, "Run model code that comes with a hub repository. Off for safety.")
@@ -66,6 +65,7 @@ class DataConfig(JobConfig):
 class TrainConfig(DataConfig):
     """Settings of jobs that train."""
 
+    batch_size: int = option(16, "Rows per step (and per side: as many forget as retain rows).", minimum=1)
     weight_decay: float = option(0.0, "AdamW weight decay.", minimum=0.0)
     trainer: dict[str, str] = option(
         {}, "Any setting of transformers' TrainingArguments, as name=value (bf16=true, report_to=tensorboard)."
@@ -185,11 +185,19 @@ class EvaluateConfig(DataConfig):
     output: str = option("evaluation", "Directory to write metrics.json and the table to.")
     model: str = option("", "Hub id or folder of the base (target) model.")
     adapter: str | None = option(None, "Adapter directory; without it only the model is measured.")
-    data: list[str] = option([], "Your own splits, as name=file.")
+    data: list[str] = option(
+        [],
+        "Your own splits, as name=file: forget=..., any others, and holdout=..., rows like forget that no model saw.",
+    )
     splits: list[str] = option([], "Only these splits of the benchmark.")
     max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
     max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
+    tokens_per_batch: int = option(4096, "Most tokens of a forward pass, padding included.", minimum=1)
     metrics: list[str] = option([], "Only these metrics.")
+    retain_log: str | None = option(
+        None,
+        "Directory of an evaluation of a model trained on retain data only, for forget quality and reference attacks.",
+    )
     before: bool = option(True, "Measure the model without the adapter as well.")
 
 
@@ -236,6 +244,7 @@ class DemoConfig(JobConfig):
     output: str = option("demo", "Directory for the models, the adapters and the table.")
     objective: str = option("npo", "Unlearning objective, the same for GRUN and for LoRA.")
     rows: int = option(120, "Rows of each split to measure.", minimum=1)
+    batch_size: int = option(16, "Rows per step of training (and per side).", minimum=1)
     benchmark_options: dict[str, str] = option({}, "Options of the benchmark, as name=value (people=60).")
     epochs: float | None = option(
         None, "Passes of the target model's training. Default: as grun finetune.", minimum=0.01

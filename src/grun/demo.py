@@ -16,7 +16,7 @@ from grun.batches import resolve_template
 from grun.benchmarks import load_benchmark
 from grun.config import DemoConfig, FinetuneConfig, UnlearnConfig
 from grun.finetune import finetune
-from grun.measuring import Results, measure, score
+from grun.measuring import Results, measure, needs_of_metrics, score
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.records import Benchmark, Evidence, Example
 from grun.report.table import Answered, answers_table, answers_to_markdown, before_after_table, show_whole, to_markdown
@@ -30,7 +30,6 @@ METRICS = ("probability", "rouge_l_recall", "exact_match", "gate_mean", "gate_au
 EXAMPLES = {"forget": 4, "forget_paraphrased": 2, "retain": 1, "retain_heldout": 2, "general": 1}
 KEPT = ("retain", "retain_heldout", "general")
 TARGET = "target"
-EVALUATION_BATCH = 64
 NEXT_FACT = 4  # rows; a fact is asked in three phrasings
 LONGEST_ANSWER = 40  # tokens; the benchmark's answers have fewer
 
@@ -108,7 +107,7 @@ def _measure(
             splits,
             forget_split=data.forget,
             template=resolve_template("auto", tokenizer),
-            batch_size=EVALUATION_BATCH,
+            needs=needs_of_metrics(METRICS),
             max_new_tokens=LONGEST_ANSWER,
             label=subject,
         )

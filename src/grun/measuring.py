@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ["Results", "evaluate_model", "gather", "interval", "measure", "score", "with_paraphrases"]
+__all__ = [
+    "Results",
+    "evaluate_model",
+    "interval",
+    "measure",
+    "needs_of_metrics",
+    "score",
+    "summarise",
+    "with_paraphrases",
+]
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from grun.batches import collate, encode, encode_prompt, length_batches, pad_token_id
 from grun.errors import UserError
+from grun.evidence_store import EvidenceStore
+from grun.gathering import EVERYTHING, gather
 from grun.metrics import metrics as registry
+from grun.metrics import summaries as all_summaries
 from grun.records import Evidence, Example, RowEvidence, Score
-from grun.signals import adapters_off, evaluating, gates_of_last_call, greedy, side_signals
+from grun.registry import Entry
+from grun.scoring import TOKENS_PER_BATCH
 from grun.templates import Template
 
 PARAPHRASED = "_paraphrased"
+HOLDOUT = "holdout"
 RESAMPLES = 1000
 Splits = Mapping[str, Sequence[Example]]
 Results = Mapping[str, Mapping[str, Score]]  # scores by split and metric
@@ -41,53 +54,6 @@ def with_paraphrases(splits: Splits) -> dict[str, tuple[Example, ...]]:
     return found
 
 
-def gather(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    template: Template,
-    batch_size: int = 16,
-    max_new_tokens: int = 200,
-    max_length: int | None = None,
-    adapters: bool = True,
-    progress: Callable[[int], object] = lambda rows: None,
-) -> tuple[RowEvidence, ...]:
-    """What the model says about each row: log-probabilities, greedy answer, gates. Independent of the batch size.
-
-    Args:
-        batch_size: rows at a time.
-        max_new_tokens: longest greedy answer; 0 to generate none.
-        max_length: longest row in tokens; the end of a longer answer is cut off for log-probabilities.
-        adapters: False measures the base model of a PEFT model.
-        progress: called with a number of rows whenever they were scored, and again when they were answered.
-
-    Raises:
-        UserError: if a prompt alone is too long.
-    """
-    encoded = [encode(row, tokenizer, template, max_length) for row in examples]
-    logps: list[tuple[float, ...]] = [()] * len(encoded)
-    no_gates: tuple[tuple[float, ...] | None, tuple[float, ...] | None] = (None, None)
-    gates = [no_gates] * len(encoded)
-    answers: list[str] | list[None] = [None] * len(encoded)
-    device, pad = next(model.parameters()).device, pad_token_id(tokenizer)
-    with evaluating(model), nullcontext() if adapters else adapters_off(model):
-        for index in length_batches([len(row.input_ids) for row in encoded], batch_size):
-            side = side_signals(model, collate([encoded[i] for i in index], pad).to(device), with_grad=False)
-            said = gates_of_last_call(model) if adapters else None
-            for b, (i, own_N) in enumerate(zip(index, side.logps_N.split(side.lengths_B.tolist()), strict=True)):
-                logps[i] = tuple(own_N.tolist())
-                gates[i] = no_gates if said is None else (tuple(said[0][b].tolist()), tuple(said[1][b].tolist()))
-            progress(len(index))
-        if max_new_tokens:
-            prompts = [encode_prompt(row, tokenizer, template, max_length) for row in examples]
-            answers = greedy(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
-    return tuple(
-        RowEvidence(example, logps[i], answers[i], gates[i][0], gates[i][1], bool(encoded[i].truncated))
-        for i, example in enumerate(examples)
-    )
-
-
 def measure(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -95,56 +61,104 @@ def measure(
     *,
     forget_split: str | None,
     template: Template,
-    batch_size: int = 16,
+    needs: Collection[str] = EVERYTHING,
+    holdout: Sequence[Example] = (),
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     max_new_tokens: int = 200,
     max_length: int | None = None,
     adapters: bool = True,
+    base: nn.Module | None = None,
+    store: EvidenceStore | None = None,
+    retain_log: EvidenceStore | None = None,
     label: str = "evaluate",
 ) -> dict[str, Evidence]:
     """Evidence of every split of `with_paraphrases(splits)`, with a progress bar on standard error.
 
     Args:
         forget_split: name of the split that is to be forgotten; others are compared with it.
+        needs: what metrics look at; what nobody needs is not computed.
+        holdout: rows like those of the forget split that no model was trained on.
+        base: the model before unlearning, where it is another one than `model` with adapters off.
+        store: keeps the evidence of every split as soon as it is complete, and has that of an interrupted evaluation.
+        retain_log: evidence of a model trained on retain data only, of the same rows.
         label: of the progress bar.
 
     Raises:
-        UserError: for an empty split, or a `forget_split` that is not among them.
+        UserError: for an empty split, a `forget_split` that is not among them, or a retain log of other rows.
     """
     every = with_paraphrases(splits)
     if forget_split is not None and forget_split not in every:
         raise UserError(f"the forget split '{forget_split}' is not among the splits {', '.join(every)}.")
+    if holdout and "holdout" in needs and forget_split is not None:
+        every[HOLDOUT] = tuple(holdout)
+    logs = {name: retain_log.read(name, rows) if retain_log else None for name, rows in every.items()}
     rows: dict[str, tuple[RowEvidence, ...]] = {}
-    total = sum(map(len, every.values())) * (2 if max_new_tokens else 1)
-    with tqdm(total=total, desc=label, unit="row", disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=sum(map(len, every.values())), desc=label, unit="row", disable=None, dynamic_ncols=True) as bar:
         for name, examples in every.items():
+            kept = None if store is None else store.read(name, examples)
+            if kept is not None:
+                rows[name] = kept
+                bar.update(len(kept))
+                continue
             rows[name] = gather(
                 model,
                 tokenizer,
                 examples,
                 template=template,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
+                needs=needs,
+                tokens_per_batch=tokens_per_batch,
+                max_new_tokens=0 if name == HOLDOUT else max_new_tokens,
                 max_length=max_length,
                 adapters=adapters,
+                base=base,
                 progress=bar.update,
             )
-    forget = rows.get(forget_split or "")
-    paraphrased = rows.get(f"{forget_split}{PARAPHRASED}")
-    forgotten = (forget_split, f"{forget_split}{PARAPHRASED}")
-    return {
-        name: Evidence(name, found) if name in forgotten else Evidence(name, found, forget, paraphrased)
-        for name, found in rows.items()
-    }
+            if store is not None:
+                store.write(name, rows[name])
+    forget, paraphrased = rows.get(forget_split or ""), rows.get(f"{forget_split}{PARAPHRASED}")
+    unseen, unseen_log = rows.pop(HOLDOUT, None), logs.pop(HOLDOUT, None)
+    found = {}
+    for name, own in rows.items():
+        if name in (forget_split, f"{forget_split}{PARAPHRASED}"):
+            found[name] = Evidence(name, own, holdout=unseen, retain_log=logs[name], holdout_retain_log=unseen_log)
+        else:
+            found[name] = Evidence(name, own, forget, paraphrased, retain_log=logs[name])
+    return found
 
 
 def score(evidence: Mapping[str, Evidence], metrics: Sequence[str] | None = None) -> dict[str, dict[str, Score]]:
-    """Scores by split and metric: of the metrics named, or of all.
+    """Scores by split and metric: of the metrics named, or of the usual ones.
 
     Raises:
         UserError: for an unknown metric.
     """
-    entries = [registry.get(name) for name in metrics] if metrics else list(registry)
+    entries = [registry.get(name) for name in metrics or usual_metrics()]
     return {split: {entry.name: entry.target(found) for entry in entries} for split, found in evidence.items()}
+
+
+def summarise(evidence: Mapping[str, Evidence], utility: Mapping[str, bool]) -> dict[str, Score]:
+    """Scores over all splits together, by name.
+
+    Args:
+        evidence: by split.
+        utility: see `Benchmark`.
+    """
+    return {entry.name: entry.target(evidence, utility=utility) for entry in all_summaries}
+
+
+def usual_metrics() -> list[str]:
+    """Names of all metrics but those that only run when they are named, because they take long."""
+    return [entry.name for entry in registry if not entry.info.get("on_request", False)]
+
+
+def needs_of_metrics(names: Sequence[str], summaries: bool = False) -> set[str]:
+    """What the named metrics look at, and what summaries do.
+
+    Raises:
+        UserError: for an unknown metric.
+    """
+    entries: list[Entry[Any]] = [registry.get(name) for name in names]
+    return {need for entry in [*entries, *(all_summaries if summaries else ())] for need in entry.info["needs"]}
 
 
 def evaluate_model(
@@ -155,32 +169,31 @@ def evaluate_model(
     forget_split: str | None,
     template: Template,
     metrics: Sequence[str] | None = None,
-    batch_size: int = 16,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     max_new_tokens: int = 200,
     max_length: int | None = None,
     adapters: bool = True,
     label: str = "evaluate",
 ) -> dict[str, dict[str, Score]]:
-    """Scores of a model by split and metric. Nothing is generated if no metric reads greedy answers.
+    """Scores of a model by split and metric. What no metric looks at is not computed.
 
     Raises:
         UserError: for an empty split, an unknown metric, or a `forget_split` that is not among the splits.
     """
-    entries = [registry.get(name) for name in metrics] if metrics else list(registry)
-    generate = any("generated" in entry.info["needs"] for entry in entries)
     evidence = measure(
         model,
         tokenizer,
         splits,
         forget_split=forget_split,
         template=template,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens if generate else 0,
+        needs=needs_of_metrics(metrics or usual_metrics()),
+        tokens_per_batch=tokens_per_batch,
+        max_new_tokens=max_new_tokens,
         max_length=max_length,
         adapters=adapters,
         label=label,
     )
-    return score(evidence, metrics)
+    return score(evidence, metrics or usual_metrics())
 
 
 def interval(found: Score, seed: int = 0) -> tuple[float, float] | None:

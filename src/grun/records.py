@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,9 @@ class Benchmark:
         full: names of the splits that a target model is trained on (forget and retain among them).
         evaluation: names of the splits to report on, in order.
         unseen: names of the normal splits that unlearning must never be given (for held-out figures).
+        holdout: name of a split of rows like the forget rows that no model is trained on (for membership inference).
+        utility: names of the splits that stand for what the model must still be good for, each with whether its answer
+            probability is normalised over the perturbed answers.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Benchmark:
     full: tuple[str, ...]
     evaluation: tuple[str, ...]
     unseen: tuple[str, ...] = ()
+    holdout: str | None = None
+    utility: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,12 @@ class RowEvidence:
         gate_logits: gate logits, one per gate of the adapter, in layer order; None without a gated adapter.
         gate_values: gate values after threshold, likewise.
         truncated: the row did not fit into the model's context and lost the end of its answer.
+        token_is_argmax: whether each answer token is the likeliest one given the true tokens before it.
+        token_z: log-probability of each answer token in standard deviations above its mean under the model's distribution.
+        paraphrased_logps: as `token_logps`, of the paraphrased answer; empty if the row has none.
+        perturbed_logps: the same of each perturbed answer.
+        generated_base_logps: the same of the greedy answer under the base model, its end left out; None if not asked for.
+        gradient_norm: mean over the model's parameters of the norm of the gradient of the answer's mean nll; None likewise.
     """
 
     example: Example
@@ -253,6 +264,12 @@ class RowEvidence:
     gate_logits: tuple[float, ...] | None = None
     gate_values: tuple[float, ...] | None = None
     truncated: bool = False
+    token_is_argmax: tuple[bool, ...] = ()
+    token_z: tuple[float, ...] = ()
+    paraphrased_logps: tuple[float, ...] = ()
+    perturbed_logps: tuple[tuple[float, ...], ...] = ()
+    generated_base_logps: tuple[float, ...] | None = None
+    gradient_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -262,12 +279,18 @@ class Evidence:
     Attributes:
         forget: rows of the forget split; None if this split itself is to be forgotten.
         forget_paraphrased: the same in other phrasings; None likewise, or where there are none.
+        holdout: rows like the forget rows that the model never saw; None unless this split is to be forgotten.
+        retain_log: the rows of this split under a model trained on retain data only; None if there is no such log.
+        holdout_retain_log: the hold-out rows under that model; None likewise.
     """
 
     split: str
     rows: tuple[RowEvidence, ...]
     forget: tuple[RowEvidence, ...] | None = None
     forget_paraphrased: tuple[RowEvidence, ...] | None = None
+    holdout: tuple[RowEvidence, ...] | None = None
+    retain_log: tuple[RowEvidence, ...] | None = None
+    holdout_retain_log: tuple[RowEvidence, ...] | None = None
 
 
 @dataclass(frozen=True)

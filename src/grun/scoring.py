@@ -6,7 +6,7 @@ on top of a copy of its prompt's cache; greedy decoding goes on from the cache i
 
 from __future__ import annotations
 
-__all__ = ["Prompted", "RowScores", "TokenScores", "score_rows"]
+__all__ = ["TOKENS_PER_BATCH", "Prompted", "RowScores", "TokenScores", "score_rows"]
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from grun.signals import accepts_prompt_lengths, forward_parameters, gates_of_last_call
 
+TOKENS_PER_BATCH = 4096
 LEAST_VARIANCE = 1e-6
 LEAST_LOGP = -1e4  # of tokens that a model rules out: minus infinity times a probability of 0 would not be a number
 
@@ -73,10 +74,11 @@ def score_rows(
     rows: Sequence[Prompted],
     *,
     pad_token_id: int,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     max_new_tokens: int = 0,
     ends: Iterable[int] = (),
     context: int | None = None,
+    with_gates: bool = True,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> list[RowScores]:
     """Score all answers of all rows and, if asked, answer every prompt greedily; independent of how rows are batched.
@@ -89,6 +91,7 @@ def score_rows(
         max_new_tokens: longest greedy answer; 0 for none.
         ends: tokens that end an answer.
         context: most tokens that the model can read; answers end there.
+        with_gates: whether to read what gates say; not while adapters are off.
         progress: called with the number of rows of each batch that is done.
     """
     found = [RowScores() for _ in rows]
@@ -96,7 +99,7 @@ def score_rows(
         batch = _PromptBatch(model, [rows[i].prompt for i in index], pad_token_id)
         with batch.reading():
             batch.read()
-            gates = batch.gates()
+            gates = batch.gates() if with_gates else None
             for position, scores in batch.score([rows[i].answers for i in index], tokens_per_batch):
                 found[index[position]].answers.append(scores)
             if max_new_tokens:

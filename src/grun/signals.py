@@ -13,6 +13,7 @@ __all__ = [
     "reference_signals",
     "sampled",
     "side_signals",
+    "stop_tokens",
 ]
 
 import inspect
@@ -147,7 +148,7 @@ def greedy(
         batch_size: prompts at a time.
         progress: called with the number of rows done after each batch.
     """
-    ends = stop_ids(tokenizer) | _own_stop_ids(model)
+    ends = stop_tokens(model, tokenizer)
     texts = [""] * len(prompts)
     with evaluating(model):
         for limit, rows in _by_room(model, prompts, max_new_tokens):
@@ -207,7 +208,7 @@ def sampled(
     temperature: float,
 ) -> list[list[str]]:
     """`count` sampled answers to each prompt, in one batch, from torch's own random state; otherwise as `greedy`."""
-    ends = stop_ids(tokenizer) | _own_stop_ids(model)
+    ends = stop_tokens(model, tokenizer)
     sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count)
     ids = _generated(model, tokenizer, list(prompts), max_new_tokens, ends, **sampling)
     texts = [str(tokenizer.decode(one, skip_special_tokens=True)).strip() for one in ids]
@@ -270,10 +271,11 @@ def _by_room(model: nn.Module, prompts: Sequence[Sequence[int]], limit: int) -> 
             yield room, rows
 
 
-def _own_stop_ids(model: nn.Module) -> set[int]:
-    """End-of-sequence tokens of the model's own generation settings."""
+def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the model's own generation settings."""
     ends = getattr(getattr(_unwrapped(model), "generation_config", None), "eos_token_id", None)
-    return {int(end) for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if end is not None}
+    own = {int(end) for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if end is not None}
+    return own | stop_ids(tokenizer)
 
 
 def forward_parameters(model: nn.Module) -> set[str]:

@@ -176,7 +176,7 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
 
 def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, str], name: str) -> EvaluateConfig:
     """How the target of a run is measured: on the data of the run unless told otherwise."""
-    shared = {f.name for f in fields(DataConfig)} - {"batch_size"}
+    shared = {f.name for f in fields(DataConfig)}
     given = {key: _filled(text, varied) for key, text in config.evaluate.items()}
     asked = from_text(EvaluateConfig, given, f"run {name}, --evaluate")
     own = {key: getattr(job, key) for key in shared if key not in given}

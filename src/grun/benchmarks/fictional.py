@@ -38,7 +38,8 @@ def fictional(
     """Invented people with facts, and general knowledge, in four splits.
 
     `forget` and `retain` are for unlearning; `retain_heldout` (people) and `general` (arithmetic, days, months,
-    opposites) are trained into the target model but never shown to unlearning. Every training phrasing of a question
+    opposites) are trained into the target model but never shown to unlearning; `holdout` (as many people as `forget`) is
+    shown to no model. Every training phrasing of a question
     is a row of its own; all rows carry two phrasings that are never trained on as `paraphrased_prompts`.
 
     Args:
@@ -68,8 +69,21 @@ def fictional(
         splits[split] = _rows(list(itertools.chain.from_iterable(chosen)), phrasings, split)
     splits["general"] = _rows(general_facts(draw, WRONG_ANSWERS), phrasings, "general")
     names = tuple(splits)
+    others = random.Random(f"fictional holdout {seed}")
+    known = {word for rows in splits.values() for row in rows for word in (row.subject or "").split()}
+    strangers = [name for name in invent_names(MOST_PEOPLE, others) if not known & set(name.split())]
+    invented = [_person(name, FACTS[:facts], others) for name in strangers[: sizes["forget"]]]
+    splits["holdout"] = _rows(list(itertools.chain.from_iterable(invented)), phrasings, "holdout")
     return Benchmark(
-        "fictional", splits, "forget", "retain", full=names, evaluation=names, unseen=("retain_heldout", "general")
+        "fictional",
+        splits,
+        "forget",
+        "retain",
+        full=names,
+        evaluation=names,
+        unseen=("retain_heldout", "general"),
+        holdout="holdout",
+        utility={"retain": False, "retain_heldout": False, "general": True},
     )
 
 

@@ -35,7 +35,8 @@ def tofu(
     """TOFU with the last of the retain authors withheld from unlearning.
 
     Splits: `forget`, `retain` (given to unlearning), `retain_withheld` (authors that the target model knows but that
-    unlearning is never given), `real_authors` and `world_facts` (not trained into the target model).
+    unlearning is never given), `real_authors` and `world_facts` (not trained into the target model), and, with `retain_rows`,
+    `holdout`: as many rows of the retain authors left out, who are shown to no model.
 
     Args:
         data_dir: folder with the JSON-lines files of the data set (`forget05_perturbed.json`, `retain95.json`, ...).
@@ -51,7 +52,8 @@ def tofu(
         hint = nearest(forget, RETAIN_OF)
         raise UserError(f"option 'forget' is '{forget}', expected one of {', '.join(RETAIN_OF)}.{hint}")
     retain = _read(RETAIN_OF[forget], data_dir)
-    kept, withheld = _withhold(_first_rows(_with_authors(retain, 0), retain_rows), withheld_share)
+    everyone = _with_authors(retain, 0)
+    kept, withheld = _withhold(_first_rows(everyone, retain_rows), withheld_share)
     extra = {(row.prompt, row.answer): row for row in _read("retain_perturbed", data_dir)}
     forget_set = _read(f"{forget}_perturbed", data_dir)
     splits = {
@@ -65,7 +67,19 @@ def tofu(
         del splits["retain_withheld"]
     names = tuple(splits)
     full = tuple(name for name in names if name not in ("real_authors", "world_facts"))
-    return Benchmark("tofu", splits, "forget", "retain", full=full, evaluation=names, unseen=names[2:])
+    left = everyone[len(kept) + len(withheld) :][: len(forget_set)]
+    holdout = {"holdout": left} if left else {}
+    return Benchmark(
+        "tofu",
+        splits | holdout,
+        "forget",
+        "retain",
+        full=full,
+        evaluation=names,
+        unseen=names[2:],
+        holdout=next(iter(holdout), None),
+        utility={"retain": False, "real_authors": True, "world_facts": True},
+    )
 
 
 def _read(name: str, data_dir: str | Path | None) -> list[Example]:

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["auroc", "gate_auroc", "gate_auroc_paraphrased", "gate_mean", "gate_open"]
+__all__ = ["gate_auroc", "gate_auroc_paraphrased", "gate_mean", "gate_open"]
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from grun.metrics import mean_score, metrics, missing
+from grun.metrics import auroc, mean_score, metrics, missing
 from grun.records import Evidence, RowEvidence, Score
 
 NO_GATES = "the model has no gated adapter"
-
-
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Area under the ROC curve: the chance that a positive ranks above a negative, ties counting one half.
-
-    Raises:
-        ValueError: if one side is empty or a value is NaN.
-    """
-    if not positive or not negative or any(math.isnan(value) for value in (*positive, *negative)):
-        raise ValueError("the area under the curve needs numbers on both sides")
-    ordered = sorted([(value, 1) for value in positive] + [(value, 0) for value in negative])
-    wins, below, at = 0.0, 0, 0
-    while at < len(ordered):
-        end = at
-        while end < len(ordered) and ordered[end][0] == ordered[at][0]:
-            end += 1
-        positives = sum(label for _, label in ordered[at:end])
-        negatives = end - at - positives
-        wins += positives * (below + 0.5 * negatives)
-        below, at = below + negatives, end
-    return wins / (len(positive) * len(negative))
 
 
 @metrics.register("gate_mean", label="gate", range=(0.0, 1.0), forget="higher", normal="lower", needs=("gates",))

@@ -22,7 +22,13 @@ def rouge_l_recall(evidence: Evidence) -> Score:
 
 
 @metrics.register(
-    "rouge_1_recall", label="ROUGE-1 recall", range=(0.0, 1.0), forget="lower", normal="higher", needs=("generated",)
+    "rouge_1_recall",
+    label="ROUGE-1 recall",
+    range=(0.0, 1.0),
+    forget="lower",
+    normal="higher",
+    table=False,
+    needs=("generated",),
 )
 def rouge_1_recall(evidence: Evidence) -> Score:
     """Share of the true answer's words that the greedy answer contains, in any order (Lin 2004)."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Answered", "answers_table", "answers_to_markdown", "before_after_table", "show_whole", "to_markdown"]
+__all__ = [
+    "Answered",
+    "answers_table",
+    "answers_to_markdown",
+    "before_after_table",
+    "in_the_table",
+    "show_whole",
+    "summary_lines",
+    "to_markdown",
+]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grun.metrics import metrics as registry
+from grun.metrics import summaries
 from grun.records import Score
 
 Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
@@ -55,6 +65,34 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
             last = i == len(subjects) - 1
             table.add_row(*map(_text, ("" if i else name, subject, *cells)), end_section=last)
     return table
+
+
+def in_the_table(results: Subjects) -> dict[str, dict[str, dict[str, Score]]]:
+    """The scores that a reader wants to see first; the others register with `table=False`."""
+    return {
+        subject: {
+            split: {name: one for name, one in scores.items() if registry.get(name).info.get("table", True)}
+            for split, scores in found.items()
+        }
+        for subject, found in results.items()
+    }
+
+
+def summary_lines(summary: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    """One line per summary with the value of each subject, or why there is none.
+
+    Args:
+        summary: scores by subject and summary.
+    """
+    lines = []
+    for name in next(iter(summary.values()), {}):
+        label = summaries.get(name).info["label"]
+        values = {subject: scores[name] for subject, scores in summary.items()}
+        if all(one.value is None for one in values.values()):
+            lines.append(f"{label}: not measured ({next(iter(values.values())).reason})")
+        else:
+            lines.append(f"{label}: " + ", ".join(f"{subject} {_cell(one)}" for subject, one in values.items()))
+    return lines
 
 
 def show_whole(table: Table) -> None:

@@ -1,0 +1,61 @@
+"""How much of an answer the model has by heart."""
+
+from __future__ import annotations
+
+__all__ = ["exact_memorization", "extraction_strength"]
+
+from collections.abc import Callable, Sequence
+
+from grun.metrics import mean_score, metrics, missing
+from grun.records import Evidence, Score
+
+
+@metrics.register(
+    "exact_memorization",
+    label="exact memorisation",
+    range=(0.0, 1.0),
+    forget="lower",
+    normal="higher",
+    table=False,
+    needs=("token_logps",),
+)
+def exact_memorization(evidence: Evidence) -> Score:
+    """Share of the answer's tokens that are the likeliest one given the true tokens before them, then the mean over rows.
+
+    The end of the answer is left out (Tirumala et al. 2022, arXiv 2205.10770).
+    """
+    return _of_matches(evidence, lambda right: sum(right) / len(right))
+
+
+@metrics.register(
+    "extraction_strength",
+    label="extraction strength",
+    range=(0.0, 1.0),
+    forget="lower",
+    normal="higher",
+    table=False,
+    needs=("token_logps",),
+)
+def extraction_strength(evidence: Evidence) -> Score:
+    """`1 - k/n`: after k of the answer's n tokens every further one is the likeliest (Carlini et al. 2021, arXiv 2012.07805).
+
+    0 if the last token itself is wrong. The code of open-unlearning never reports 0: it stops at `1/n`.
+    """
+    return _of_matches(evidence, lambda right: _tail(right) / len(right))
+
+
+def _tail(right: Sequence[bool]) -> int:
+    """Number of right tokens at the end."""
+    return next((i for i, one in enumerate(reversed(right)) if not one), len(right))
+
+
+def _of_matches(evidence: Evidence, value: Callable[[Sequence[bool]], float]) -> Score:
+    values = []
+    for i, row in enumerate(evidence.rows):
+        right = (
+            row.token_is_argmax if row.truncated else row.token_is_argmax[:-1]
+        )  # a whole answer ends in its end token
+        if not right:
+            return missing(f"row {i + 1} has no answer token besides its end", len(evidence.rows))
+        values.append(value(right))
+    return mean_score(values)
