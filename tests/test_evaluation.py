@@ -278,3 +278,45 @@ def test_score_is_pure(saved: Path) -> None:
     )
     assert score(found) == score(found)
     assert set(score(found, ["exact_match"])["forget"]) == {"exact_match"}
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_next_split(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grun import measuring
+    from grun.evaluation import evaluate
+
+    whole = evaluate(config(saved, tmp_path / "whole", max_rows=3))
+    real, measured = measuring.gather, []
+
+    def counted(model: nn.Module, tokenizer: object, rows: tuple[Example, ...], **settings: object) -> object:
+        measured.append(rows[0].prompt)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return real(model, tokenizer, rows, **settings)
+
+    monkeypatch.setattr(measuring, "gather", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config(saved, tmp_path / "broken", max_rows=3))
+    assert not (tmp_path / "broken" / "metrics.json").exists()
+    path = evaluate(config(saved, tmp_path / "broken", max_rows=3))
+    assert len(measured) == 3 * 2 + 1, "three splits of two subjects, and the one that was interrupted twice"
+    assert (path / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
+
+
+def test_a_retain_only_model_is_compared_with_by_its_log(saved: Path, tmp_path: Path) -> None:
+    from grun.evaluation import evaluate
+
+    shared = {"adapter": None, "data": [], "benchmark": "fictional", "max_rows": 6, "splits": ["forget"]}
+    log = evaluate(config(saved, tmp_path / "retrained", **shared))
+    path = evaluate(config(saved, tmp_path / "other", retain_log=str(log), **shared))
+    found = json.loads((path / "metrics.json").read_text())["splits"]["forget"]["metrics"]
+    assert found["forget_quality"]["before"]["value"] == pytest.approx(1.0), "it was compared with itself"
+    assert found["mia_reference"]["before"]["value"] == 0.5
+    assert found["mia_min_k"]["before"]["value"] is not None
+    with pytest.raises(UserError, match="holds 6 rows, but split 'forget' has 5: it is of other rows"):
+        evaluate(config(saved, tmp_path / "fewer", retain_log=str(log), **(shared | {"max_rows": 5})))
+    with pytest.raises(UserError, match="it is of another row than"):
+        evaluate(config(saved, tmp_path / "seed", retain_log=str(log), **(shared | {"seed": 1})))
+    with pytest.raises(UserError, match="is not an evaluation of a model"):
+        evaluate(config(saved, tmp_path / "none", retain_log=str(saved), **shared))

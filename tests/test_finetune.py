@@ -58,7 +58,8 @@ def test_splits_of_a_benchmark() -> None:
     data = load_benchmark("fictional", seed=0, options={"people": "20"})
     config = FinetuneConfig(benchmark="fictional", benchmark_options={"people": "20"})
     everything, kept = load_rows(config), load_rows(replace(config, split="retain"))
-    assert len(everything) == sum(len(rows) for rows in data.splits.values())
+    assert len(everything) == sum(len(data.splits[name]) for name in data.full)
+    assert not {row.subject for row in everything} & {row.subject for row in data.splits["holdout"]}
     assert {row.subject for row in everything} - {row.subject for row in kept} == {
         row.subject for row in data.splits["forget"]
     }

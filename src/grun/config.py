@@ -192,7 +192,7 @@ class EvaluateConfig(DataConfig):
     splits: list[str] = option([], "Only these splits of the benchmark.")
     max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
     max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
-    tokens_per_batch: int = option(4096, "Most tokens of a forward pass, padding included.", minimum=1)
+    tokens_per_batch: int = option(2048, "Most tokens of a forward pass, padding included.", minimum=1)
     metrics: list[str] = option([], "Only these metrics.")
     retain_log: str | None = option(
         None,

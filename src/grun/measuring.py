@@ -33,6 +33,9 @@ from grun.templates import Template
 
 PARAPHRASED = "_paraphrased"
 HOLDOUT = "holdout"
+NOT_NEEDED = {
+    HOLDOUT: {"generated", "fluency", "paraphrased", "perturbed"}
+}  # by split; attacks look at true answers only
 RESAMPLES = 1000
 Splits = Mapping[str, Sequence[Example]]
 Results = Mapping[str, Mapping[str, Score]]  # scores by split and metric
@@ -105,9 +108,9 @@ def measure(
                 tokenizer,
                 examples,
                 template=template,
-                needs=needs,
+                needs=set(needs) - NOT_NEEDED.get(name, set() if name == forget_split else {"gradient"}),
                 tokens_per_batch=tokens_per_batch,
-                max_new_tokens=0 if name == HOLDOUT else max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 max_length=max_length,
                 adapters=adapters,
                 base=base,

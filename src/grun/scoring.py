@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grun.batches import length_batches
 from grun.signals import accepts_prompt_lengths, forward_parameters, gates_of_last_call
 
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 LEAST_VARIANCE = 1e-6
 LEAST_LOGP = -1e4  # of tokens that a model rules out: minus infinity times a probability of 0 would not be a number
 
@@ -31,11 +32,6 @@ class Prompted:
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
 
-    @property
-    def tokens(self) -> int:
-        """Length of the prompt and the longest answer."""
-        return len(self.prompt) + max(map(len, self.answers), default=0)
-
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -43,13 +39,13 @@ class TokenScores:
 
     Attributes:
         logps: log-probability, in nats.
-        is_argmax: whether it is the likeliest token.
-        z: log-probability in standard deviations above its mean under the model's own distribution (Min-K%++).
+        is_argmax: whether it is the likeliest token; of a row's first answer only.
+        z: log-probability in standard deviations above its mean under the model's own distribution (Min-K%++); likewise.
     """
 
     logps: tuple[float, ...]
-    is_argmax: tuple[bool, ...]
-    z: tuple[float, ...]
+    is_argmax: tuple[bool, ...] = ()
+    z: tuple[float, ...] = ()
 
 
 @dataclass
@@ -95,7 +91,7 @@ def score_rows(
         progress: called with the number of rows of each batch that is done.
     """
     found = [RowScores() for _ in rows]
-    for index in _batches([(len(row.prompt), row.tokens) for row in rows], tokens_per_batch):
+    for index in _batches([len(row.prompt) for row in rows], tokens_per_batch):
         batch = _PromptBatch(model, [rows[i].prompt for i in index], pad_token_id)
         with batch.reading():
             batch.read()
@@ -159,32 +155,42 @@ class _PromptBatch:
         """Scores of all answers, each with the number of its row; those of a row in their order."""
         pairs = [(row, k, answer) for row, own in enumerate(answers) for k, answer in enumerate(own)]
         done: dict[tuple[int, int], TokenScores] = {}
-        for chunk in _batches([(len(answer), len(answer)) for _, _, answer in pairs], tokens_per_batch):
+        for chunk in _batches([len(answer) for _, _, answer in pairs], tokens_per_batch):
             chosen = [pairs[i] for i in chunk]
-            scores = self._score([row for row, _, _ in chosen], [answer for _, _, answer in chosen])
+            scores = self._score(
+                [row for row, _, _ in chosen], [answer for _, _, answer in chosen], [k == 0 for _, k, _ in chosen]
+            )
             done |= {(row, k): one for (row, k, _), one in zip(chosen, scores, strict=True)}
         for row, k, _ in pairs:
             yield row, done[row, k]
 
-    def _score(self, rows: Sequence[int], answers: Sequence[Sequence[int]]) -> list[TokenScores]:
+    def _score(
+        self, rows: Sequence[int], answers: Sequence[Sequence[int]], in_detail: Sequence[bool]
+    ) -> list[TokenScores]:
         """One forward pass over answers (without their last tokens, which predict nothing) after copies of their prompts."""
         index_C = torch.tensor(rows, device=self.device)
-        lengths = [len(answer) for answer in answers]
-        width = max(lengths) - 1
-        logits_NV = [self.first_BV[index_C][:, None]]
+        lengths_C = torch.tensor([len(answer) for answer in answers], device=self.device)
+        width = int(lengths_C.max()) - 1
+        first_CV, first_C = self.first_BV[index_C], torch.tensor([answer[0] for answer in answers], device=self.device)
+        parts = [(first_CV, first_C)]
         if width:
-            ids_CA = torch.tensor([[*a[:-1], *[self.pad] * (width - len(a) + 1)] for a in answers], device=self.device)
+            ids_CA = torch.tensor([[*a, *[self.pad] * (width + 1 - len(a))] for a in answers], device=self.device)
             columns_A = torch.arange(width, device=self.device)
-            real_CA = columns_A < torch.tensor(lengths, device=self.device)[:, None] - 1
+            real_CA = columns_A < lengths_C[:, None] - 1
             mask_CT = torch.cat([self.mask_BP[index_C], real_CA.long()], dim=1)
             positions_CA = self.lengths_B[index_C][:, None] + columns_A
-            out = self.forward(ids_CA, mask_CT, positions_CA, _selected(self.cache, index_C))
-            logits_NV.append(out.logits)
-        targets = torch.tensor([token for answer in answers for token in answer], device=self.device)
-        wanted_CL = torch.arange(width + 1, device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
-        logps, is_argmax, z = _statistics(torch.cat(logits_NV, dim=1)[wanted_CL], targets)
-        columns = zip(logps.split(lengths), is_argmax.split(lengths), z.split(lengths), strict=True)
-        return [TokenScores(*(tuple(part.tolist()) for part in column)) for column in columns]
+            out = self.forward(ids_CA[:, :-1], mask_CT, positions_CA, _selected(self.cache, index_C))
+            parts.append((out.logits[real_CA].float(), ids_CA[:, 1:][real_CA]))
+        logps = [z.gather(1, y[:, None]).squeeze(1) - z.logsumexp(1) for z, y in parts]
+        found = [TokenScores(tuple(values)) for values in _joined(logps, lengths_C)]
+        closer_C = torch.tensor(in_detail, device=self.device)
+        if bool(closer_C.any()):
+            of_token = [closer_C, closer_C.repeat_interleave(lengths_C - 1)][: len(parts)]
+            details = [_in_detail(z[c], p[c], y[c]) for (z, y), p, c in zip(parts, logps, of_token, strict=True)]
+            columns = [_joined(list(column), lengths_C[closer_C]) for column in zip(*details, strict=True)]
+            for i, is_argmax, z in zip(closer_C.nonzero().squeeze(1).tolist(), *columns, strict=True):
+                found[i] = TokenScores(found[i].logps, tuple(is_argmax), tuple(z))
+        return found
 
     def answer(self, limit: int, ends: set[int], context: int | None) -> list[list[int]]:
         """Greedy answers; uses the cache up. A row is dropped once it has ended, so long answers are not waited for."""
@@ -215,14 +221,20 @@ class _PromptBatch:
         return texts
 
 
-def _statistics(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of each target, whether it is the likeliest, and its standard score under the distribution."""
-    logps_NV = logits_NV.float().log_softmax(1).clamp_min(LEAST_LOGP)
+def _joined(parts: Sequence[Tensor], lengths_C: Tensor) -> list[list[Any]]:
+    """Values answer by answer, from those of all first tokens and those of all others."""
+    first = parts[0].tolist()
+    others = parts[1].split((lengths_C - 1).tolist()) if len(parts) > 1 else [torch.empty(0)] * len(first)
+    return [[one, *more.tolist()] for one, more in zip(first, others, strict=True)]
+
+
+def _in_detail(logits_NV: Tensor, logps_N: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each target is the likeliest token, and the standard score of its log-probability under the distribution."""
+    logps_NV = logits_NV.log_softmax(1).clamp_min(LEAST_LOGP)
     p_NV = logps_NV.exp()
     mean_N = (p_NV * logps_NV).sum(1)
     variance_N = ((p_NV * logps_NV.square()).sum(1) - mean_N.square()).clamp_min(LEAST_VARIANCE)
-    logps_N = logps_NV.gather(1, targets_N[:, None]).squeeze(1)
-    return logps_N, logps_NV.argmax(1) == targets_N, (logps_N - mean_N) / variance_N.sqrt()
+    return logits_NV.argmax(1) == targets_N, (logps_N.clamp_min(LEAST_LOGP) - mean_N) / variance_N.sqrt()
 
 
 def _selected(cache: Any, index: Tensor) -> Any:
@@ -233,15 +245,6 @@ def _selected(cache: Any, index: Tensor) -> Any:
     return chosen
 
 
-def _batches(lengths: Sequence[tuple[int, int]], tokens_per_batch: int) -> list[list[int]]:
-    """Row numbers in batches of similar first length, so that no batch has more tokens (second length) than allowed."""
-    batches: list[list[int]] = []
-    widest = 0
-    for i in sorted(range(len(lengths)), key=lambda row: (*lengths[row], row), reverse=True):
-        widest = max(widest, lengths[i][1])
-        if batches and widest * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-            widest = lengths[i][1]
-    return batches
+def _batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, the longest first, none with more tokens than allowed unless it is one row."""
+    return length_batches(lengths, max(1, len(lengths)), tokens_per_batch)
