@@ -9,8 +9,9 @@ import pytest
 
 from grun.config import UnlearnConfig
 from grun.errors import UserError
+from grun.files import atomic_directory
 from grun.records import Example
-from grun.runs import RunDirectory, atomic_directory, fingerprint
+from grun.runs import RunDirectory, fingerprint
 
 CONFIG = UnlearnConfig(model="m", objective="npo")
 

@@ -39,7 +39,7 @@ from grun.readers import read_examples
 from grun.records import Evidence, Example, Score
 from grun.report.table import before_after_table, in_the_table, show_whole, summary_lines, to_markdown
 from grun.runs import RunDirectory, fingerprint
-from grun.signals import context_length
+from grun.signals import longest_row
 
 logger = logging.getLogger("grun")
 EVIDENCE = "evidence"
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         "retain_log": _retain_log(config),
         "tokens_per_batch": config.tokens_per_batch,
         "max_new_tokens": config.max_new_tokens,
-        "max_length": min(filter(None, (config.max_length, context_length(model))), default=None),
+        "max_length": longest_row(model, config.max_length),
     }
     adapted = None if config.adapter is None else _adapted(config, model)
     run.start()

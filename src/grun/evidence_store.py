@@ -6,13 +6,13 @@ __all__ = ["EvidenceStore"]
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from grun.errors import UserError
+from grun.files import write_text
 from grun.records import Example, RowEvidence
 
 SUFFIX = ".jsonl"
@@ -50,9 +50,7 @@ class EvidenceStore:
     def write(self, split: str, rows: Sequence[RowEvidence]) -> None:
         """Keep the evidence of a split, all of it or nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{split}.{os.getpid()}.tmp"
-        temporary.write_text("".join(json.dumps(_line(row)) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(self.folder / f"{split}{SUFFIX}")
+        write_text(self.folder / f"{split}{SUFFIX}", "".join(json.dumps(_line(row)) + "\n" for row in rows))
 
 
 def _key(example: Example) -> str:

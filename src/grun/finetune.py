@@ -29,14 +29,15 @@ from grun.batches import Encoded, collate, encode, pad_token_id, truncation_repo
 from grun.benchmarks import load_benchmark
 from grun.config import FinetuneConfig
 from grun.errors import TrainingDiverged, UserError
+from grun.files import atomic_directory
 from grun.models import load_model_and_tokenizer, resolve_device
 from grun.processes import world
 from grun.progress import ProgressBar, quiet_trainer
 from grun.readers import read_examples
 from grun.records import Batch, Example
-from grun.runs import RunDirectory, atomic_directory, fingerprint
+from grun.runs import RunDirectory, fingerprint
 from grun.scratch import learn_tokenizer, small_llama
-from grun.signals import side_signals
+from grun.signals import longest_row, side_signals
 from grun.templates import QA, Template, resolve_template
 from grun.training import StopCleanly, train_or_resume, training_arguments
 
@@ -123,8 +124,7 @@ def _prepared(
             config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
         )
         template = resolve_template(config.template, tokenizer)
-        context = getattr(model.config, "max_position_embeddings", None)
-        longest = min(filter(None, (config.max_length, context)), default=None)
+        longest = longest_row(model, config.max_length)
         return model, tokenizer, template, [encode(row, tokenizer, template, longest) for row in rows]
     device = resolve_device(config.device)
     pattern = config.template if "{prompt}" in config.template else QA

@@ -8,13 +8,13 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
 import yaml
 
 from grun.errors import UserError
-from grun.settings import flag, from_mapping
+from grun.settings import flag, from_mapping, without_none
 
 C = TypeVar("C")
 CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
@@ -70,7 +70,7 @@ def _own_first(config_class: type) -> list[dataclasses.Field[Any]]:
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     """The option of one field. Its own default is None, so that what was given can be told from what was not."""
-    kind = _kind(hint)
+    kind = without_none(hint)
     declared = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
     metavar = {dict: "NAME=VALUE", list: "VALUE"}.get(get_origin(kind) or kind)
     option = typer.Option(*declared, help=_help(field, metavar is not None), metavar=metavar)
@@ -91,13 +91,8 @@ def _help(field: dataclasses.Field[Any], repeatable: bool) -> str:
     return f"{text} [default: {default}]"
 
 
-def _kind(hint: Any) -> Any:
-    """The type of a setting without `None`."""
-    return next((t for t in get_args(hint) if t is not type(None)), hint) if type(None) in get_args(hint) else hint
-
-
 def _is_mapping(hint: Any) -> bool:
-    return get_origin(_kind(hint)) is dict
+    return get_origin(without_none(hint)) is dict
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunDirectory", "atomic_directory", "fingerprint", "settings_difference"]
+__all__ = ["RunDirectory", "fingerprint", "settings_difference"]
 
 import dataclasses
 import hashlib
@@ -10,15 +10,14 @@ import json
 import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import grun
+from grun import files
 from grun.config import JobConfig
 from grun.errors import UserError
 from grun.records import Example
@@ -73,13 +72,13 @@ class RunDirectory:
         run = cls(where, {"command": command, "data": data, "complete": False, **_versions()}, settings)
         if not where.exists() or not any(where.iterdir()):
             return run
-        found = _read(where / RECORD)
+        found = files.read_json(where / RECORD)
         if found is None:
             raise UserError(f"--output '{where}' is not empty and holds no run of grun; name another directory.")
         if overwrite:
             run._replaced = True
             return run
-        difference = _difference(found, _read(where / CONFIG) or {}, run)
+        difference = _difference(found, files.read_json(where / CONFIG) or {}, run)
         if difference:
             raise UserError(
                 f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
@@ -108,7 +107,7 @@ class RunDirectory:
         """The newest complete checkpoint; what a kill left half written is deleted."""
         complete: list[tuple[int, Path]] = []
         for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
-            if _read(folder / "trainer_state.json") is None:  # the file that is written last
+            if files.read_json(folder / "trainer_state.json") is None:  # the file that is written last
                 shutil.rmtree(folder, ignore_errors=True)  # several processes may look at once
             else:
                 complete.append((int(folder.name.rpartition("-")[2]), folder))
@@ -116,17 +115,15 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, all of it or nothing."""
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        files.write_text(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, all of it or nothing."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        files.write_json(self.path / name, value)
 
     def read_json(self, name: str) -> Any:
         """A JSON file that the run wrote earlier, or None."""
-        return _read(self.path / name)
+        return files.read_json(self.path / name)
 
     def mark_complete(self, seconds: float) -> None:
         """Record that everything is written, and delete the checkpoints.
@@ -138,21 +135,6 @@ class RunDirectory:
         self.write_json(RECORD, self.record)
         self.is_complete = True
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
-
-
-@contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place once the block has ended without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
@@ -177,12 +159,6 @@ def settings_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ""
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _check_writable(where: Path) -> None:
     if where.exists() and not where.is_dir():
         raise UserError(f"--output '{where}' is a file, expected a directory; name another one.")
@@ -194,14 +170,6 @@ def _check_writable(where: Path) -> None:
 def _versions() -> dict[str, Any]:
     versions = {"grun": grun.__version__, "python": platform.python_version()}
     return {"versions": versions | {name: metadata.version(name) for name in PACKAGES}}
-
-
-def _read(file: Path) -> Any:
-    """The content of a JSON file; None if it is missing or was cut off."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _difference(found: Mapping[str, Any], settings: Mapping[str, Any], run: RunDirectory) -> str:

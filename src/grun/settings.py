@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_choice", "check_range", "flag", "from_mapping", "from_text", "option"]
+__all__ = ["check_choice", "check_range", "flag", "from_mapping", "from_text", "option", "without_none"]
 
 import dataclasses
 from collections.abc import Mapping
@@ -55,10 +55,14 @@ def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
     return from_mapping(cls, typed, where)
 
 
+def without_none(hint: Any) -> Any:
+    """The type of a setting that may also be None."""
+    return next((t for t in get_args(hint) if t is not type(None)), hint) if type(None) in get_args(hint) else hint
+
+
 def _typed(text: str, hint: Any) -> Any:
     """What a text means for a field; a text that means nothing there is left for `from_mapping` to refuse."""
-    kinds = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
-    kind = get_origin(kinds[0]) or kinds[0]
+    kind = get_origin(without_none(hint)) or without_none(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind is int and text.lstrip("-").isdigit():
@@ -71,10 +75,9 @@ def _typed(text: str, hint: Any) -> Any:
 
 
 def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
-    options = [t for t in get_args(hint) if t is not type(None)] if type(None) in get_args(hint) else [hint]
     if value is None and type(None) in get_args(hint):
         return None
-    kind = options[0]
+    kind = without_none(hint)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str):  # YAML reads 4e-3 as a string

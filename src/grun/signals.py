@@ -10,6 +10,7 @@ __all__ = [
     "forward_parameters",
     "gates_of_last_call",
     "greedy",
+    "longest_row",
     "reference_signals",
     "sampled",
     "side_signals",
@@ -93,6 +94,11 @@ def context_length(model: nn.Module) -> int | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config  # type: ignore[union-attr]
     longest = getattr(text, "max_position_embeddings", None)
     return None if longest is None else int(longest)
+
+
+def longest_row(model: nn.Module, asked: int | None) -> int | None:
+    """Most tokens of a row: what was asked for or the model's context, whichever is less; None if neither is known."""
+    return min(filter(None, (asked, context_length(model))), default=None)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Cell", "cells_of", "sweep"]
 
 import itertools
-import json
 import logging
 import os
 import re
@@ -22,10 +21,11 @@ from grun.adapters import with_presets
 from grun.config import DataConfig, EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.engines import EngineSettings, Task, engines
 from grun.errors import Interrupted, RunsFailed, UserError
+from grun.files import read_json, write_json, write_text
 from grun.recipes import recipe_of
 from grun.report.sweep_table import Finished, sweep_table
 from grun.report.table import show_whole
-from grun.runs import RunDirectory, fingerprint, settings_difference
+from grun.runs import fingerprint, settings_difference
 from grun.settings import from_text
 from grun.sides import load_sides
 
@@ -61,28 +61,29 @@ class Cell:
         Raises:
             UserError: if that was with other settings or on other data.
         """
-        record = RunDirectory(self.folder / "evaluation", {}, {}).read_json("run.json")
+        record = read_json(self.folder / "evaluation" / "run.json")
         if record is None or not record["complete"]:
             return False
         jobs = {"evaluation": self.evaluate} | ({} if self.unlearn is None else {"unlearn": with_presets(self.unlearn)})
         for name, job in jobs.items():
-            was = RunDirectory(self.folder / name, {}, {}).read_json("settings.json") or {}
+            was = read_json(self.folder / name / "settings.json") or {}
             changed = settings_difference(was, asdict(job))
             if changed:
                 raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
         if self.unlearn is not None:
-            done = RunDirectory(self.folder / "unlearn", {}, {}).read_json("run.json")
+            done = read_json(self.folder / "unlearn" / "run.json")
             if done["data"] != fingerprint(vars(load_sides(self.unlearn))):
                 raise UserError(f"run {self.folder.name} was done on other data; {ANOTHER_DIRECTORY}")
         return True
 
     def read(self) -> Finished:
         """What it found."""
-        measured = json.loads((self.folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+        measured = read_json(self.folder / "evaluation" / "metrics.json")
         facts: dict[str, Any] = {}
         if self.unlearn is not None:
-            facts = json.loads((self.folder / "unlearn" / "metrics.json").read_text(encoding="utf-8"))
-            facts |= json.loads((self.folder / "unlearn" / "run.json").read_text(encoding="utf-8"))
+            facts = read_json(self.folder / "unlearn" / "metrics.json") | read_json(
+                self.folder / "unlearn" / "run.json"
+            )
         subject = "before" if self.unlearn is None else "after"
         scores = {
             split: {metric: found[subject]["value"] for metric, found in part["metrics"].items()}
@@ -115,21 +116,20 @@ def sweep(config: SweepConfig) -> Path:
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
     tasks = {cell.folder.name: _task(cell, threads) for cell in todo}
     logger.info("%d runs, %d of them done already.", len(cells), len(cells) - len(todo))
-    failed: dict[str, int] = {}
+    failed: list[str] = []
     try:
         with tqdm(total=len(todo), desc="sweep", unit="run", dynamic_ncols=True) as bar:
             for outcome in engine.target(list(tasks.values()), settings):
                 bar.update()
                 if outcome.code:
-                    failed[outcome.task.name] = outcome.code
+                    failed.append(outcome.task.name)
                     logger.warning("%s failed: %s", outcome.task.name, _last_line(outcome.task.log))
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; what is done is kept in {output}. Run the same command to go on.") from error
-    found = [cell.read() for cell in cells if cell.is_done]
+    found = [cell.read() for cell in cells if cell.folder.name not in failed]
     markdown, table = sweep_table(found)
-    run = RunDirectory(output, {}, {})
-    run.write_json("results.json", [asdict(one) for one in found])
-    run.write_text("table.md", markdown)
+    write_json(output / "results.json", [asdict(one) for one in found])
+    write_text(output / "table.md", markdown)
     show_whole(table)
     if failed:
         raise RunsFailed(
@@ -204,12 +204,11 @@ def _folder_name(varied: Mapping[str, str]) -> str:
 def _task(cell: Cell, threads: int) -> Task:
     """The process that does a run: its settings lie beside it, so that anyone can repeat it by hand."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    files = RunDirectory(cell.folder, {}, {})
     steps = {"unlearn": cell.unlearn, "evaluate": cell.evaluate}
     command = [sys.executable, "-m", "grun.sweep_worker"]
     for name, settings in steps.items():
         if settings is not None:
-            files.write_json(f"{name}.json", asdict(settings))
+            write_json(cell.folder / f"{name}.json", asdict(settings))
             command += [name, str(cell.folder / f"{name}.json")]
     return Task(cell.folder.name, tuple(command), cell.folder / "output.log", threads)
 
@@ -224,7 +223,7 @@ def _prepare(output: Path, config: SweepConfig) -> None:
         raise UserError(f"--output '{output}' holds something else than a sweep; name another directory.")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        RunDirectory(output, {}, {}).write_json(SETTINGS, asdict(config))
+        write_json(output / SETTINGS, asdict(config))
     except OSError as error:
         raise UserError(f"--output '{output}' cannot be written: {error.strerror}.") from error
 

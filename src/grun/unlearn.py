@@ -25,6 +25,7 @@ from grun.batches import Encoded, pad_token_id, resolve_template
 from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
 from grun.errors import UserError
+from grun.files import atomic_directory
 from grun.gate_fitting import calibrate, fit_gates
 from grun.losses import Recipe
 from grun.memory import peak_memory
@@ -36,8 +37,9 @@ from grun.recipes import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.records import Example
 from grun.references import base_model_references
 from grun.rows import VALIDATION_METRICS, RowEncoder, paired_rows, validation
-from grun.runs import RunDirectory, atomic_directory, fingerprint
+from grun.runs import RunDirectory, fingerprint
 from grun.sides import OtherAnswers, Sides, chunk_running_text, load_sides, other_answers
+from grun.signals import longest_row
 from grun.trainer import PairedRows, UnlearnTrainer
 from grun.training import StopCleanly, train_or_resume, training_arguments
 
@@ -150,7 +152,7 @@ def _prepared(
     )
     recipe = resolved_hidden_layer(recipe, config, model)
     template = resolve_template(config.template, tokenizer)
-    rows = RowEncoder(tokenizer, template, _longest(config, model), config.batch_size, model.device)
+    rows = RowEncoder(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
     forget, retain, held_out = (
         chunk_running_text(part, tokenizer, rows.max_length) for part in (data.forget, data.retain, data.validation)
     )
@@ -175,12 +177,6 @@ def _prepared(
     freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
     items = dataclasses.replace(items, references=references)
     return _Job(config, recipe, run, rows, forget, encoded, items, arguments, validate, dual, adapted)
-
-
-def _longest(config: UnlearnConfig, model: nn.Module) -> int | None:
-    """The configured length, or the model's context."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    return min(filter(None, (config.max_length, context)), default=None)
 
 
 def _with_alternatives(
