@@ -18,9 +18,8 @@ from grun.batches import encode, resolve_template
 from grun.config import EvaluateConfig
 from grun.errors import UserError
 from grun.gathering import gather
-from grun.measuring import evaluate_model, interval, measure, score, with_paraphrases
-from grun.metrics import metrics
-from grun.records import Example, RowEvidence, Score
+from grun.measuring import evaluate_model, measure, score, usual_metrics, with_paraphrases
+from grun.records import Example, RowEvidence
 from helpers import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -131,7 +130,7 @@ def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_
     settings = {"template": TEMPLATE, "forget_split": "forget", "max_new_tokens": 4}
     results = evaluate_model(model, TOKENIZER, splits, **settings)
     assert list(results) == ["forget", "forget_paraphrased", "retain"]
-    assert all(set(scores) == set(metrics.names()) - {"mia_grad_norm"} for scores in results.values())
+    assert all(set(scores) == set(usual_metrics()) for scores in results.values())
     rows = evidence(model, FORGET)
     expected = np.mean([np.exp(np.mean(row.token_logps)) for row in rows])
     assert results["forget"]["probability"].value == pytest.approx(float(expected), abs=1e-6)
@@ -156,16 +155,6 @@ def test_nothing_is_generated_for_metrics_that_do_not_read_it(monkeypatch: pytes
         evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["exact_match"], **settings)
     with pytest.raises(UserError, match="probability"):
         evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probabilty"], **settings)
-
-
-def test_a_bootstrap_interval_has_the_width_of_the_normal_approximation() -> None:
-    values = np.random.default_rng(5).normal(0.5, 0.2, 400)
-    low, high = interval(Score(float(values.mean()), 400, tuple(values)), seed=1)
-    error = 1.96 * values.std(ddof=1) / math.sqrt(400)
-    assert low == pytest.approx(values.mean() - error, abs=0.15 * error)
-    assert high == pytest.approx(values.mean() + error, abs=0.15 * error)
-    assert interval(Score(0.5, 3, (0.5, 0.5, 0.5))) == (0.5, 0.5)
-    assert interval(Score(0.9, 400)) is None
 
 
 @pytest.fixture(scope="module")

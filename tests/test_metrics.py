@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
+from sklearn.metrics import roc_auc_score, roc_curve
 
-from grun.metrics import auroc, metrics
+from grun.metrics import auroc, metrics, tpr_at_low_fpr
 from grun.records import Evidence, Example, RowEvidence, Score
 
 NEEDS = {
     *("token_logps", "generated", "gates", "paraphrased", "perturbed", "gradient", "fluency", "holdout", "retain_log"),
 }
+
+LOOKS_AT_MATCHES = ("exact_memorization", "extraction_strength", "extraction_strength_published")
 
 
 def row(
@@ -94,7 +98,7 @@ def test_values_are_in_range_with_one_number_per_row_where_there_are_any(name: s
 def test_a_broken_number_is_never_averaged_in(name: str) -> None:
     broken = row((math.nan, -1.0), generated="Ada.", logits=(1.0, math.nan), values=(0.9, math.nan))
     found = score(name, row(), broken, **compared(row(), row()))
-    if metrics.get(name).info["needs"] == ("generated",) or name in ("exact_memorization", "extraction_strength"):
+    if metrics.get(name).info["needs"] == ("generated",) or name in LOOKS_AT_MATCHES:
         assert found.value is not None
     else:
         assert found.value is None
@@ -168,10 +172,21 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_one_half(
     assert auroc(positive, negative) == pytest.approx(math.fsum(wins) / len(wins), abs=1e-12)
 
 
-def test_auroc_refuses_what_it_cannot_rank() -> None:
+@pytest.mark.parametrize("statistic", [auroc, tpr_at_low_fpr])
+def test_what_cannot_be_ranked_is_refused(statistic: Callable[..., float]) -> None:
     for positive, negative in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
         with pytest.raises(ValueError, match="numbers on both sides"):
-            auroc(positive, negative)
+            statistic(positive, negative)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 10**6))
+def test_attacks_are_summed_up_as_scikit_learn_does(members: int, others: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    positive, negative = draw.normal(0.7, 1, members).round(1), draw.normal(0, 1, others).round(1)
+    labels, scores = [1] * members + [0] * others, [*positive, *negative]
+    assert auroc(positive, negative) == pytest.approx(roc_auc_score(labels, scores))
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert tpr_at_low_fpr(positive, negative) == pytest.approx(tpr[fpr <= 0.01].max())
 
 
 def test_a_row_counts_by_its_widest_gate() -> None:
@@ -220,7 +235,29 @@ def test_a_model_against_itself_is_indistinguishable_and_keeps_its_secrets() -> 
     rows = tuple(row((-0.1 * i - 0.1, -1.0)) for i in range(6))
     assert score("forget_quality", *rows, **compared(*rows)).value == pytest.approx(1.0)
     for name in (name for name in metrics.names() if name.startswith("mia_")):
-        assert score(name, *rows, **compared(*rows)).value == 0.5
+        assert score(name, *rows, **compared(*rows)).value == (0.0 if name.endswith("_tpr") else 0.5)
+    assert score("forget_quality_log10", *rows, **compared(*rows)).value == pytest.approx(0.0)
+    assert score("privleak", *rows, **compared(*rows)).value == pytest.approx(0.0)
+
+
+def test_privacy_leakage_says_on_which_side_of_a_retrained_model_a_model_is() -> None:
+    def rows(*values: float) -> tuple[RowEvidence, ...]:
+        return tuple(row((value, value, 0.0)) for value in values)
+
+    unseen, retrained = rows(-1.0, -2.0, -3.0, -4.0), rows(-1.5, -2.5, -3.5, -0.5)
+    common = {"holdout": unseen, "retain_log": retrained, "holdout_retain_log": unseen}
+    below = score("mia_min_k", *retrained, holdout=unseen).value
+    for values, expected in (((-0.1, -0.2, -0.3, -0.4), 0.0), ((-9.0, -9.0, -9.0, -9.0), 1.0)):
+        found = score("privleak", *rows(*values), **common).value
+        assert found == pytest.approx(100 * (expected - (1 - below)) / (1 - below))
+
+
+def test_the_floor_of_the_published_extraction_strength() -> None:
+    wrong_at_the_end = matched([True, True, False, False])
+    assert score("extraction_strength", wrong_at_the_end).value == 0.0
+    assert score("extraction_strength_published", wrong_at_the_end).value == 0.25
+    by_heart = matched([True, True, True])
+    assert score("extraction_strength_published", by_heart).value == score("extraction_strength", by_heart).value == 1.0
 
 
 @pytest.mark.parametrize(

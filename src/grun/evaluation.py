@@ -22,10 +22,10 @@ from grun.benchmarks import load_benchmark
 from grun.config import EvaluateConfig
 from grun.errors import UserError, nearest
 from grun.evidence_store import EvidenceStore
+from grun.intervals import interval
 from grun.measuring import (
     HOLDOUT,
     Results,
-    interval,
     measure,
     needs_of_metrics,
     score,
@@ -34,6 +34,7 @@ from grun.measuring import (
     with_paraphrases,
 )
 from grun.metrics import metrics as registry
+from grun.metrics import summaries as summary_registry
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.readers import read_examples
 from grun.records import Evidence, Example, Score
@@ -218,18 +219,25 @@ def _as_json(
             "truncated": sum(row.truncated for row in evidence.rows),
             "metrics": {
                 metric: {
-                    subject: _score_as_json(found[split][metric], config.seed) for subject, found in results.items()
+                    subject: _score_as_json(found[split][metric], registry.get(metric).info, config.seed)
+                    for subject, found in results.items()
                 }
                 for metric in _any_subject(results)[split]
             },
         }
     names = list(_any_subject(summary)) if summary else []
-    sums = {name: {who: _score_as_json(found[name], config.seed) for who, found in summary.items()} for name in names}
+    sums = {
+        name: {
+            who: _score_as_json(found[name], summary_registry.get(name).info, config.seed)
+            for who, found in summary.items()
+        }
+        for name in names
+    }
     return {"model": config.model, "adapter": config.adapter, "splits": splits, "summaries": sums}
 
 
-def _score_as_json(found: Score, seed: int) -> dict[str, Any]:
-    low, high = interval(found, seed) or (None, None)
+def _score_as_json(found: Score, info: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    low, high = interval(found, info, seed) or (None, None)
     return {
         "value": found.value,
         "n": found.n,

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = [
     "Results",
     "evaluate_model",
-    "interval",
     "measure",
     "needs_of_metrics",
     "score",
@@ -16,7 +15,6 @@ __all__ = [
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -36,7 +34,6 @@ HOLDOUT = "holdout"
 NOT_NEEDED = {
     HOLDOUT: {"generated", "fluency", "paraphrased", "perturbed"}
 }  # by split; attacks look at true answers only
-RESAMPLES = 1000
 Splits = Mapping[str, Sequence[Example]]
 Results = Mapping[str, Mapping[str, Score]]  # scores by split and metric
 
@@ -197,14 +194,3 @@ def evaluate_model(
         label=label,
     )
     return score(evidence, metrics or usual_metrics())
-
-
-def interval(found: Score, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the mean over rows by the percentile bootstrap; None for a score without per-row values."""
-    if not found.per_row:
-        return None
-    values_N = np.asarray(found.per_row)
-    draw = np.random.default_rng(seed)
-    means = [float(draw.choice(values_N, len(values_N)).mean()) for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

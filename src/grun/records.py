@@ -302,6 +302,8 @@ class Score:
         n: number of rows behind it.
         per_row: one value per row, in row order; empty for metrics that have none.
         per_gate: one value per gate of the adapter, in layer order; empty for metrics that do not look at gates.
+        groups: what the value was computed from, a number (or several) per row, where that is not `per_row`: groups of rows
+            that were drawn apart from each other, such as forget rows and hold-out rows.
         reason: why `value` is None.
     """
 
@@ -310,3 +312,4 @@ class Score:
     per_row: tuple[float, ...] = ()
     reason: str | None = None
     per_gate: tuple[float, ...] = ()
+    groups: tuple[tuple[Any, ...], ...] = ()

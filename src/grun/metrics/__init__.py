@@ -6,18 +6,27 @@ what must have been measured (`token_logps`, `generated`, `gates`, `paraphrased`
 `fluency`, the greedy answers under the base model) and whom to compare with (`holdout` rows, a `retain_log`). Where that is
 missing, the score has no value and says why; a default number would look like a measurement. `table=False` leaves a metric
 out of the usual table, `on_request=True` out of the usual evaluation.
+
+Every value has a bootstrap interval: a metric that is not a mean over rows names its `statistic`, a function of groups of
+rows, and puts what it computed the value from into `Score.groups`.
 """
 
 from __future__ import annotations
 
-__all__ = ["Metric", "Summary", "auroc", "mean_score", "metrics", "missing", "summaries"]
+__all__ = ["Metric", "Summary", "auroc", "mean_score", "metrics", "missing", "summaries", "tpr_at_low_fpr"]
 
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
 from grun.records import Evidence, Score
 from grun.registry import Registry
 
+LOW_FPR = 0.01
+Numbers = Sequence[float] | NDArray[np.float64]
 Metric = Callable[[Evidence], Score]
 metrics: Registry[Metric] = Registry("metric", "grun.metrics")
 Summary = Callable[..., Score]  # of the evidence of all splits by name, and `utility` (see `Benchmark`)
@@ -40,22 +49,29 @@ def mean_score(per_row: Sequence[float]) -> Score:
     return Score(math.fsum(per_row) / n, n, tuple(per_row))
 
 
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+def auroc(positive: Numbers, negative: Numbers) -> float:
     """Area under the ROC curve: the chance that a positive ranks above a negative, ties counting one half.
 
     Raises:
         ValueError: if one side is empty or a value is NaN.
     """
-    if not positive or not negative or any(math.isnan(value) for value in (*positive, *negative)):
-        raise ValueError("the area under the curve needs numbers on both sides")
-    ordered = sorted([(value, 1) for value in positive] + [(value, 0) for value in negative])
-    wins, below, at = 0.0, 0, 0
-    while at < len(ordered):
-        end = at
-        while end < len(ordered) and ordered[end][0] == ordered[at][0]:
-            end += 1
-        positives = sum(label for _, label in ordered[at:end])
-        negatives = end - at - positives
-        wins += positives * (below + 0.5 * negatives)
-        below, at = below + negatives, end
-    return wins / (len(positive) * len(negative))
+    _check_comparable(positive, negative)
+    ranks = rankdata(np.concatenate([positive, negative]))
+    n = len(positive)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * len(negative)))
+
+
+def tpr_at_low_fpr(positive: Numbers, negative: Numbers) -> float:
+    """Share of positives above a threshold that at most 1 % of the negatives are above (Carlini et al., arXiv 2112.03570).
+
+    Raises:
+        ValueError: if one side is empty or a value is NaN.
+    """
+    _check_comparable(positive, negative)
+    threshold = np.sort(negative)[::-1][int(LOW_FPR * len(negative))]
+    return float((np.asarray(positive) > threshold).mean())
+
+
+def _check_comparable(positive: Numbers, negative: Numbers) -> None:
+    if not len(positive) or not len(negative) or np.isnan(positive).any() or np.isnan(negative).any():
+        raise ValueError("two sides can only be told apart by numbers on both sides")

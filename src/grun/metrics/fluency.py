@@ -8,8 +8,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from grun.metrics import mean_score, metrics, missing
 from grun.records import Evidence, Score
+
+
+def _perplexity(sums_N2: NDArray[np.float64]) -> float:
+    """From the sum of the log-probabilities of each answer and the number of its tokens."""
+    logps, tokens = sums_N2.sum(0)
+    return float(np.exp(-logps / tokens))
 
 
 @metrics.register(
@@ -53,6 +62,7 @@ def word_entropy(evidence: Evidence) -> Score:
     forget="lower",
     normal="lower",
     needs=("generated", "fluency"),
+    statistic=_perplexity,
 )
 def perplexity_under_base(evidence: Evidence) -> Score:
     """Perplexity of the greedy answers under the model before unlearning: `exp(mean nll)` over all their tokens.
@@ -62,11 +72,12 @@ def perplexity_under_base(evidence: Evidence) -> Score:
     n = len(evidence.rows)
     if any(row.generated_base_logps is None for row in evidence.rows) or not n:
         return missing("the answers were not scored under the base model", n)
-    tokens = [logp for row in evidence.rows for logp in row.generated_base_logps or ()]
-    if not tokens:
+    sums = tuple((math.fsum(logps), len(logps)) for row in evidence.rows if (logps := row.generated_base_logps))
+    if not sums:
         return missing("every answer is empty", n)
-    value = math.exp(-math.fsum(tokens) / len(tokens))
-    return Score(value, n) if math.isfinite(value) else missing("an answer has no finite probability", n)
+    if not all(math.isfinite(logp) for logp, _ in sums):
+        return missing("an answer has no finite probability", n)
+    return Score(_perplexity(np.asarray(sums)), n, groups=(sums,))
 
 
 def _of_words(evidence: Evidence, value: Callable[[Sequence[str]], float]) -> Score:

@@ -29,7 +29,15 @@ def gate_open(evidence: Evidence) -> Score:
     return _of_values(evidence, lambda value: value if math.isnan(value) else float(value > 0.0))
 
 
-@metrics.register("gate_auroc", label="gate AUROC", range=(0.0, 1.0), forget=None, normal="higher", needs=("gates",))
+@metrics.register(
+    "gate_auroc",
+    label="gate AUROC",
+    range=(0.0, 1.0),
+    forget=None,
+    normal="higher",
+    needs=("gates",),
+    statistic=auroc,
+)
 def gate_auroc(evidence: Evidence) -> Score:
     """Area under the ROC curve of the gate logits: forget rows against the rows of this split."""
     return _separation(evidence, evidence.forget)
@@ -42,6 +50,7 @@ def gate_auroc(evidence: Evidence) -> Score:
     forget=None,
     normal="higher",
     needs=("gates",),
+    statistic=auroc,
 )
 def gate_auroc_paraphrased(evidence: Evidence) -> Score:
     """The same with the forget rows in phrasings that training never saw."""
@@ -69,10 +78,12 @@ def _separation(evidence: Evidence, forget: Sequence[RowEvidence] | None) -> Sco
     if any(math.isnan(value) for row in (*ours, *theirs) for value in row):
         return missing("a gate logit is not a number", n)
     columns = zip(zip(*theirs, strict=True), zip(*ours, strict=True), strict=True)
+    widest = tuple(max(row) for row in theirs), tuple(max(row) for row in ours)
     return Score(
-        auroc([max(row) for row in theirs], [max(row) for row in ours]),
+        auroc(*widest),
         n,
         per_gate=tuple(auroc(positive, negative) for positive, negative in columns),
+        groups=widest,
     )
 
 

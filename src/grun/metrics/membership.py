@@ -1,92 +1,159 @@
 """Membership inference: can the rows to be forgotten still be told from rows of the same kind that the model never saw?
 
-All attacks score a row by how much the model seems to know it; the value is the area under the ROC curve of forget rows
-(members) against hold-out rows. 0.5: the model gives nothing away. Only the forget split has values.
+Every attack scores a row by how much the model seems to know it. Two values come of it: the area under the ROC curve of
+forget rows (members) against hold-out rows, 0.5 if the model gives nothing away; and how many of the members it finds while
+it mistakes at most 1 % of the others for members, which is what an attacker can act on. Only the forget split has values.
 """
 
 from __future__ import annotations
 
-__all__ = ["mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "mia_reference", "mia_grad_norm"]
+__all__ = ["mia_grad_norm", "mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_reference", "mia_zlib", "privleak"]
 
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from grun.metrics import auroc, metrics, missing
+import numpy as np
+from numpy.typing import NDArray
+
+from grun.metrics import Metric, auroc, metrics, missing, tpr_at_low_fpr
 from grun.records import Evidence, RowEvidence, Score
 
 SHARE = 0.2  # of the least likely tokens, Min-K%
-COMMON: dict[str, Any] = {"range": (0.0, 1.0), "forget": "lower", "normal": None}
+MUSE_SHARE = 0.4  # the same in MUSE's PrivLeak
+NO_LOG = "there is no log of a model trained on retain data only (--retain-log)"
+NO_GRADIENT = "no gradients were computed"
+Membership = Callable[[RowEvidence, RowEvidence | None], float]  # of a row, and of the same under a retrained model
 
 
-@metrics.register("mia_loss", table=False, label="MIA loss", needs=("token_logps", "holdout"), **COMMON)
-def mia_loss(evidence: Evidence) -> Score:
+class _Unknown(Exception):
+    """Something that an attack looks at was not measured."""
+
+
+def _attack(
+    name: str, label: str, *needs: str, shown: bool = False, slow: bool = False
+) -> Callable[[Membership], Metric]:
+    """Register an attack, as its AUC and as its true-positive rate at a low false-positive rate."""
+
+    def register(membership: Membership) -> Metric:
+        def auc(evidence: Evidence) -> Score:
+            return _scored(evidence, membership, auroc)
+
+        def tpr(evidence: Evidence) -> Score:
+            return _scored(evidence, membership, tpr_at_low_fpr)
+
+        auc.__doc__ = membership.__doc__
+        tpr.__doc__ = f"Share of forget rows that it finds at 1 % false positives. {membership.__doc__}"
+        common: dict[str, Any] = {"range": (0.0, 1.0), "forget": "lower", "normal": None, "on_request": slow}
+        common["needs"] = (*needs, "holdout")
+        metrics.register(name, label=f"MIA {label}", statistic=auroc, table=shown, **common)(auc)
+        metrics.register(
+            f"{name}_tpr", label=f"MIA {label}, TPR at 1 % FPR", statistic=tpr_at_low_fpr, table=False, **common
+        )(tpr)
+        return auc
+
+    return register
+
+
+@_attack("mia_loss", "loss", "token_logps")
+def mia_loss(row: RowEvidence, _: RowEvidence | None) -> float:
     """LOSS attack: minus the mean nll of the answer (Yeom et al. 2018, arXiv 1709.01604)."""
-    return _attack(evidence, lambda row: -_mean_nll(row))
+    return -_mean_nll(row)
 
 
-@metrics.register("mia_zlib", table=False, label="MIA zlib", needs=("token_logps", "holdout"), **COMMON)
-def mia_zlib(evidence: Evidence) -> Score:
+@_attack("mia_zlib", "zlib", "token_logps")
+def mia_zlib(row: RowEvidence, _: RowEvidence | None) -> float:
     """ZLib attack: minus the mean nll over the length of the compressed answer (Carlini et al. 2021, arXiv 2012.07805)."""
-    return _attack(evidence, lambda row: -_mean_nll(row) / len(zlib.compress(row.example.answer.encode())))
+    return -_mean_nll(row) / len(zlib.compress(row.example.answer.encode()))
 
 
-@metrics.register("mia_min_k", label="MIA Min-K%", needs=("token_logps", "holdout"), **COMMON)
-def mia_min_k(evidence: Evidence) -> Score:
+@_attack("mia_min_k", "Min-K%", "token_logps", shown=True)
+def mia_min_k(row: RowEvidence, _: RowEvidence | None) -> float:
     """Min-K%: mean of the lowest 20 % of the token log-probabilities, the end left out (Shi et al. 2023, arXiv 2310.16789)."""
-    return _attack(evidence, lambda row: _lowest(row.token_logps))
+    return _lowest(row.token_logps)
 
 
-@metrics.register("mia_min_k_plus_plus", table=False, label="MIA Min-K%++", needs=("token_logps", "holdout"), **COMMON)
-def mia_min_k_plus_plus(evidence: Evidence) -> Score:
+@_attack("mia_min_k_plus_plus", "Min-K%++", "token_logps")
+def mia_min_k_plus_plus(row: RowEvidence, _: RowEvidence | None) -> float:
     """Min-K%++: the same on standardised log-probabilities (Zhang et al. 2024, arXiv 2404.02936)."""
-    return _attack(evidence, lambda row: _lowest(row.token_z))
+    return _lowest(row.token_z)
 
 
-@metrics.register(
-    "mia_reference", table=False, label="MIA reference", needs=("token_logps", "holdout", "retain_log"), **COMMON
-)
-def mia_reference(evidence: Evidence) -> Score:
+@_attack("mia_reference", "reference", "token_logps", "retain_log")
+def mia_reference(row: RowEvidence, retrained: RowEvidence | None) -> float:
     """Reference attack: the mean nll of a model that never saw the row minus that of this model (Carlini et al. 2021)."""
-    n = len(evidence.rows)
-    if evidence.retain_log is None or evidence.holdout_retain_log is None:
-        return missing("there is no log of a model trained on retain data only (--retain-log)", n)
-    others = dict(zip(map(id, evidence.rows), evidence.retain_log, strict=True))
-    others |= dict(zip(map(id, evidence.holdout or ()), evidence.holdout_retain_log, strict=True))
-    return _attack(evidence, lambda row: _mean_nll(others[id(row)]) - _mean_nll(row))
+    if retrained is None:
+        raise _Unknown(NO_LOG)
+    return _mean_nll(retrained) - _mean_nll(row)
+
+
+@_attack("mia_grad_norm", "gradient norm", "token_logps", "gradient", slow=True)
+def mia_grad_norm(row: RowEvidence, _: RowEvidence | None) -> float:
+    """GradNorm attack: minus the mean over parameters of the gradient's norm (Wang et al. 2024, arXiv 2402.17012)."""
+    if row.gradient_norm is None:
+        raise _Unknown(NO_GRADIENT)
+    return -row.gradient_norm
+
+
+def _privacy_leakage(members_N2: NDArray[np.float64], others_N2: NDArray[np.float64]) -> float:
+    """From how well each row seems to be known to the model and to the retrained one (columns)."""
+    ours, retrained = (1.0 - auroc(members_N2[:, i], others_N2[:, i]) for i in (0, 1))
+    return 100.0 * (ours - retrained) / max(retrained, 1e-10)
 
 
 @metrics.register(
-    "mia_grad_norm", table=False, on_request=True, label="MIA gradient norm", needs=("gradient", "holdout"), **COMMON
+    "privleak",
+    label="PrivLeak",
+    range=(-100.0, math.inf),
+    forget=None,
+    normal=None,
+    table=False,
+    needs=("token_logps", "holdout", "retain_log"),
+    statistic=_privacy_leakage,
 )
-def mia_grad_norm(evidence: Evidence) -> Score:
-    """GradNorm attack: minus the mean over parameters of the gradient's norm (Wang et al. 2024, arXiv 2402.17012)."""
-    for row in (*evidence.rows, *(evidence.holdout or ())):
-        if row.gradient_norm is None:
-            return missing("no gradients were computed", len(evidence.rows))
-    return _attack(evidence, lambda row: -(row.gradient_norm or 0.0))
+def privleak(evidence: Evidence) -> Score:
+    """Privacy leakage of MUSE: how far `1 - AUC` of Min-40% is from a retrained model's, in per cent (arXiv 2407.06460).
+
+    0 is ideal. Far below: the forget rows are still recognised; far above: they are conspicuous for being forgotten.
+    """
+    return _scored(evidence, _lowest_of_both, _privacy_leakage)
 
 
-def _attack(evidence: Evidence, membership: Callable[[RowEvidence], float]) -> Score:
+def _lowest_of_both(row: RowEvidence, retrained: RowEvidence | None) -> tuple[float, float]:
+    if retrained is None:
+        raise _Unknown(NO_LOG)
+    return _lowest(row.token_logps, MUSE_SHARE), _lowest(retrained.token_logps, MUSE_SHARE)
+
+
+def _scored(evidence: Evidence, membership: Callable[..., Any], statistic: Callable[..., float]) -> Score:
+    """The statistic of what an attack says of the forget rows and of the hold-out rows."""
     n = len(evidence.rows)
     if not evidence.holdout:
         return missing("there are no hold-out rows to compare with", n)
-    empty = next((row for row in (*evidence.rows, *evidence.holdout) if not row.token_logps or not row.token_z), None)
-    if empty is not None or not n:
-        return missing("a row has no answer token" if n else "there are no rows", n)
-    members, others = ([membership(row) for row in rows] for rows in (evidence.rows, evidence.holdout))
-    if not all(map(math.isfinite, (*members, *others))):
+    if not n:
+        return missing("there are no rows")
+    sides = (evidence.rows, evidence.retain_log), (evidence.holdout, evidence.holdout_retain_log)
+    if any(not row.token_logps or not row.token_z for rows, log in sides for row in (*rows, *(log or ()))):
+        return missing("a row has no answer token", n)
+    try:
+        groups = tuple(
+            tuple(membership(row, other) for row, other in zip(rows, log or [None] * len(rows), strict=True))
+            for rows, log in sides
+        )
+    except _Unknown as error:
+        return missing(str(error), n)
+    if not all(np.isfinite(group).all() for group in groups):
         return missing("a row gave no finite number", n)
-    return Score(auroc(members, others), n)
+    return Score(statistic(*map(np.asarray, groups)), n, groups=groups)
 
 
 def _mean_nll(row: RowEvidence) -> float:
     return -math.fsum(row.token_logps) / len(row.token_logps)
 
 
-def _lowest(values: Sequence[float]) -> float:
+def _lowest(values: Sequence[float], share: float = SHARE) -> float:
     """Mean of the lowest share of the values, at least one; the end of the sequence is left out where there is more."""
     tokens = sorted(values[:-1] or values)
-    count = max(1, int(SHARE * len(tokens)))
+    count = max(1, int(share * len(tokens)))
     return math.fsum(tokens[:count]) / count

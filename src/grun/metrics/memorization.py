@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["exact_memorization", "extraction_strength"]
+__all__ = ["exact_memorization", "extraction_strength", "extraction_strength_published"]
 
 from collections.abc import Callable, Sequence
 
@@ -39,9 +39,27 @@ def exact_memorization(evidence: Evidence) -> Score:
 def extraction_strength(evidence: Evidence) -> Score:
     """`1 - k/n`: after k of the answer's n tokens every further one is the likeliest (Carlini et al. 2021, arXiv 2012.07805).
 
-    0 if the last token itself is wrong. The code of open-unlearning never reports 0: it stops at `1/n`.
+    0 if the last token itself is wrong.
     """
     return _of_matches(evidence, lambda right: _tail(right) / len(right))
+
+
+@metrics.register(
+    "extraction_strength_published",
+    label="extraction strength, as published",
+    range=(0.0, 1.0),
+    forget="lower",
+    normal="higher",
+    table=False,
+    on_request=True,
+    needs=("token_logps",),
+)
+def extraction_strength_published(evidence: Evidence) -> Score:
+    """The same as open-unlearning's code computes it, to compare with its tables: never less than `1/n`.
+
+    Its loop ends before it has looked at the last token.
+    """
+    return _of_matches(evidence, lambda right: max(1, _tail(right)) / len(right))
 
 
 def _tail(right: Sequence[bool]) -> int:

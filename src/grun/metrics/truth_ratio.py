@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["forget_quality", "probability_normalised", "truth_ratio", "truth_ratio_utility"]
+__all__ = ["forget_quality", "forget_quality_log10", "probability_normalised", "truth_ratio", "truth_ratio_utility"]
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from grun.metrics import mean_score, metrics, missing
@@ -64,6 +67,15 @@ def truth_ratio_utility(evidence: Evidence) -> Score:
     return _of_ratios(evidence, lambda ratio: max(0.0, 1.0 - ratio))
 
 
+def _ks_p_value(ratios_N2: NDArray[np.float64]) -> float:
+    """From the truth ratios of two models on the same rows."""
+    return float(ks_2samp(*ratios_N2.T).pvalue)
+
+
+def _log10_ks_p_value(ratios_N2: NDArray[np.float64]) -> float:
+    return math.log10(max(_ks_p_value(ratios_N2), sys.float_info.min))
+
+
 @metrics.register(
     "forget_quality",
     label="forget quality",
@@ -71,22 +83,44 @@ def truth_ratio_utility(evidence: Evidence) -> Score:
     forget="higher",
     normal=None,
     needs=("paraphrased", "perturbed", "retain_log"),
+    statistic=_ks_p_value,
 )
 def forget_quality(evidence: Evidence) -> Score:
     """p-value of the Kolmogorov-Smirnov test between the truth ratios and those of a model trained on retain data only.
 
     TOFU, arXiv 2401.06121, section 2.2 (scipy's `ks_2samp`). Large: the two models cannot be told apart by their truth ratios.
     """
+    return _against_retrained(evidence, _ks_p_value)
+
+
+@metrics.register(
+    "forget_quality_log10",
+    label="forget quality, log10",
+    range=(math.log10(sys.float_info.min), 0.0),
+    forget="higher",
+    normal=None,
+    table=False,
+    needs=("paraphrased", "perturbed", "retain_log"),
+    statistic=_log10_ks_p_value,
+)
+def forget_quality_log10(evidence: Evidence) -> Score:
+    """Decimal logarithm of the forget quality, the form in which papers plot it."""
+    return _against_retrained(evidence, _log10_ks_p_value)
+
+
+def _against_retrained(evidence: Evidence, statistic: Callable[[NDArray[np.float64]], float]) -> Score:
     n = len(evidence.rows)
     if evidence.retain_log is None:
         return missing("there is no log of a model trained on retain data only (--retain-log)", n)
     lacking = _lacking(evidence.rows) or _lacking(evidence.retain_log)
     if lacking:
         return missing(lacking, n)
-    ours, theirs = ([_ratio(row) for row in rows] for rows in (evidence.rows, evidence.retain_log))
-    if not all(map(math.isfinite, (*ours, *theirs))):
+    ratios = tuple(
+        (_ratio(ours), _ratio(theirs)) for ours, theirs in zip(evidence.rows, evidence.retain_log, strict=True)
+    )
+    if not np.isfinite(ratios).all():
         return missing("a truth ratio is not a finite number", n)
-    return Score(float(ks_2samp(ours, theirs).pvalue), n)
+    return Score(statistic(np.asarray(ratios)), n, groups=(ratios,))
 
 
 def _of_ratios(evidence: Evidence, value: Callable[[float], float]) -> Score:

@@ -27,6 +27,7 @@ from grun.records import Score
 
 Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
 MISSING = "–"
+LARGE = 100_000.0  # from here on only the magnitude says something
 LONGEST = 160  # characters of an answer in a table; an answer that repeats itself has many more
 
 
@@ -177,7 +178,9 @@ def _label(metric: str) -> str:
 
 
 def _cell(score: Score | None) -> str:
-    return MISSING if score is None or score.value is None else f"{score.value:.3f}"
+    if score is None or score.value is None:
+        return MISSING
+    return f"{score.value:.3f}" if abs(score.value) < LARGE else f"{score.value:.2e}"
 
 
 def _text(value: str) -> Text:
