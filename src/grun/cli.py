@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["app", "main"]
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -106,6 +107,18 @@ _add(
     "",
     "See it work: a small model learns invented people by heart, forgets some of them, and keeps the rest.",
 )
+
+
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Run lm-evaluation-harness with a model and its adapter: --model_args pretrained=MODEL,adapter=ADAPTER --tasks ...",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Pass everything on to the harness's own command line."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("grun lm-eval needs lm-evaluation-harness: pip install 'grun-llm[harness]'.")
+    importlib.import_module("grun.harness").run_harness(context.args)
 
 
 @app.command("list")

@@ -39,7 +39,7 @@ class TokenScores:
 
     Attributes:
         logps: log-probability, in nats.
-        is_argmax: whether it is the likeliest token; of a row's first answer only.
+        is_argmax: whether it is the likeliest token; of a row's first answer only, unless all were asked for.
         z: log-probability in standard deviations above its mean under the model's own distribution (Min-K%++); likewise.
     """
 
@@ -74,6 +74,7 @@ def score_rows(
     max_new_tokens: int = 0,
     ends: Iterable[int] = (),
     context: int | None = None,
+    every_answer_in_detail: bool = False,
     with_gates: bool = True,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> list[RowScores]:
@@ -87,6 +88,7 @@ def score_rows(
         max_new_tokens: longest greedy answer; 0 for none.
         ends: tokens that end an answer.
         context: most tokens that the model can read; answers end there.
+        every_answer_in_detail: whether to look closely at all answers, and not only at the first of each row.
         with_gates: whether to read what gates say; not while adapters are off.
         progress: called with the number of rows of each batch that is done.
     """
@@ -96,7 +98,8 @@ def score_rows(
         with batch.reading():
             batch.read()
             gates = batch.gates() if with_gates else None
-            for position, scores in batch.score([rows[i].answers for i in index], tokens_per_batch):
+            answers = [rows[i].answers for i in index]
+            for position, scores in batch.score(answers, tokens_per_batch, every_answer_in_detail):
                 found[index[position]].answers.append(scores)
             if max_new_tokens:
                 for i, ids in zip(index, batch.answer(max_new_tokens, set(ends), context), strict=True):
@@ -150,7 +153,7 @@ class _PromptBatch:
         return gates_of_last_call(self.model) if accepts_prompt_lengths(self.model) else None
 
     def score(
-        self, answers: Sequence[Sequence[Sequence[int]]], tokens_per_batch: int
+        self, answers: Sequence[Sequence[Sequence[int]]], tokens_per_batch: int, every_answer_in_detail: bool
     ) -> Iterator[tuple[int, TokenScores]]:
         """Scores of all answers, each with the number of its row; those of a row in their order."""
         pairs = [(row, k, answer) for row, own in enumerate(answers) for k, answer in enumerate(own)]
@@ -158,7 +161,9 @@ class _PromptBatch:
         for chunk in _batches([len(answer) for _, _, answer in pairs], tokens_per_batch):
             chosen = [pairs[i] for i in chunk]
             scores = self._score(
-                [row for row, _, _ in chosen], [answer for _, _, answer in chosen], [k == 0 for _, k, _ in chosen]
+                [row for row, _, _ in chosen],
+                [answer for _, _, answer in chosen],
+                [every_answer_in_detail or k == 0 for _, k, _ in chosen],
             )
             done |= {(row, k): one for (row, k, _), one in zip(chosen, scores, strict=True)}
         for row, k, _ in pairs:
