@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["GRUN_CACHE_DIR"] = tempfile.mkdtemp(prefix="grun-tests-")  # of fixtures that serve several tests
 
 import torch  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
@@ -22,6 +24,12 @@ from grun.templates import resolve_template  # noqa: E402
 from helpers import tiny_model, tiny_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees what another one measured."""
+    monkeypatch.setenv("GRUN_CACHE_DIR", str(tmp_path / "cache-of-the-test"))
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_split(
     from grun import measuring
     from grun.evaluation import evaluate
 
-    whole = evaluate(config(saved, tmp_path / "whole", max_rows=3))
+    whole = evaluate(config(saved, tmp_path / "whole", max_rows=3, cache=False))
     real, measured = measuring.gather, []
 
     def counted(model: nn.Module, tokenizer: object, rows: tuple[Example, ...], **settings: object) -> object:
@@ -286,9 +286,9 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_split(
 
     monkeypatch.setattr(measuring, "gather", counted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(config(saved, tmp_path / "broken", max_rows=3))
+        evaluate(config(saved, tmp_path / "broken", max_rows=3, cache=False))
     assert not (tmp_path / "broken" / "metrics.json").exists()
-    path = evaluate(config(saved, tmp_path / "broken", max_rows=3))
+    path = evaluate(config(saved, tmp_path / "broken", max_rows=3, cache=False))
     assert len(measured) == 3 * 2 + 1, "three splits of two subjects, and the one that was interrupted twice"
     assert (path / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
 

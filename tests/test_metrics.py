@@ -30,7 +30,7 @@ def row(
     values: tuple[float, ...] | None = (0.5, 0.7),
 ) -> RowEvidence:
     return RowEvidence(
-        Example("Who?", answer),
+        Example("Who?", answer, perturbed_answers=("Bo did.", "Eve."), choices=(answer, "Bo did.", "Eve.")),
         logps,
         generated,
         logits,

@@ -39,7 +39,8 @@ class Encoded:
     """One tokenised row.
 
     Attributes:
-        input_ids: prompt and answer; the answer's last token is the end of the sequence, unless it was truncated away.
+        input_ids: prompt and answer; the answer's last token is the end of the sequence, unless it was truncated away or the
+            answer is a choice.
         prompt_length: number of prompt tokens; the answer is `input_ids[prompt_length:]`.
         truncated: number of answer tokens that did not fit and were cut off.
     """
@@ -67,7 +68,7 @@ def encode(
     end_id = template.eos_id if example.raw_text else template.end_id
     while answer_ids and answer_ids[-1] in (end_id, template.eos_id):
         answer_ids.pop()
-    ids = prompt_ids + answer_ids + [end_id]
+    ids = prompt_ids + answer_ids + ([] if example.choices else [end_id])
     cut = max(0, len(ids) - max_length) if max_length is not None else 0
     return Encoded(tuple(ids[: len(ids) - cut]), len(prompt_ids), cut)
 

@@ -190,7 +190,13 @@ class EvaluateConfig(DataConfig):
         "Your own splits, as name=file: forget=..., any others, and holdout=..., rows like forget that no model saw.",
     )
     splits: list[str] = option([], "Only these splits of the benchmark.")
-    max_new_tokens: int = option(200, "Longest greedy answer, in tokens.", minimum=1)
+    questions: str = option(
+        "both", "How to ask: both, original, or paraphrased (where every row has another phrasing)."
+    )
+    quantize: str | None = option(None, "Quantise the base model's weights with bitsandbytes: 8bit or 4bit (NF4).")
+    max_new_tokens: int | None = option(
+        None, "Longest greedy answer, in tokens. Default: what the benchmark prescribes, or 200.", minimum=1
+    )
     max_rows: int | None = option(None, "Only the first rows of each split.", minimum=1)
     tokens_per_batch: int = option(2048, "Most tokens of a forward pass, padding included.", minimum=1)
     metrics: list[str] = option([], "Only these metrics.")
@@ -199,6 +205,18 @@ class EvaluateConfig(DataConfig):
         "Directory of an evaluation of a model trained on retain data only, for forget quality and reference attacks.",
     )
     before: bool = option(True, "Measure the model without the adapter as well.")
+    figures: bool = option(True, "Draw figures (PNG and SVG).")
+    cache: bool = option(
+        True,
+        "Look up what was measured before of the same model, adapter, rows and settings, and keep it for later, in "
+        "GRUN_CACHE_DIR or ~/.cache/grun.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("questions", self.questions, ("both", "original", "paraphrased"))
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, ("8bit", "4bit"))
 
 
 @dataclass(frozen=True, kw_only=True)

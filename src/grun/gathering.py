@@ -74,7 +74,7 @@ def gather(
         )
         norms = gradient_norms(model, gold, pad_token_id(tokenizer)) if "gradient" in needs else None
     found = [
-        _evidence(row, scores, bool(one.truncated), tokenizer, needs)
+        _evidence(row, scores, one, tokenizer, needs, max_new_tokens)
         for row, scores, one in zip(examples, scored, gold, strict=True)
     ]
     if norms is not None:
@@ -109,23 +109,40 @@ def _other_answers(row: Example, needs: Collection[str]) -> list[str]:
 
 
 def _evidence(
-    row: Example, scores: RowScores, truncated: bool, tokenizer: PreTrainedTokenizerBase, needs: Collection[str]
+    row: Example,
+    scores: RowScores,
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    needs: Collection[str],
+    max_new_tokens: int,
 ) -> RowEvidence:
     gold, *others = scores.answers
     paraphrased = others[: 1 if "paraphrased" in needs and row.paraphrased_answer else 0]
-    text = None
+    said, gold_start = None, None
     if scores.generated is not None:
-        said = tokenizer.decode(scores.generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        text = str(said).strip()
+        said = _up_to(row.stops, _text(tokenizer, scores.generated))
+        gold_start = _text(tokenizer, _answer_of(encoded)[:max_new_tokens])
     return RowEvidence(
         example=row,
         token_logps=gold.logps,
-        generated=text,
+        generated=said,
         gate_logits=scores.gate_logits,
         gate_values=scores.gate_values,
-        truncated=truncated,
+        truncated=bool(encoded.truncated),
+        gold_start=gold_start,
         token_is_argmax=gold.is_argmax,
         token_z=gold.z,
         paraphrased_logps=paraphrased[0].logps if paraphrased else (),
         perturbed_logps=tuple(one.logps for one in others[len(paraphrased) :]),
     )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+
+
+def _up_to(stops: Sequence[str], text: str) -> str:
+    """A text without the first of the stops and what follows."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text.strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["difference_interval", "interval"]
+__all__ = ["difference_interval", "interval", "samples"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +16,11 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
+def samples(found: Score) -> tuple[tuple[Any, ...], ...]:
+    """What a score was computed from: groups of rows; none for a score without a value."""
+    return found.groups or ((found.per_row,) if found.per_row else ())
+
+
 def interval(found: Score, info: Mapping[str, Any], seed: int = 0) -> tuple[float, float] | None:
     """95 % interval by the percentile bootstrap over rows, each group of rows resampled on its own.
 
@@ -27,8 +32,7 @@ def interval(found: Score, info: Mapping[str, Any], seed: int = 0) -> tuple[floa
     Returns:
         None for a score without a value, or with a group of fewer than two rows.
     """
-    groups = found.groups or ((found.per_row,) if found.per_row else ())
-    return _interval(info.get("statistic"), [np.asarray(group) for group in groups], seed)
+    return _interval(info.get("statistic"), [np.asarray(group) for group in samples(found)], seed)
 
 
 def difference_interval(
@@ -39,10 +43,7 @@ def difference_interval(
     Returns:
         None also where the two are not of the same number of rows.
     """
-    pairs = [
-        [np.asarray(group) for group in (one.groups or ((one.per_row,) if one.per_row else ()))]
-        for one in (ours, theirs)
-    ]
+    pairs = [[np.asarray(group) for group in samples(one)] for one in (ours, theirs)]
     if [len(group) for group in pairs[0]] != [len(group) for group in pairs[1]]:
         return None
     statistic = info.get("statistic")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "Results",
+    "HOLDOUT",
     "evaluate_model",
+    "is_rephrasable",
     "measure",
     "needs_of_metrics",
     "score",
@@ -13,7 +15,8 @@ __all__ = [
 ]
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -24,11 +27,13 @@ from grun.evidence_store import EvidenceStore
 from grun.gathering import EVERYTHING, gather
 from grun.metrics import metrics as registry
 from grun.metrics import summaries as all_summaries
+from grun.processes import gathered, is_main, rank, wait, world
 from grun.records import Evidence, Example, RowEvidence, Score
 from grun.registry import Entry
 from grun.scoring import TOKENS_PER_BATCH
 from grun.templates import Template
 
+T = TypeVar("T")
 PARAPHRASED = "_paraphrased"
 HOLDOUT = "holdout"
 NOT_NEEDED = {
@@ -49,9 +54,14 @@ def with_paraphrases(splits: Splits) -> dict[str, tuple[Example, ...]]:
         if not rows:
             raise UserError(f"split '{name}' is empty: there is nothing to measure; leave it out or give it rows.")
         found[name] = tuple(rows)
-        if name + PARAPHRASED not in splits and all(row.paraphrased_prompts for row in rows):
+        if name + PARAPHRASED not in splits and is_rephrasable(rows):
             found[name + PARAPHRASED] = tuple(row.rephrased(0) for row in rows)
     return found
+
+
+def is_rephrasable(rows: Sequence[Example]) -> bool:
+    """Whether every row has another phrasing."""
+    return all(row.paraphrased_prompts for row in rows)
 
 
 def measure(
@@ -65,6 +75,7 @@ def measure(
     holdout: Sequence[Example] = (),
     tokens_per_batch: int = TOKENS_PER_BATCH,
     max_new_tokens: int = 200,
+    answer_tokens: Mapping[str, int] = MappingProxyType({}),
     max_length: int | None = None,
     adapters: bool = True,
     base: nn.Module | None = None,
@@ -78,6 +89,7 @@ def measure(
         forget_split: name of the split that is to be forgotten; others are compared with it.
         needs: what metrics look at; what nobody needs is not computed.
         holdout: rows like those of the forget split that no model was trained on.
+        answer_tokens: longest greedy answer of splits where that is not `max_new_tokens`.
         base: the model before unlearning, where it is another one than `model` with adapters off.
         store: keeps the evidence of every split as soon as it is complete, and has that of an interrupted evaluation.
         retain_log: evidence of a model trained on retain data only, of the same rows.
@@ -93,28 +105,34 @@ def measure(
         every[HOLDOUT] = tuple(holdout)
     logs = {name: retain_log.read(name, rows) if retain_log else None for name, rows in every.items()}
     rows: dict[str, tuple[RowEvidence, ...]] = {}
-    with tqdm(total=sum(map(len, every.values())), desc=label, unit="row", disable=None, dynamic_ncols=True) as bar:
+    total = sum(len(_own_share(examples)) for examples in every.values())
+    with tqdm(total=total, desc=label, unit="row", disable=None if is_main() else True, dynamic_ncols=True) as bar:
         for name, examples in every.items():
-            kept = None if store is None else store.read(name, examples)
-            if kept is not None:
-                rows[name] = kept
-                bar.update(len(kept))
-                continue
-            rows[name] = gather(
-                model,
-                tokenizer,
-                examples,
-                template=template,
-                needs=set(needs) - NOT_NEEDED.get(name, set() if name == forget_split else {"gradient"}),
-                tokens_per_batch=tokens_per_batch,
-                max_new_tokens=max_new_tokens,
-                max_length=max_length,
-                adapters=adapters,
-                base=base,
-                progress=bar.update,
-            )
-            if store is not None:
-                store.write(name, rows[name])
+            looked_at = set(needs) - NOT_NEEDED.get(name, set() if name == forget_split else {"gradient"})
+            limit = answer_tokens.get(name.removesuffix(PARAPHRASED), max_new_tokens)
+            asked = f"{sorted(looked_at)}, {limit} tokens"
+            kept = None if store is None else store.read(name, examples, asked)
+            if kept is None:
+                share = gather(
+                    model,
+                    tokenizer,
+                    _own_share(examples),
+                    template=template,
+                    needs=looked_at,
+                    tokens_per_batch=tokens_per_batch,
+                    max_new_tokens=limit,
+                    max_length=max_length,
+                    adapters=adapters,
+                    base=base,
+                    progress=bar.update,
+                )
+                kept = _joined_shares(gathered(share), len(examples))
+            else:
+                bar.update(len(_own_share(examples)))
+            rows[name] = kept
+            if store is not None and is_main():
+                store.write(name, kept, asked)
+            wait()
     forget, paraphrased = rows.get(forget_split or ""), rows.get(f"{forget_split}{PARAPHRASED}")
     unseen, unseen_log = rows.pop(HOLDOUT, None), logs.pop(HOLDOUT, None)
     found = {}
@@ -124,6 +142,16 @@ def measure(
         else:
             found[name] = Evidence(name, own, forget, paraphrased, retain_log=logs[name])
     return found
+
+
+def _own_share(rows: Sequence[T]) -> Sequence[T]:
+    """What this process measures of a split: every `world`-th row."""
+    return rows[rank() :: world()]
+
+
+def _joined_shares(shares: Sequence[Sequence[T]], count: int) -> tuple[T, ...]:
+    """The rows of all processes in their order."""
+    return tuple(shares[i % len(shares)][i // len(shares)] for i in range(count))
 
 
 def score(evidence: Mapping[str, Evidence], metrics: Sequence[str] | None = None) -> dict[str, dict[str, Score]]:

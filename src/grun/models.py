@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["load_adapter", "load_model_and_tokenizer", "resolve_device"]
+__all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "resolve_device"]
 
+import importlib.util
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import grun.adapters  # noqa: F401  (makes PEFT know GRUN adapters)
 from grun.errors import UserError
@@ -38,12 +49,24 @@ def resolve_device(device: str) -> torch.device:
 
 
 def load_model_and_tokenizer(
-    name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer, from a hub id, a folder, or the run that made it.
 
     Only safetensors weights are read, unless the folder has nothing but a legacy `.bin` (then with `weights_only=True`, the
     default of transformers).
+
+    Args:
+        name: hub id or folder.
+        dtype: of the weights; `auto` as they were saved.
+        device: see `resolve_device`.
+        trust_remote_code: run code that comes with a hub repository.
+        quantize: `8bit` (LLM.int8) or `4bit` (NF4): linear layers are quantised by bitsandbytes as they are loaded.
 
     Raises:
         UserError: if there is no such folder or hub model, or it holds no causal language model.
@@ -60,14 +83,56 @@ def load_model_and_tokenizer(
     if looks_local and not (path / "config.json").is_file():
         raise UserError(f"--model '{name}': the folder has no config.json, so it holds no Hugging Face model.")
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    place = resolve_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
+        if quantize is not None:
+            config = AutoConfig.from_pretrained(name, **common)
+            common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **common)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--model '{name}' cannot be loaded: {reason}") from error
-    placed: Any = model.to(resolve_device(device))  # type: ignore[arg-type]
+    placed: Any = _in_full_precision(model) if quantize is not None else model.to(place)  # type: ignore[arg-type]
     return placed.eval(), tokenizer
+
+
+def _quantization(quantize: str, dtype: str, config: PretrainedConfig) -> BitsAndBytesConfig:
+    """How to quantise; 4-bit weights are multiplied in the data type of the model.
+
+    Raises:
+        UserError: without bitsandbytes.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install 'grun-llm[quantize]'.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast of an input
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def _in_full_precision(model: PreTrainedModel) -> PreTrainedModel:
+    """Keep bitsandbytes from its kernel for some CPUs: it multiplies in bfloat16 whatever it is told."""
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def adapter_folder(directory: str) -> str:
+    """The folder that holds an adapter, where the run that made it may have been named; a hub id stays as it is.
+
+    Raises:
+        UserError: if the directory holds no adapter.
+    """
+    path = Path(directory)
+    if not path.is_dir() or (path / "adapter_config.json").is_file():
+        return directory
+    if not (path / "adapter" / "adapter_config.json").is_file():
+        raise UserError(f"--adapter '{directory}': the folder has no adapter_config.json.")
+    return str(path / "adapter")
 
 
 def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:
@@ -76,14 +141,8 @@ def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:
     Raises:
         UserError: if the directory holds no adapter, or one that was made for another base model.
     """
-    path = Path(directory)
-    if path.is_dir() and not (path / "adapter_config.json").is_file():
-        inner = path / "adapter"
-        if not (inner / "adapter_config.json").is_file():
-            raise UserError(f"--adapter '{directory}': the folder has no adapter_config.json.")
-        directory = str(inner)
     try:
-        return PeftModel.from_pretrained(model, directory).eval()
+        return PeftModel.from_pretrained(model, adapter_folder(directory)).eval()
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -8,20 +8,55 @@ an option).
 
 from __future__ import annotations
 
-__all__ = ["benchmarks", "load_benchmark"]
+__all__ = ["OnDemand", "benchmarks", "load_benchmark", "local_file"]
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from grun.errors import UserError, nearest
-from grun.records import Benchmark
+from grun.records import Benchmark, Example
 from grun.registry import Entry, Registry
 
 benchmarks: Registry[Callable[..., Benchmark]] = Registry("benchmark", "grun.benchmarks")
 
+
+class OnDemand(Mapping[str, tuple[Example, ...]]):
+    """Splits that are read when they are looked up, once.
+
+    Args:
+        readers: what reads each split, by name.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], Iterable[Example]]]) -> None:
+        self._readers = readers
+        self._read: dict[str, tuple[Example, ...]] = {}
+
+    def __getitem__(self, name: str) -> tuple[Example, ...]:
+        if name not in self._read:
+            self._read[name] = tuple(self._readers[name]())
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def local_file(folder: str | Path, name: str) -> str | None:
+    """The file of a split in a local copy of a data set, `name.jsonl` or of another kind that can be read; None if none."""
+    where = Path(folder).expanduser()
+    for suffix in SUFFIXES:
+        for file in (where / f"{name}{suffix}", *sorted(where.glob(f"{name}-00000-of-00001{suffix}"))):
+            if file.is_file():
+                return str(file)
+    return None
 
 
 def load_benchmark(

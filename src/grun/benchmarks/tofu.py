@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from grun.benchmarks import benchmarks
+from grun.benchmarks import benchmarks, local_file
 from grun.errors import UserError, nearest
 from grun.readers import read_examples
 from grun.records import Benchmark, Example
@@ -88,12 +88,11 @@ def _read(name: str, data_dir: str | Path | None) -> list[Example]:
             return read_examples(f"{HUB_ID}:{name}")
         except UserError as error:
             raise UserError(f"benchmark 'tofu': {error} Or give a folder with a local copy: --data-dir.") from error
-    folder = Path(data_dir).expanduser()
-    found = next((path for path in (folder / f"{name}.json", folder / f"{name}.jsonl") if path.is_file()), None)
+    found = local_file(data_dir, name)
     if found is None:
-        reason = f"has no file {name}.json" if folder.is_dir() else "is not a folder"
+        reason = f"has no file {name}.json" if Path(data_dir).expanduser().is_dir() else "is not a folder"
         raise UserError(f"--data-dir '{data_dir}' {reason}; expected a copy of {HUB_ID}, with {name}.json in it.")
-    return read_examples(str(found))
+    return read_examples(found)
 
 
 def _with_authors(rows: Sequence[Example], first_author: int) -> tuple[Example, ...]:

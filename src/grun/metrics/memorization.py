@@ -70,9 +70,7 @@ def _tail(right: Sequence[bool]) -> int:
 def _of_matches(evidence: Evidence, value: Callable[[Sequence[bool]], float]) -> Score:
     values = []
     for i, row in enumerate(evidence.rows):
-        right = (
-            row.token_is_argmax if row.truncated else row.token_is_argmax[:-1]
-        )  # a whole answer ends in its end token
+        right = row.token_is_argmax[:-1] if row.ends else row.token_is_argmax
         if not right:
             return missing(f"row {i + 1} has no answer token besides its end", len(evidence.rows))
         values.append(value(right))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["rouge_1_recall", "rouge_l_recall"]
+__all__ = ["rouge_1_recall", "rouge_l_f1", "rouge_l_recall"]
 
 import re
 from functools import cache
@@ -18,7 +18,7 @@ from grun.records import Evidence, Score
 )
 def rouge_l_recall(evidence: Evidence) -> Score:
     """Share of the true answer's words in the longest common subsequence with the greedy answer (Lin 2004)."""
-    return _recall(evidence, "rougeL")
+    return _overlap(evidence, "rougeL")
 
 
 @metrics.register(
@@ -32,10 +32,27 @@ def rouge_l_recall(evidence: Evidence) -> Score:
 )
 def rouge_1_recall(evidence: Evidence) -> Score:
     """Share of the true answer's words that the greedy answer contains, in any order (Lin 2004)."""
-    return _recall(evidence, "rouge1")
+    return _overlap(evidence, "rouge1")
 
 
-def _recall(evidence: Evidence, kind: str) -> Score:
+@metrics.register(
+    "rouge_l_f1",
+    label="ROUGE-L F1",
+    range=(0.0, 1.0),
+    forget="lower",
+    normal="higher",
+    table=False,
+    needs=("generated",),
+)
+def rouge_l_f1(evidence: Evidence) -> Score:
+    """Harmonic mean of recall and precision of the longest common subsequence, as in MUSE (arXiv 2407.06460).
+
+    The true answer counts as far as the greedy one could have gone: a continuation of 128 tokens is not to blame for the rest.
+    """
+    return _overlap(evidence, "rougeL", "fmeasure")
+
+
+def _overlap(evidence: Evidence, kind: str, side: str = "recall") -> Score:
     values = []
     for i, row in enumerate(evidence.rows):
         if row.generated is None:
@@ -44,7 +61,8 @@ def _recall(evidence: Evidence, kind: str) -> Score:
             # rouge-score drops all other characters; the recall of nothing would be reported as 0
             reason = f"the answer of row {i + 1} has no Latin letter or digit, and ROUGE looks at nothing else"
             return missing(reason, len(evidence.rows))
-        values.append(float(_scorer(kind).score(row.example.answer, row.generated)[kind].recall))
+        gold = row.gold_start or row.example.answer if side == "fmeasure" else row.example.answer
+        values.append(float(getattr(_scorer(kind).score(gold, row.generated)[kind], side)))
     return mean_score(values)
 
 

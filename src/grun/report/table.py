@@ -68,12 +68,12 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
     return table
 
 
-def in_the_table(results: Subjects) -> dict[str, dict[str, dict[str, Score]]]:
-    """The scores that a reader wants to see first; the others register with `table=False`."""
+def in_the_table(results: Subjects, wanted: Sequence[str] = ()) -> dict[str, dict[str, dict[str, Score]]]:
+    """The scores that a reader wants to see first: those of the metrics named, or of all that do not say `table=False`."""
+    usual = wanted or [entry.name for entry in registry if entry.info.get("table", True)]
     return {
         subject: {
-            split: {name: one for name, one in scores.items() if registry.get(name).info.get("table", True)}
-            for split, scores in found.items()
+            split: {name: one for name, one in scores.items() if name in usual} for split, scores in found.items()
         }
         for subject, found in results.items()
     }

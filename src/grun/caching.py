@@ -1,0 +1,91 @@
+"""Where results are kept between runs, and how models and adapters are told apart by their content."""
+
+from __future__ import annotations
+
+__all__ = ["cache_directory", "content_of_adapter", "content_of_model", "subject_folder"]
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from grun.files import read_json, write_json
+
+DIGESTS = "digests.json"
+CHUNK = 1 << 24
+OWN_CODE = Path(__file__).parent
+
+
+def cache_directory() -> Path:
+    """`GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
+    if given := os.environ.get("GRUN_CACHE_DIR"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grun"
+
+
+def content_of_model(model: PreTrainedModel) -> str | None:
+    """What tells a loaded model from all others: a hash of its folder, or hub id and commit; None if neither is known."""
+    folder = Path(str(model.name_or_path))
+    if folder.is_dir():
+        return _digest_of_folder(folder)
+    commit = getattr(model.config, "_commit_hash", None)
+    return f"{model.name_or_path}@{commit}" if commit else None
+
+
+def content_of_adapter(folder: str) -> str | None:
+    """The same for the folder of an adapter; the revision of one from the hub is not known."""
+    return _digest_of_folder(Path(folder)) if Path(folder).is_dir() else None
+
+
+def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) -> Path | None:
+    """The folder of the cache for what is measured of a subject.
+
+    Args:
+        contents: of the model and the adapter.
+        settings: everything else that decides what is measured, besides the rows; the code of this package is added.
+
+    Returns:
+        None if a content is not known: it is never taken for the same.
+    """
+    if any(content is None for content in contents):
+        return None
+    text = json.dumps([list(contents), dict(settings), _digest_of_code()], sort_keys=True, default=str)
+    return cache_directory() / "evidence" / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _digest_of_folder(folder: Path) -> str:
+    """Hash over all files; a file that did not change since it was last read is not read again."""
+    register = cache_directory() / DIGESTS
+    known = read_json(register) or {}
+    digest, fresh = hashlib.sha256(), {}
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+        state = file.stat()
+        key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+        if key not in known:
+            fresh[key] = _digest_of_file(file)
+        digest.update(f"{file.name} {known.get(key) or fresh[key]}\n".encode())
+    if fresh:
+        register.parent.mkdir(parents=True, exist_ok=True)
+        write_json(register, known | fresh)
+    return digest.hexdigest()
+
+
+def _digest_of_file(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@cache
+def _digest_of_code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(OWN_CODE.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
