@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -109,6 +110,21 @@ _add(
 )
 
 
+@app.command("compare")
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Directories of evaluations; the others are compared with the first.")
+    ],
+    metrics: Annotated[list[str] | None, typer.Option(help="Only these metrics. May be given several times.")] = None,
+    splits: Annotated[list[str] | None, typer.Option(help="Only these splits. May be given several times.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""
+    job = importlib.import_module("grun.comparison").compare
+    job(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed)
+
+
 @app.command(
     "lm-eval",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
@@ -192,6 +208,7 @@ def _quiet() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logger.propagate = False
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast, and kernels that it does without
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

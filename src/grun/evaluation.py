@@ -151,6 +151,10 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
         if cut:
             logger.warning("%s: %d of %d answers were too long and lost their ends.", split, cut, len(evidence.rows))
     write_results(run.path, found, {"model": config.model, "adapter": config.adapter}, config.seed)
+    if config.figures:
+        from grun.report.figures import draw_figures  # matplotlib takes a second to import
+
+        draw_figures(run.path / "figures", found, data.forget, config.seed)
     shown = found.scores if config.metrics else in_the_table(found.scores, data.shown)
     lines = summary_lines(found.summaries)
     run.write_text("table.md", to_markdown(shown) + "".join(f"\n{line}\n" for line in lines))

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "resolve_device"]
 
 import importlib.util
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,7 +104,6 @@ def _quantization(quantize: str, dtype: str, config: PretrainedConfig) -> BitsAn
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--quantize {quantize} needs bitsandbytes: pip install 'grun-llm[quantize]'.")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast of an input
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32

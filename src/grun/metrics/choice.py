@@ -11,7 +11,13 @@ from grun.records import Evidence, Score
 
 
 @metrics.register(
-    "accuracy", label="accuracy", range=(0.0, 1.0), forget="lower", normal="higher", needs=("token_logps", "perturbed")
+    "accuracy",
+    label="accuracy",
+    range=(0.0, 1.0),
+    forget="lower",
+    normal="higher",
+    table=False,
+    needs=("token_logps", "perturbed"),
 )
 def accuracy(evidence: Evidence) -> Score:
     """Share of multiple-choice questions whose true answer has the highest log-likelihood, the sum over its tokens.

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["forget_quality", "forget_quality_log10", "probability_normalised", "truth_ratio", "truth_ratio_utility"]
+__all__ = [
+    "forget_quality",
+    "forget_quality_log10",
+    "probability_normalised",
+    "truth_ratio",
+    "truth_ratio_utility",
+    "truth_ratios",
+]
 
 import math
 import sys
@@ -121,6 +128,11 @@ def _against_retrained(evidence: Evidence, statistic: Callable[[NDArray[np.float
     if not np.isfinite(ratios).all():
         return missing("a truth ratio is not a finite number", n)
     return Score(statistic(np.asarray(ratios)), n, groups=(ratios,))
+
+
+def truth_ratios(rows: Sequence[RowEvidence]) -> list[float] | None:
+    """The ratio of each row; None if a row lacks what it is computed from."""
+    return None if _lacking(rows) else [_ratio(row) for row in rows]
 
 
 def _of_ratios(evidence: Evidence, value: Callable[[float], float]) -> Score:

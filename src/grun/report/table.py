@@ -7,7 +7,11 @@ __all__ = [
     "answers_table",
     "answers_to_markdown",
     "before_after_table",
+    "escaped_line",
     "in_the_table",
+    "metric_label",
+    "number",
+    "plain_text",
     "show_whole",
     "summary_lines",
     "to_markdown",
@@ -55,7 +59,7 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
     for heading in ("split", ""):
         table.add_column(heading, no_wrap=True)
     for metric in shown:
-        label = _label(metric)
+        label = metric_label(metric)
         table.add_column(label, justify="right", min_width=max(map(len, label.split())))
     splits = _by_split(results)
     for split, subjects in splits.items():
@@ -64,7 +68,7 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
         for i, (subject, scores) in enumerate(subjects.items()):
             cells = [_cell(scores.get(metric)) for metric in shown]
             last = i == len(subjects) - 1
-            table.add_row(*map(_text, ("" if i else name, subject, *cells)), end_section=last)
+            table.add_row(*map(plain_text, ("" if i else name, subject, *cells)), end_section=last)
     return table
 
 
@@ -103,15 +107,20 @@ def show_whole(table: Table) -> None:
     console.print(table)
 
 
+def number(value: float, sign: bool = False) -> str:
+    """A number for a cell; only the magnitude of a very large one."""
+    return format(value, ("+" if sign else "") + (".3f" if abs(value) < LARGE else ".2e"))
+
+
 def to_markdown(results: Subjects) -> str:
     """The same table as Markdown, with the number of rows."""
     shown, left_out = _columns(results)
-    head = ["split", "rows", "", *map(_label, shown)]
-    lines = [_line(head), _line(["---", "---:", "---", *["---:"] * len(shown)])]
+    head = ["split", "rows", "", *map(metric_label, shown)]
+    lines = [escaped_line(head), escaped_line(["---", "---:", "---", *["---:"] * len(shown)])]
     for split, subjects in _by_split(results).items():
         for subject, scores in subjects.items():
             n = max((score.n for score in scores.values()), default=0)
-            lines.append(_line([split, str(n), subject, *(_cell(scores.get(metric)) for metric in shown)]))
+            lines.append(escaped_line([split, str(n), subject, *(_cell(scores.get(metric)) for metric in shown)]))
     note = _note(left_out)
     return "\n".join([*lines, *(["", _escaped(note)] if note else [])]) + "\n"
 
@@ -122,15 +131,15 @@ def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
     for row in rows:
         lines = _lines(row)
         for i, (label, text) in enumerate(lines.items()):
-            table.add_row(_text(label), _text(_short(text)), end_section=i == len(lines) - 1)
+            table.add_row(plain_text(label), plain_text(_short(text)), end_section=i == len(lines) - 1)
     return table
 
 
 def answers_to_markdown(rows: Sequence[Answered]) -> str:
     """The same as Markdown."""
     headings = ["split", "question", *list(_lines(rows[0]))[1:]] if rows else ["split", "question"]
-    lines = [_line(headings), _line(["---"] * len(headings))]
-    lines += [_line([row.split, *map(_short, _lines(row).values())]) for row in rows]
+    lines = [escaped_line(headings), escaped_line(["---"] * len(headings))]
+    lines += [escaped_line([row.split, *map(_short, _lines(row).values())]) for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -170,25 +179,26 @@ def _columns(results: Subjects) -> tuple[list[str], dict[str, str]]:
 def _note(left_out: Mapping[str, str]) -> str | None:
     if not left_out:
         return None
-    return "Not measured: " + "; ".join(f"{_label(metric)} ({reason})" for metric, reason in left_out.items())
+    return "Not measured: " + "; ".join(f"{metric_label(metric)} ({reason})" for metric, reason in left_out.items())
 
 
-def _label(metric: str) -> str:
-    return str(registry.get(metric).info["label"]) if metric in registry.names() else metric
+def metric_label(metric: str) -> str:
+    """What a metric is called in tables."""
+    known = registry if metric in registry.names() else summaries
+    return str(known.get(metric).info["label"]) if metric in known.names() else metric
 
 
 def _cell(score: Score | None) -> str:
-    if score is None or score.value is None:
-        return MISSING
-    return f"{score.value:.3f}" if abs(score.value) < LARGE else f"{score.value:.2e}"
+    return MISSING if score is None or score.value is None else number(score.value)
 
 
-def _text(value: str) -> Text:
+def plain_text(value: str) -> Text:
     """Text that is never read as markup, without control characters that a terminal would obey."""
     return Text("".join(c if c.isprintable() or c == "\n" else "·" for c in value))
 
 
-def _line(cells: Sequence[str]) -> str:
+def escaped_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 
 
