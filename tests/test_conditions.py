@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,6 @@ def test_what_is_known_is_not_measured_again(saved: Path, tmp_path: Path, gather
 def test_another_adapter_or_model_under_the_same_name_is_measured_anew(
     saved: Path, tmp_path: Path, gathered_splits: list[int]
 ) -> None:
-    import shutil
-
     from test_evaluation import grun_model
 
     adapter = tmp_path / "adapter"
@@ -146,3 +145,38 @@ def test_two_processes_find_what_one_finds(saved: Path, tmp_path: Path) -> None:
             numbers = {name: value for name, value in ours[subject].items() if isinstance(value, float)}
             assert {name: theirs[subject][name] for name in numbers} == pytest.approx(numbers, abs=1e-5)
             assert ours[subject]["answer"] == theirs[subject]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("truth_ratio", "metric 'truth_ratio' needs a column perturbed_answer"),
+        ("accuracy", "metric 'accuracy' needs a column choices"),
+        ("mia_loss", "metric 'mia_loss' needs rows that no model was trained on: --data holdout=FILE"),
+        ("forget_quality", "metric 'forget_quality' needs a column perturbed_answer"),
+        ("mia_reference", "metric 'mia_reference' needs --retain-log"),
+    ],
+)
+def test_a_metric_that_could_have_no_value_is_refused_by_name(
+    saved: Path, tmp_path: Path, metric: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(config(saved, tmp_path / "out", model="/nowhere", metrics=[metric]))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_padding_token_is_measured_and_one_without_any_end_refused(
+    saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved / "target", tmp_path / "target")
+    file = tmp_path / "target" / "tokenizer_config.json"
+    given = json.loads(file.read_text())
+    asked = {"model": str(tmp_path / "target"), "figures": False, "metrics": ["probability"]}
+    whole = evaluate(config(saved, tmp_path / "whole", **asked))
+    file.write_text(json.dumps({**given, "pad_token": None}))
+    unpadded = evaluate(config(saved, tmp_path / "unpadded", **asked))
+    assert values(unpadded, "retain", "probability") == pytest.approx(values(whole, "retain", "probability"), abs=1e-6)
+    file.write_text(json.dumps({**given, "pad_token": None, "eos_token": None}))
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        evaluate(config(saved, tmp_path / "endless", **asked))

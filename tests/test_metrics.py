@@ -16,7 +16,18 @@ from grun.metrics import auroc, metrics, tpr_at_low_fpr
 from grun.records import Evidence, Example, RowEvidence, Score
 
 NEEDS = {
-    *("token_logps", "generated", "gates", "paraphrased", "perturbed", "gradient", "fluency", "holdout", "retain_log"),
+    *(
+        "token_logps",
+        "generated",
+        "gates",
+        "paraphrased",
+        "perturbed",
+        "gradient",
+        "fluency",
+        "holdout",
+        "retain_log",
+        "choices",
+    ),
 }
 
 LOOKS_AT_MATCHES = ("exact_memorization", "extraction_strength", "extraction_strength_published")

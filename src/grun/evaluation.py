@@ -34,7 +34,7 @@ from grun.report.table import before_after_table, in_the_table, show_whole, summ
 from grun.results import Found, write_results
 from grun.runs import RunDirectory, fingerprint
 from grun.signals import longest_row
-from grun.splits import ToMeasure, load_splits
+from grun.splits import ToMeasure, check_metrics, load_splits
 
 logger = logging.getLogger("grun")
 EVIDENCE = "evidence"
@@ -67,6 +67,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     names = [registry.get(name).name for name in config.metrics] or usual_metrics()
     data = load_splits(config)
     retain_log = _retain_log(config)
+    check_metrics(config.metrics, data, retain_log is not None)
     join_processes(config.device)
     everything = fingerprint({**data.splits, HOLDOUT: data.holdout})
     run = RunDirectory.open(config.output, config, "evaluate", config.overwrite, data=everything)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ToMeasure", "load_splits"]
+__all__ = ["ToMeasure", "check_metrics", "load_splits"]
 
 import logging
 import re
@@ -13,6 +13,7 @@ from grun.benchmarks import load_benchmark
 from grun.config import EvaluateConfig
 from grun.errors import UserError, nearest
 from grun.measuring import HOLDOUT, is_rephrasable, with_paraphrases
+from grun.metrics import metrics
 from grun.readers import read_examples
 from grun.records import Benchmark, Example
 
@@ -68,6 +69,29 @@ def load_splits(config: EvaluateConfig) -> ToMeasure:
         answer_tokens=data.answer_tokens,
         shown=data.shown,
     )
+
+
+def check_metrics(names: Sequence[str], data: ToMeasure, has_retain_log: bool) -> None:
+    """Refuse metrics that were asked for by name and could have no value on any split.
+
+    Raises:
+        UserError: naming the metric and the column, file or flag that it lacks.
+    """
+    rows = [row for split in data.splits.values() for row in split]
+    lacking = {
+        "choices": "a column choices, which the data lack (benchmark wmdp has it)"
+        if not any(r.choices for r in rows)
+        else "",
+        "perturbed": ""
+        if any(r.perturbed_answers for r in rows)
+        else "a column perturbed_answer with wrong answers, which the data lack",
+        "holdout": "" if data.holdout else "rows that no model was trained on: --data holdout=FILE",
+        "retain_log": "" if has_retain_log else "--retain-log, an evaluation of a model trained on retain data only",
+    }
+    for name in names:
+        for need in metrics.get(name).info["needs"]:
+            if lacking.get(need):
+                raise UserError(f"metric '{name}' needs {lacking[need]}.")
 
 
 def _asked(splits: Mapping[str, Sequence[Example]], questions: str) -> dict[str, tuple[Example, ...]]:

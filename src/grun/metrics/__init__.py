@@ -3,9 +3,9 @@
 A metric registers with what is needed to read it, as data: `label` for tables, `range` of its values, which way is better
 on rows to be forgotten (`forget="lower"`) and on all others (`normal="higher"`; None where it does not apply), and `needs`:
 what must have been measured (`token_logps`, `generated`, `gates`, `paraphrased` and `perturbed` answers, `gradient`, and, for
-`fluency`, the greedy answers under the base model) and whom to compare with (`holdout` rows, a `retain_log`). Where that is
-missing, the score has no value and says why; a default number would look like a measurement. `table=False` leaves a metric
-out of the usual table, `on_request=True` out of the usual evaluation.
+`fluency`, the greedy answers under the base model), what rows must have (`choices`) and whom to compare with (`holdout`
+rows, a `retain_log`). Where that is missing, the score has no value and says why; a default number would look like a
+measurement. `table=False` leaves a metric out of the usual table, `on_request=True` out of the usual evaluation.
 
 Every value has a bootstrap interval: a metric that is not a mean over rows names its `statistic`, a function of groups of
 rows, and puts what it computed the value from into `Score.groups`.

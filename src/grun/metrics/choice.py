@@ -17,7 +17,7 @@ from grun.records import Evidence, Score
     forget="lower",
     normal="higher",
     table=False,
-    needs=("token_logps", "perturbed"),
+    needs=("token_logps", "choices", "perturbed"),
 )
 def accuracy(evidence: Evidence) -> Score:
     """Share of multiple-choice questions whose true answer has the highest log-likelihood, the sum over its tokens.
