@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from grun.adapters import adapters
+from grun.benchmarks import benchmarks
+from grun.metrics import metrics, summaries
 from grun.objectives import objectives, retain_losses
 
 ROOT = Path(__file__).parent.parent
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
@@ -46,9 +49,18 @@ assert objectives.get("margin").target(signals, width=5.0).item() == 2.0
     subprocess.run([sys.executable, str(tmp_path / "margin.py")], check=True, env=environment)
 
 
+@pytest.mark.parametrize("entry", [*metrics, *summaries, *benchmarks], ids=lambda entry: entry.name)
+def test_every_metric_and_benchmark_is_explained(entry) -> None:
+    assert re.search(rf"^\|[^|]*`{entry.name}`[^|]*\|", METRICS, re.MULTILINE), (
+        f"{entry.name} is not in docs/metrics.md"
+    )
+    for paper in re.findall(r"arXiv (\d{4}\.\d{5})", entry.target.__doc__):
+        assert paper in METRICS
+
+
 def test_adaptations_are_listed_for_a_stranger() -> None:
     command = [sys.executable, "-m", "grun", "list"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    for entry in (*objectives, *retain_losses, *adapters):
+    for entry in (*objectives, *retain_losses, *adapters, *metrics, *benchmarks):
         assert re.search(rf"^  {entry.name} +\S", shown, re.MULTILINE), f"{entry.name} has no line with a summary"

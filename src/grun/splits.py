@@ -78,19 +78,18 @@ def check_metrics(names: Sequence[str], data: ToMeasure, has_retain_log: bool) -
         UserError: naming the metric and the column, file or flag that it lacks.
     """
     rows = [row for split in data.splits.values() for row in split]
-    lacking = {
-        "choices": "a column choices, which the data lack (benchmark wmdp has it)"
-        if not any(r.choices for r in rows)
-        else "",
-        "perturbed": ""
-        if any(r.perturbed_answers for r in rows)
-        else "a column perturbed_answer with wrong answers, which the data lack",
-        "holdout": "" if data.holdout else "rows that no model was trained on: --data holdout=FILE",
-        "retain_log": "" if has_retain_log else "--retain-log, an evaluation of a model trained on retain data only",
-    }
+    lacking: dict[str, str] = {}
+    if not any(row.choices for row in rows):
+        lacking["choices"] = "a column choices, which the data lack (benchmark wmdp has it)"
+    if not any(row.perturbed_answers for row in rows):
+        lacking["perturbed"] = "a column perturbed_answer with wrong answers, which the data lack"
+    if not data.holdout:
+        lacking["holdout"] = "rows that no model was trained on: --data holdout=FILE"
+    if not has_retain_log:
+        lacking["retain_log"] = "--retain-log, an evaluation of a model trained on retain data only"
     for name in names:
         for need in metrics.get(name).info["needs"]:
-            if lacking.get(need):
+            if need in lacking:
                 raise UserError(f"metric '{name}' needs {lacking[need]}.")
 
 
