@@ -19,7 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm
 
 from grun.batches import pad_token_id
-from grun.models import load_adapter
+from grun.models import load_adapter, model_folder
 from grun.scoring import TOKENS_PER_BATCH, Prompted, score_rows
 from grun.signals import evaluating
 
@@ -31,7 +31,7 @@ class GrunLM(HFLM):
     """The harness's Hugging Face model with an adapter of any PEFT type on it.
 
     Args:
-        pretrained: hub id or folder of the base model.
+        pretrained: hub id or folder of the base model, or of the run that made it.
         adapter: folder of the adapter, or of the run that made it; without it, the base model.
         tokens_per_batch: most tokens of a forward pass that scores continuations, padding included.
         others: as of the harness's model `hf`.
@@ -40,7 +40,7 @@ class GrunLM(HFLM):
     def __init__(
         self, pretrained: str, adapter: str | None = None, tokens_per_batch: int = TOKENS_PER_BATCH, **others: Any
     ) -> None:
-        super().__init__(pretrained=pretrained, **others)
+        super().__init__(pretrained=model_folder(pretrained), **others)
         self.tokens_per_batch = int(tokens_per_batch)
         if adapter is not None:
             self._model: Any = load_adapter(self.model, adapter)

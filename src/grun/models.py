@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "resolve_device"]
+__all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "model_folder", "resolve_device"]
 
 import importlib.util
 import os
@@ -76,9 +76,8 @@ def load_model_and_tokenizer(
     looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
         raise UserError(f"--model '{name}': there is no such folder.")
-    if looks_local and not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-        path = path / "model"  # the run that made it was named
-        name = str(path)
+    name = model_folder(name)
+    path = Path(name)
     if looks_local and not (path / "config.json").is_file():
         raise UserError(f"--model '{name}': the folder has no config.json, so it holds no Hugging Face model.")
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -117,6 +116,13 @@ def _in_full_precision(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def model_folder(name: str) -> str:
+    """The folder that holds a model, where the run that made it was named; anything else stays as it is."""
+    inner = Path(name) / "model"
+    named_run = not (Path(name) / "config.json").is_file() and (inner / "config.json").is_file()
+    return str(inner) if named_run else name
 
 
 def adapter_folder(directory: str) -> str:
