@@ -59,9 +59,18 @@ class RowEncoder:
             logger.warning(report)
         return rows
 
+    @property
+    def pad(self) -> int:
+        """The token that fills rows up."""
+        return pad_token_id(self.tokenizer)
+
+    def groups(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        """Numbers of rows in batches by length."""
+        return length_batches([len(row.input_ids) for row in rows], 4 * self.batch_size)
+
     def batches(self, rows: Sequence[Encoded]) -> Iterator[tuple[list[int], Batch]]:
         """Batches by length, each with the numbers of its rows."""
-        for index in length_batches([len(row.input_ids) for row in rows], 4 * self.batch_size):
+        for index in self.groups(rows):
             yield index, self._batch([rows[i] for i in index])
 
     def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
@@ -83,7 +92,7 @@ class RowEncoder:
         return gate_features(model, (self._batch(rows[i : i + size]) for i in range(0, len(rows), size)))
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:
-        return collate(rows, pad_token_id(self.tokenizer)).to(self.device)
+        return collate(rows, self.pad).to(self.device)
 
 
 def paired_rows(

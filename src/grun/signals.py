@@ -11,6 +11,7 @@ __all__ = [
     "gates_of_last_call",
     "greedy",
     "longest_row",
+    "observed_outputs",
     "reference_signals",
     "sampled",
     "side_signals",
@@ -46,6 +47,7 @@ def side_signals(
     wanted: Collection[str] = ("logps",),
     layer: nn.Module | None = None,
     with_grad: bool = True,
+    cache: Any = None,
 ) -> SideSignals:
     """What a model says about the labelled tokens of a batch, in float32.
 
@@ -55,6 +57,7 @@ def side_signals(
         wanted: quantities to return: `logps`, `logits`, `hidden`; `targets` are always there.
         layer: the decoder layer whose output `hidden` is.
         with_grad: keep the graph.
+        cache: to fill with the keys and values of all tokens; None to compute without one.
 
     Raises:
         ValueError: if the first token of a row is labelled: nothing precedes it that it could be predicted from.
@@ -63,8 +66,13 @@ def side_signals(
     if bool(mask_BT[:, 0].any()):
         raise ValueError("the first token of a row is labelled, but nothing precedes it: leave its label at -100")
     states: list[Tensor] = []
-    with nullcontext() if with_grad else torch.no_grad(), _observed(layer if "hidden" in wanted else None, states):
-        logits_BKV, columns_K = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
+    with (
+        nullcontext() if with_grad else torch.no_grad(),
+        observed_outputs(layer if "hidden" in wanted else None, states),
+    ):
+        logits_BKV, columns_K = _logits(
+            model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted, cache=cache
+        )
         device = logits_BKV.device
         found: dict[str, Tensor] = {"targets": batch.labels_BT[mask_BT].to(device)}
         if "hidden" in wanted:
@@ -81,11 +89,16 @@ def side_signals(
 
 @torch.no_grad()
 def reference_signals(
-    model: nn.Module, batch: Batch, *, wanted: Collection[str] = ("logps",), layer: nn.Module | None = None
+    model: nn.Module,
+    batch: Batch,
+    *,
+    wanted: Collection[str] = ("logps",),
+    layer: nn.Module | None = None,
+    cache: Any = None,
 ) -> SideSignals:
     """The same under the base model: adapters off, dropout off, no gradient."""
     with adapters_off(model), evaluating(model):
-        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False)
+        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False, cache=cache)
 
 
 def context_length(model: nn.Module) -> int | None:
@@ -169,7 +182,7 @@ def greedy(
 
 
 @contextmanager
-def _observed(layer: nn.Module | None, states: list[Tensor]) -> Iterator[None]:
+def observed_outputs(layer: nn.Module | None, states: list[Tensor]) -> Iterator[None]:
     """Inside, the outputs of a layer are appended to `states` (with a GRUN adapter at that layer, after its edit)."""
     if layer is None:
         yield
@@ -185,7 +198,7 @@ def _observed(layer: nn.Module | None, states: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
+def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool, cache: Any) -> tuple[Tensor, Tensor]:
     """Logits (B, K, V) of the columns whose next token is labelled in some row, and those columns (K,).
 
     Models that can do so compute no other logits: with a large vocabulary they are most of a step's memory. Where nobody looks
@@ -194,7 +207,9 @@ def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -
     columns_K = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
     columns_K = columns_K if everything else columns_K[:1]
     parameters = forward_parameters(model)
-    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
+    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=cache is not None)
+    if cache is not None:
+        inputs["past_key_values"] = cache
     if accepts_prompt_lengths(model):
         inputs["prompt_lengths"] = batch.prompt_lengths_B
     if "position_ids" in parameters and bool((batch.attention_mask_BT[:, 0] == 0).any()):

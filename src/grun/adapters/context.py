@@ -56,6 +56,7 @@ class CallContext:
         readings: what each gate has read of the prompts so far (B, S), by adapter and layer; the first column is its logit.
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
+        complete: gates whose readings are those of the whole prompts already.
     """
 
     span: PromptSpan | None
@@ -63,6 +64,7 @@ class CallContext:
     readings: dict[GateKey, Tensor] = field(default_factory=dict)
     edited: dict[int, Tensor] | None = None
     as_tuple: bool = False
+    complete: frozenset[GateKey] = frozenset()
 
     def columns(self, width: int, device: torch.device) -> Tensor:
         """Absolute columns (T,) of this call's tokens."""
@@ -80,6 +82,7 @@ class Runtime(threading.local):
         layers: the wrapped layers, in order; the same list in every thread.
         call: the forward call in progress.
         generation: the `generate` call in progress.
+        continuation: what is known of the batch, where calls begin in the middle of the model.
         last_logits: gate logits of the thread's last call that read prompts.
     """
 
@@ -87,6 +90,7 @@ class Runtime(threading.local):
         self.layers = layers
         self.call: CallContext | None = None
         self.generation: GenerationScope | None = None
+        self.continuation: Any = None
         self.last_logits: dict[GateKey, Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:

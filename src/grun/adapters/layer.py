@@ -116,9 +116,9 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         gate: Any = self.grun_gate[name]
         device = gate.threshold.device  # the layer below may live on another one
         span = call.span_on(device)
-        if span is None:
-            return
         key = (name, self.index)
+        if span is None or key in call.complete:
+            return
         before_BS = call.readings.get(key)
         before_BS = None if before_BS is None else before_BS.to(device)
         with torch.autocast(device.type, enabled=False):

@@ -167,6 +167,9 @@ class GrunModel(BaseTuner):
         past = _cached(given.get("past_key_values"))
         kept = readings_of(given["past_key_values"]) if past else None
         call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
+        known = self.runtime.continuation
+        if known is not None:
+            call.readings, call.complete = dict(known.readings), known.complete
         if given.get("output_hidden_states", getattr(module.config, "output_hidden_states", False)):
             call.edited = {}
             call.as_tuple = given.get("return_dict", getattr(module.config, "return_dict", True)) is False

@@ -1,0 +1,137 @@
+"""The signals of a training step from a cached prefix: only the trained part of the model runs, on answer tokens only."""
+
+from __future__ import annotations
+
+__all__ = ["PrefixBatch", "prefix_signals"]
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from grun.adapters.context import GateKey
+from grun.adapters.continuation import Continuation, continuing
+from grun.adapters.model import decoder_layers
+from grun.records import SideSignals
+from grun.signals import forward_parameters, observed_outputs
+
+
+@dataclass(frozen=True)
+class PrefixBatch:
+    """A batch in which each row is cut after its last prompt token but one. C columns: that token, then the answer.
+
+    Attributes:
+        ids_BC: int64, the last prompt token and the answer, padded on the right.
+        answer_BA: bool, which of the A = C - 1 columns after the first hold an answer token.
+        hidden_BCD: output of the first edited layer in the base model.
+        keys_values_LBHPK: keys, then values, of every layer above it, for the P prefix tokens, padded on the left.
+        prefix_BP: bool, real prefix tokens.
+        gate_states: states that gates read which are trained or read at edited layers, with masks, padded on the left.
+        gate_logits: of gates that are frozen and read nothing that is edited.
+    """
+
+    ids_BC: Tensor
+    answer_BA: Tensor
+    hidden_BCD: Tensor
+    keys_values_LBHPK: Tensor
+    prefix_BP: Tensor
+    gate_states: Mapping[GateKey, tuple[Tensor, Tensor]]
+    gate_logits: Mapping[GateKey, Tensor]
+
+
+def prefix_signals(
+    model: Any,
+    batch: PrefixBatch,
+    *,
+    first: int,
+    as_tuple: bool,
+    wanted: Collection[str] = ("logps",),
+    layer: nn.Module | None = None,
+    with_grad: bool = True,
+) -> SideSignals:
+    """What a model with GRUN or ReFT adapters says about the answer tokens: the same as `side_signals` of the whole rows.
+
+    Args:
+        model: PEFT model.
+        batch: on the model's device.
+        first: index of the first edited layer.
+        as_tuple: whether decoder layers return tuples.
+        wanted: as of `side_signals`.
+        layer: likewise.
+        with_grad: keep the graph.
+    """
+    base = model.get_base_model()
+    _, layers = decoder_layers(base)
+    states: list[Tensor] = []
+    reads_tokens = "logps" in wanted or "logits" in wanted
+    columns = batch.ids_BC.shape[1] - ("hidden" not in wanted)  # nothing follows the last token of an answer
+    with torch.set_grad_enabled(with_grad):
+        readings, complete = _readings(layers, batch)
+        known = Continuation(first, batch.hidden_BCD[:, :columns], as_tuple, readings, complete)
+        with continuing(layers, known), observed_outputs(layer if "hidden" in wanted else None, states):
+            logits_BCV = model(**_inputs(base, batch, columns, len(layers), first, reads_tokens)).logits
+        found: dict[str, Tensor] = {"targets": batch.ids_BC[:, 1:][batch.answer_BA]}
+        if "hidden" in wanted:
+            found["hidden"] = states[0][:, 1:][batch.answer_BA].float()
+        if reads_tokens:
+            logits_NV = logits_BCV[:, : batch.answer_BA.shape[1]][batch.answer_BA].float()
+            if "logps" in wanted:
+                chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
+                found["logps"] = chosen_N - logits_NV.logsumexp(1)
+            if "logits" in wanted:
+                found["logits"] = logits_NV
+    return SideSignals(batch.answer_BA, found)
+
+
+def _readings(layers: nn.ModuleList, batch: PrefixBatch) -> tuple[dict[GateKey, Tensor], frozenset[GateKey]]:
+    """What gates have read before the call, and which of them need not read more."""
+    readings = {key: logits_B[:, None] for key, logits_B in batch.gate_logits.items()}
+    complete = set(readings)
+    for (name, index), (h_BPD, mask_BP) in batch.gate_states.items():
+        wrapped: Any = layers[index]
+        readings[name, index] = wrapped.grun_gate[name](h_BPD, mask_BP)
+        if wrapped.configs[name].gate_layer is not None:
+            complete.add((name, index))
+    return readings, frozenset(complete)
+
+
+def _inputs(
+    base: nn.Module, batch: PrefixBatch, columns: int, layers: int, first: int, reads_tokens: bool
+) -> dict[str, Any]:
+    """Arguments of the forward call on the first so many columns."""
+    real_BC = nn.functional.pad(batch.answer_BA, (1, 0), value=True)[:, :columns]
+    prompt_lengths_B = batch.prefix_BP.sum(1) + 1
+    inputs: dict[str, Any] = {
+        "input_ids": batch.ids_BC[:, :columns],
+        "attention_mask": torch.cat([batch.prefix_BP, real_BC], dim=1).long(),
+        "past_key_values": _cache(batch, layers, first),
+        "use_cache": True,
+        "prompt_lengths": prompt_lengths_B,
+    }
+    known = forward_parameters(base)
+    if "position_ids" in known:
+        inputs["position_ids"] = prompt_lengths_B[:, None] - 1 + torch.arange(columns, device=batch.ids_BC.device)
+    if "logits_to_keep" in known and not reads_tokens:
+        inputs["logits_to_keep"] = 1
+    return inputs
+
+
+def _cache(batch: PrefixBatch, layers: int, first: int) -> DynamicCache:
+    """A cache that holds the prefix for the layers that run; the others only say how long it is."""
+    rows, width = batch.prefix_BP.shape
+    length_only = batch.hidden_BCD.new_zeros(()).expand(rows, 1, width, 1)
+    above = layers - first - 1
+    cache = DynamicCache()
+    cache.layers = []
+    for i in range(layers):
+        part = DynamicLayer()
+        at = i - first - 1
+        part.keys = batch.keys_values_LBHPK[at] if at >= 0 else length_only
+        part.values = batch.keys_values_LBHPK[above + at] if at >= 0 else length_only
+        part.dtype, part.device, part.is_initialized = part.keys.dtype, part.keys.device, True
+        cache.layers.append(part)
+    return cache
