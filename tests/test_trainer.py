@@ -173,7 +173,9 @@ def test_every_forget_row_comes_once_per_pass_and_refusals_vary() -> None:
 
 def test_validation_judges_by_answer_probability_and_leaves_the_mode_alone() -> None:
     model = attach().train()
-    validate = validation(ROWS, tiny_model(), ENCODED["forget"], ENCODED["retain"])
+    validate = validation(
+        partial(ROWS.probability, tiny_model()), ROWS.probability, ENCODED["forget"], ENCODED["retain"]
+    )
     found = validate(model)
     assert model.training
     model.eval()

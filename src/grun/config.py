@@ -169,6 +169,13 @@ class UnlearnConfig(TrainConfig):
     evaluate_every: int | None = option(
         None, "Steps between validations, each a candidate for the best state.", minimum=1
     )
+    prefix_cache: bool = option(
+        True,
+        "Compute what is the same in every step once (grun, reft): the same losses and gradients, several times faster.",
+    )
+    cache_dir: str | None = option(
+        None, "Folder to keep that in, shared between runs on the same model and rows. Default: memory."
+    )
     patience: int | None = option(
         None, "Stop after so many validations without a better state. Default: never.", minimum=1
     )

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-__all__ = ["CachedRow", "PrefixCache"]
+__all__ = ["CachedRow", "PrefixCache", "first_edited"]
 
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from grun.adapters.context import GateKey
+from grun.adapters.edit import Gate
 from grun.adapters.model import decoder_layers
 from grun.batches import Encoded
 from grun.gate_fitting import gate_features, gated_layers, gates_of
 from grun.prefix_signals import PrefixBatch, prefix_signals
 from grun.prefix_store import Parts, PartStore
 from grun.records import SideSignals
-from grun.rows import RowEncoder
 from grun.signals import reference_signals
+
+if TYPE_CHECKING:
+    from grun.rows import RowEncoder
 
 logger = logging.getLogger("grun")
 WORTH_SAYING = 2**27  # bytes
@@ -60,13 +63,14 @@ class PrefixCache:
     _rows: dict[Encoded, CachedRow] = field(default_factory=dict)
     _logits: dict[tuple[int, ...], dict[GateKey, Tensor]] = field(default_factory=dict)
     _states: dict[tuple[int, ...], dict[GateKey, Tensor]] = field(default_factory=dict)
+    _versions: dict[GateKey, int] = field(default_factory=dict)
     _as_tuple: bool = False
+    _used: list[int] = field(default_factory=lambda: [0, 0])
 
     def __post_init__(self) -> None:
-        tuner = self.model.base_model
-        self.adapter = tuner.active_adapters[0]
+        self.adapter = self.model.base_model.active_adapters[0]
         self.layers = decoder_layers(self.model.get_base_model())[1]
-        self.first = min(x.index for x in tuner.runtime.layers if self.adapter in x.grun_edit)
+        self.first = first_edited(self.model)
         self.pad = self.encoder.pad
 
     def add(self, rows: Iterable[Encoded], references: Collection[str] = ()) -> None:
@@ -89,9 +93,19 @@ class PrefixCache:
         self.facts["rows"] = len(self._rows)
         self.facts["seconds"] += time.monotonic() - started
 
-    def references(self, row: Encoded, wanted: Collection[str]) -> dict[str, Tensor]:
-        """Quantities of the base model on the answer tokens of a row that was added with them."""
-        return {name: self._rows[row].references[name] for name in wanted}
+    def references(
+        self, rows: Sequence[Encoded], drawn: Collection[int], wanted: Collection[str]
+    ) -> dict[str, list[Tensor]]:
+        """Quantities of the base model by name, one tensor (answer tokens, ...) per row; empty for rows that are not drawn.
+
+        The rows that are drawn are added.
+        """
+        self.add((rows[i] for i in sorted(drawn)), wanted)
+        empty = torch.empty(0)
+        return {
+            name: [self._rows[row].references[name] if i in drawn else empty for i, row in enumerate(rows)]
+            for name in wanted
+        }
 
     def batch(self, rows: Sequence[Encoded]) -> PrefixBatch:
         """Rows as one batch, on the CPU."""
@@ -107,16 +121,27 @@ class PrefixCache:
             ids_BC[i, : answer + 1] = torch.tensor(row.input_ids[row.prompt_length - 1 :])
             hidden_BCD[i, : answer + 1] = one.hidden_CD
             keys_values[:, i, :, width - prompt :] = one.keys_values_LHPK
-        lengths = [row.input_ids[: row.prompt_length] for row in rows]
+        self._used[0] += sum(prompts) + sum(answers)
+        self._used[1] += len(rows) * (width + columns - 1)
         return PrefixBatch(
             ids_BC,
             torch.arange(columns - 1) < torch.tensor(answers)[:, None],
             hidden_BCD,
             keys_values,
             torch.arange(width) >= width - torch.tensor(prompts)[:, None],
-            {key: _padded([self._states[p][key] for p in lengths]) for key in self._states.get(lengths[0], {})},
-            {key: torch.stack([self._logits[p][key] for p in lengths]) for key in self._logits.get(lengths[0], {})},
+            *self._gates([row.input_ids[: row.prompt_length] for row in rows]),
         )
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the columns of all batches so far that hold no token."""
+        real, total = self._used
+        return 1.0 - real / total if total else 0.0
+
+    def base_probability(self, rows: Sequence[Encoded]) -> float:
+        """Mean over rows of the answer probability under the base model; rows that are not known yet are added."""
+        self.add(rows)
+        return float(torch.stack([self._rows[row].references["logps"].mean().exp() for row in rows]).mean())
 
     def signals(self, batch: PrefixBatch, wanted: Collection[str], with_grad: bool = True) -> SideSignals:
         """What the adapted model says about a batch that is on its device."""
@@ -130,12 +155,12 @@ class PrefixCache:
             with_grad=with_grad,
         )
 
-    def probability(self, rows: Sequence[Encoded]) -> float:
-        """Mean over rows of the answer probability under the adapted model."""
+    def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
+        """Mean over rows of the answer probability under the adapted model (this one, whatever it is wrapped in)."""
         found = []
         for index in self.encoder.groups(rows):
             batch = self.batch([rows[i] for i in index])
-            side = self.signals(_moved(batch, self.encoder.device), {"logps"}, with_grad=False)
+            side = self.signals(batch.to(self.encoder.device), {"logps"}, with_grad=False)
             found.append((-side.nll_B / side.lengths_B).exp())
         return float(torch.cat(found).mean())
 
@@ -176,31 +201,50 @@ class PrefixCache:
         return torch.float32 if name == "logps" else like.dtype
 
     def _read_gates(self, prompts: Collection[tuple[int, ...]]) -> None:
-        """Keep what gates read of each prompt; of a frozen gate that looks below the edits, only what it says."""
+        """Keep the states of each prompt that gates read, except those that only the call itself has."""
         configs = {layer.index: layer.configs[self.adapter] for layer in gated_layers(self.model, self.adapter)}
-        if not configs:
-            return
         if all(c.gate_layer is None and c.gate_reads == "last" for c in configs.values()):
-            return  # they read the first token of the call itself
-        gates = dict(gates_of(self.model, self.adapter))
+            return  # they read the first token of the call
         todo = [Encoded(prompt, len(prompt), 0) for prompt in sorted(prompts) if prompt not in self._states]
         for chunk, batch in self.encoder.batches(todo):
             features = gate_features(self.model, [batch], adapter=self.adapter)
             for (index, config), found in zip(configs.items(), features, strict=True):
-                key, gate = (self.adapter, index), gates[index]
-                lengths = found.mask_NP.sum(1).tolist()
-                frozen = config.gate_layer is not None and not any(p.requires_grad for p in gate.parameters())
-                with torch.no_grad():
-                    logits = found.logits(gate).cpu() if frozen else None
-                for b, i in enumerate(chunk):
-                    prompt = todo[i].input_ids
-                    self._states.setdefault(prompt, {})
-                    if logits is not None:
-                        self._logits.setdefault(prompt, {})[key] = logits[b]
-                    elif config.gate_layer is not None:
-                        self._states[prompt][key] = found.h_NPD[b, : lengths[b]].cpu().clone()
-                    else:  # the last token is edited by the layers below before it is read
-                        self._states[prompt][key] = found.h_NPD[b, : lengths[b] - 1].cpu().clone()
+                # at an edited layer the last token is edited by the layers below before it is read
+                left = 1 if config.gate_layer is None else 0
+                for i, h_PD, mask_P in zip(chunk, found.h_NPD, found.mask_NP, strict=True):
+                    kept = h_PD[: int(mask_P.sum()) - left].cpu().clone()
+                    self._states.setdefault(todo[i].input_ids, {})[self.adapter, index] = kept
+
+    def _gates(
+        self, prompts: Sequence[tuple[int, ...]]
+    ) -> tuple[dict[GateKey, tuple[Tensor, Tensor]], dict[GateKey, Tensor]]:
+        """What a batch needs to know of gates: states to read, or what is said by one that is frozen and reads no edit."""
+        states: dict[GateKey, tuple[Tensor, Tensor]] = {}
+        logits: dict[GateKey, Tensor] = {}
+        for index, gate in gates_of(self.model, self.adapter):
+            key = (self.adapter, index)
+            if key not in self._states.get(prompts[0], {}):
+                continue
+            trained = any(parameter.requires_grad for parameter in gate.parameters())
+            layer: Any = self.layers[index]
+            if trained or layer.configs[self.adapter].gate_layer is None:
+                states[key] = _padded([self._states[prompt][key] for prompt in prompts])
+            else:
+                logits[key] = torch.stack([self._said(gate, key, prompt) for prompt in prompts])
+        return states, logits
+
+    @torch.no_grad()
+    def _said(self, gate: Gate, key: GateKey, prompt: tuple[int, ...]) -> Tensor:
+        """The logit of a frozen gate, computed again once its weights were changed (read from a checkpoint, say)."""
+        version = sum(parameter._version for parameter in gate.parameters())
+        if self._versions.get(key) != version:
+            self._versions[key] = version
+            self._logits.clear()
+        known = self._logits.setdefault(prompt, {})
+        if key not in known:
+            h_1PD = self._states[prompt][key][None].to(gate.threshold.device)
+            known[key] = gate(h_1PD, torch.ones(h_1PD.shape[:2], dtype=torch.bool, device=h_1PD.device))[0, 0].cpu()
+        return known[key]
 
     def _expected_bytes(self, rows: Sequence[Encoded], names: Collection[str]) -> int:
         config = self.model.get_base_model().config.get_text_config()
@@ -214,6 +258,12 @@ class PrefixCache:
 
     def _announced(self, rows: Sequence[Encoded], size: int) -> tuple[int, int, float, str]:
         return len(rows), self.first, size / 2**30, self.store.where
+
+
+def first_edited(model: Any) -> int:
+    """Index of the first layer that the active adapter of a PEFT model edits."""
+    tuner = model.base_model
+    return min(layer.index for layer in tuner.runtime.layers if tuner.active_adapters[0] in layer.grun_edit)
 
 
 @contextmanager
@@ -238,15 +288,3 @@ def _padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     for i, one in enumerate(states):
         h_BPD[i, width - len(one) :] = one
     return h_BPD, torch.arange(width) >= width - torch.tensor([len(one) for one in states])[:, None]
-
-
-def _moved(batch: PrefixBatch, device: torch.device) -> PrefixBatch:
-    return PrefixBatch(
-        batch.ids_BC.to(device),
-        batch.answer_BA.to(device),
-        batch.hidden_BCD.to(device),
-        batch.keys_values_LBHPK.to(device),
-        batch.prefix_BP.to(device),
-        {key: (h.to(device), mask.to(device)) for key, (h, mask) in batch.gate_states.items()},
-        {key: logits.to(device) for key, logits in batch.gate_logits.items()},
-    )

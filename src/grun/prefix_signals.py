@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["PrefixBatch", "prefix_signals"]
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,25 @@ class PrefixBatch:
     prefix_BP: Tensor
     gate_states: Mapping[GateKey, tuple[Tensor, Tensor]]
     gate_logits: Mapping[GateKey, Tensor]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatch:
+        """The same batch on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PrefixBatch:
+        """The same batch in memory that an accelerator can read while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PrefixBatch:
+        return PrefixBatch(
+            change(self.ids_BC),
+            change(self.answer_BA),
+            change(self.hidden_BCD),
+            change(self.keys_values_LBHPK),
+            change(self.prefix_BP),
+            {key: (change(h), change(mask)) for key, (h, mask) in self.gate_states.items()},
+            {key: change(logits) for key, logits in self.gate_logits.items()},
+        )
 
 
 def prefix_signals(

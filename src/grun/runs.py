@@ -27,7 +27,7 @@ RECORD = "run.json"
 CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
-WHEREABOUTS = ("output", "overwrite", "device", "cache")  # settings that do not change what a run computes
+WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
 
 
 @dataclass

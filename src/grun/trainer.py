@@ -18,8 +18,9 @@ from grun.batches import Encoded, collate
 from grun.constraint import DualVariable
 from grun.errors import TrainingDiverged
 from grun.losses import Recipe, loss_terms, split_sides
+from grun.prefix_cache import PrefixCache
 from grun.processes import all_true, gathered
-from grun.records import Batch, LossTerms
+from grun.records import Batch, LossTerms, SideSignals
 from grun.signals import gates_of_last_call, side_signals
 
 References = Mapping[str, Sequence[Tensor]]  # by quantity, one tensor (answer tokens, ...) per row
@@ -55,15 +56,13 @@ class JoinSides:
     """Collator: the rows of all sides in one batch, so that a step is one forward pass."""
 
     pad_token_id: int
+    prefix: PrefixCache | None = None
 
     def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
         sides = list(items[0])
-        batch = collate([item[side][0] for side in sides for item in items], self.pad_token_id)
+        rows = [item[side][0] for side in sides for item in items]
         return {
-            "input_ids": batch.input_ids_BT,
-            "attention_mask": batch.attention_mask_BT,
-            "labels": batch.labels_BT,
-            "prompt_lengths": batch.prompt_lengths_B,
+            **(self._whole(rows) if self.prefix is None else self._cut(rows, self.prefix)),
             "sides": sides,
             "references": {
                 side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
@@ -75,6 +74,20 @@ class JoinSides:
             },
         }
 
+    def _whole(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        batch = collate(rows, self.pad_token_id)
+        return {
+            "input_ids": batch.input_ids_BT,
+            "attention_mask": batch.attention_mask_BT,
+            "labels": batch.labels_BT,
+            "prompt_lengths": batch.prompt_lengths_B,
+        }
+
+    @staticmethod
+    def _cut(rows: Sequence[Encoded], prefix: PrefixCache) -> dict[str, Any]:
+        batch = prefix.batch(rows)
+        return {"input_ids": batch.ids_BC, "batch": batch}
+
 
 class UnlearnTrainer(Trainer):
     """`transformers.Trainer` for a recipe of unlearning.
@@ -83,13 +96,21 @@ class UnlearnTrainer(Trainer):
         recipe: what is minimised.
         validate: called with the model at every evaluation; returns metrics (without the `eval_` prefix), among them `score`.
         pad_token_id: fills rows up to the width of their batch.
+        prefix: what is known of the rows already; None to run whole rows through the whole model.
         **kwargs: passed on to `transformers.Trainer`. A `DualVariable` among the callbacks sets the weight of the retain loss.
     """
 
     def __init__(
-        self, *, recipe: Recipe, validate: Callable[[nn.Module], dict[str, float]], pad_token_id: int, **kwargs: Any
+        self,
+        *,
+        recipe: Recipe,
+        validate: Callable[[nn.Module], dict[str, float]],
+        pad_token_id: int,
+        prefix: PrefixCache | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=JoinSides(pad_token_id), **kwargs)
+        super().__init__(data_collator=JoinSides(pad_token_id, prefix), **kwargs)
+        self.prefix = prefix
         self.recipe = recipe
         self.validate = validate
         self.model_accepts_loss_kwargs = False
@@ -124,14 +145,21 @@ class UnlearnTrainer(Trainer):
         Raises:
             TrainingDiverged: if it is not finite, before any weight changes.
         """
-        batch = Batch(*(inputs[k] for k in ("input_ids", "attention_mask", "labels", "prompt_lengths")))
-        joined = side_signals(model, batch, wanted=self.recipe.wanted(), layer=self._observed)
+        joined = self._signals(model, inputs)
         sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
         gates = gates_of_last_call(model) if self.recipe.weights.gate else None
         loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
         if not all_true(bool(torch.isfinite(loss))):
             raise TrainingDiverged(f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}")
         return loss
+
+    def _signals(self, model: nn.Module, inputs: dict[str, Any]) -> SideSignals:
+        """What the model says about the answers of all sides."""
+        wanted = self.recipe.wanted()
+        if self.prefix is not None:
+            return self.prefix.signals(inputs["batch"], wanted)
+        batch = Batch(*(inputs[k] for k in ("input_ids", "attention_mask", "labels", "prompt_lengths")))
+        return side_signals(model, batch, wanted=wanted, layer=self._observed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One step of gradients.

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,8 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from grun.adapters import adapters, with_presets
-from grun.adapters.model import decoder_layers
 from grun.alternatives import made_up_alternatives
-from grun.batches import Encoded, pad_token_id, resolve_template
+from grun.batches import Encoded, resolve_template
 from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
 from grun.errors import UserError
@@ -31,12 +30,13 @@ from grun.losses import Recipe
 from grun.memory import peak_memory
 from grun.models import load_model_and_tokenizer
 from grun.objectives import objectives
+from grun.paths import PlainPath, chosen_path
+from grun.prefix_cache import PrefixCache
 from grun.processes import is_main, join_processes, same_everywhere, wait, world
 from grun.progress import ProgressBar, quiet_trainer
 from grun.recipes import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.records import Example
-from grun.references import base_model_references
-from grun.rows import VALIDATION_METRICS, RowEncoder, paired_rows, validation
+from grun.rows import VALIDATION_METRICS, RowEncoder, looked_at, paired_rows, validation
 from grun.runs import RunDirectory, fingerprint
 from grun.sides import OtherAnswers, Sides, chunk_running_text, load_sides, other_answers
 from grun.signals import longest_row
@@ -61,12 +61,28 @@ class _Job:
     encoded: dict[str, list[Encoded]]
     items: PairedRows
     arguments: TrainingArguments
-    validate: Callable[[nn.Module], dict[str, float]]
     dual: DualVariable | None
     model: Any
 
-    def trainer(self, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
-        """The trainer; building it changes nothing."""
+    def path(self) -> PlainPath | PrefixCache:
+        """Which way the rows go."""
+        looked = [*looked_at(self.encoded["forget"]), *looked_at(self.normal)]
+        return chosen_path(self.config, self.model, self.rows, self.recipe, self.arguments, looked)
+
+    @property
+    def normal(self) -> list[Encoded]:
+        """Normal rows to validate on: those withheld, if there are any."""
+        return self.encoded["validation"] or self.encoded["retain"]
+
+    def trainer(self, path: PlainPath | PrefixCache, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
+        """The trainer, once the base model was asked all that the loss needs; building it changes no weight."""
+        items = self.items
+        drawn = {side: {item[side] for item in items.order} for side in items.sides}
+        references = {
+            side: path.references(rows, drawn[side], self.recipe.references(side)) for side, rows in items.sides.items()
+        }
+        items = dataclasses.replace(items, references=references)
+        validate = validation(path.base_probability, path.probability, self.encoded["forget"], self.normal)
         patience = self.config.patience
         own = [
             StopCleanly(),
@@ -78,11 +94,12 @@ class _Job:
             UnlearnTrainer(
                 model=self.model,
                 args=self.arguments,
-                train_dataset=self.items,
-                eval_dataset=self.items,
+                train_dataset=items,
+                eval_dataset=items,
                 recipe=self.recipe,
-                validate=self.validate,
-                pad_token_id=pad_token_id(self.rows.tokenizer),
+                validate=validate,
+                pad_token_id=self.rows.pad,
+                prefix=path if isinstance(path, PrefixCache) else None,
                 callbacks=[*own, *callbacks],
             )
         )
@@ -127,9 +144,12 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     }
     if config.fit_gate_first and config.gate != "none":
         facts |= _fit(job)
-    trainer = job.trainer(callbacks)
+    path = job.path()
+    trainer = job.trainer(path, callbacks)
     train_or_resume(trainer, run)
-    facts["validation"] = job.validate(trainer.model_wrapped)
+    facts["validation"] = trainer.validate(trainer.model_wrapped)
+    if isinstance(path, PrefixCache):
+        facts["prefix_cache"] = {**path.facts, "padding_share": path.padding_share}
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
     if is_main():
         with atomic_directory(target) as directory:
@@ -146,7 +166,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
 def _prepared(
     config: UnlearnConfig, recipe: Recipe, data: Sides, answers: Mapping[str, OtherAnswers], run: RunDirectory
 ) -> _Job:
-    """Load the model, encode and pair the rows, ask the base model once, and adapt it; nothing is written."""
+    """Load the model, encode and pair the rows, and adapt the model; nothing is written."""
     model, tokenizer = load_model_and_tokenizer(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
@@ -162,21 +182,12 @@ def _prepared(
     arguments = _arguments(config, run, len(forget), model.device)
     count = arguments.max_steps * _rows_per_step(arguments)
     items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
-    observed = None if recipe.hidden_layer is None else decoder_layers(model)[1][recipe.hidden_layer]
-    references = {
-        side: base_model_references(
-            rows, model, items.sides[side], {item[side] for item in items.order}, recipe.references(side), observed
-        )
-        for side in recipe.sides
-    }
-    validate = validation(rows, model, encoded["forget"], encoded["validation"] or encoded["retain"])
     base_loss = partial(rows.mean_nll, model, encoded["retain"])
     dual = _dual_variable(config, recipe, len(forget), arguments, base_loss)
     torch.manual_seed(config.seed)
     adapted = adapters.get(config.adapt).target(model, config)
     freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
-    items = dataclasses.replace(items, references=references)
-    return _Job(config, recipe, run, rows, forget, encoded, items, arguments, validate, dual, adapted)
+    return _Job(config, recipe, run, rows, forget, encoded, items, arguments, dual, adapted)
 
 
 def _with_alternatives(

@@ -1,0 +1,274 @@
+"""What a training step costs from a cached prefix, by the plain path, with pyreft, LoRA, full fine-tuning: ratios of one run.
+
+    python benchmarks/training_step.py [--pyreft-python /path/to/python]
+
+A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, rows as long as TOFU's, 8 forget
+and 8 retain rows. Each way takes a step of the same optimiser on the same rows; the ways take turns, so that whatever else the
+machine does falls on all of them. pyreft needs an environment of its own and is timed in a process of its own.
+Then a whole run of `grun unlearn` both ways. Writes `docs/results/training_step.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from grun.adapters import with_presets
+from grun.adapters.config import GrunConfig
+from grun.batches import Encoded, collate
+from grun.benchmarks import load_benchmark
+from grun.config import UnlearnConfig
+from grun.losses import loss_terms, split_sides
+from grun.prefix_cache import PrefixCache
+from grun.recipes import recipe_of
+from grun.references import base_model_references
+from grun.rows import RowEncoder
+from grun.scratch import learn_tokenizer
+from grun.signals import gates_of_last_call, side_signals
+from grun.trainer import JoinSides
+from grun.unlearn import unlearn
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+LAYERS = [10, 12, 15]
+RANK = 4
+PAD = 0
+MODEL: dict[str, Any] = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 512,
+}
+WAYS = ("cached prefix", "plain path", "LoRA, rank 4", "full fine-tuning", "bare forward")
+
+
+class Encoder(RowEncoder):
+    """Rows are token ids already."""
+
+    @property
+    def pad(self) -> int:
+        """Any token: it is masked."""
+        return PAD
+
+
+def drawn_rows(count: int, seed: int) -> list[Encoded]:
+    """Random tokens; prompts and answers as long as in TOFU (15 to 40 and 20 to 80 tokens)."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        prompt, answer = round(draw.triangular(15, 40, 25)), round(draw.triangular(20, 80, 45))
+        rows.append(Encoded(tuple(draw.randrange(10, MODEL["vocab_size"]) for _ in range(prompt + answer)), prompt, 0))
+    return rows
+
+
+def adapted(model: nn.Module, preset: str) -> nn.Module:
+    """A GRUN adapter: the paper's setting, or ours with a gate that was fitted before."""
+    if preset == "paper":
+        return get_peft_model(model, GrunConfig.paper(rank=RANK, layers=LAYERS))
+    found = get_peft_model(model, GrunConfig(rank=RANK, layers=LAYERS, gate_layer=0))
+    for name, parameter in found.named_parameters():
+        if ".grun_gate." in name:
+            parameter.requires_grad = False
+    return found
+
+
+def step_of(
+    model: nn.Module, rows: dict[str, list[Encoded]], objective: str, preset: str, prefix: PrefixCache | None
+) -> Callable[[], None]:
+    """A training step on the same rows again and again; what the base model says was asked before."""
+    config = with_presets(UnlearnConfig(objective=objective, preset=preset if preset == "paper" else "default"))
+    recipe = recipe_of(config)
+    gated = any(p.requires_grad for n, p in model.named_parameters() if ".grun_gate." in n)
+    encoder = Encoder(None, None, None, 16, torch.device("cpu"))  # type: ignore[arg-type]
+    references = {
+        side: base_model_references(encoder, model, rows[side], range(len(rows[side])), recipe.references(side))
+        for side in recipe.sides
+    }
+    items = [
+        {side: (rows[side][i], {q: v[i] for q, v in references[side].items()}) for side in recipe.sides}
+        for i in range(len(rows["forget"]))
+    ]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+    join = JoinSides(PAD, prefix)
+    wanted = recipe.wanted()
+
+    def step() -> None:
+        batch = join(items)
+        if prefix is not None:
+            joined = prefix.signals(batch["batch"], wanted)
+        else:
+            whole = collate([item[side][0] for side in recipe.sides for item in items], PAD)
+            joined = side_signals(model, whole, wanted=wanted)
+        sides = split_sides(joined, batch["sides"], batch["references"], batch["token_counts"])
+        gates = gates_of_last_call(model) if gated else None
+        terms = loss_terms(recipe, sides, None if gates is None else gates[0])
+        loss = recipe.weights.forget * terms.forget
+        loss = loss if terms.retain is None else loss + recipe.weights.retain * terms.retain
+        loss = loss if terms.gate is None else loss + recipe.weights.gate * terms.gate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict[str, Callable[[], None]]:
+    """A step of every way, each with a model of its own."""
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**MODEL)).eval()
+    cached, plain = (adapted(copy.deepcopy(base), preset) for _ in range(2))
+    prefix = PrefixCache(cached, Encoder(None, None, None, 16, torch.device("cpu")))  # type: ignore[arg-type]
+    for side in rows.values():
+        prefix.add(side, {"logps"})
+    lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+    whole = collate([*rows["forget"], *rows["retain"]], PAD)
+
+    @torch.no_grad()
+    def bare() -> None:
+        base(**whole.model_inputs())
+
+    return {
+        "cached prefix": step_of(cached, rows, objective, preset, prefix),
+        "plain path": step_of(plain, rows, objective, preset, None),
+        "LoRA, rank 4": step_of(lora, rows, objective, "none", None),
+        "full fine-tuning": step_of(copy.deepcopy(base).requires_grad_(True), rows, objective, "none", None),
+        "bare forward": bare,
+    }
+
+
+def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every way, which take turns."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, step in ways.items():
+            start = time.perf_counter()
+            step()
+            if turn:  # the first time does what is done once
+                found[name].append(time.perf_counter() - start)
+    return found
+
+
+def with_pyreft(python: str, rows: dict[str, list[Encoded]], objective: str, repeats: int) -> list[float]:
+    """Seconds of a step with pyreft, in a process of its own."""
+    both = [*rows["forget"], *rows["retain"]]
+    setting = {
+        "model": MODEL,
+        "layers": LAYERS,
+        "rank": RANK,
+        "rows": [row.input_ids for row in both],
+        "prompts": [row.prompt_length for row in both],
+        "objective": objective,
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(setting, file)
+        file.flush()
+        script = Path(__file__).with_name("pyreft_step.py")
+        done = subprocess.run([python, str(script), file.name], capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
+    """Whole runs of `grun unlearn` both ways, on invented people: gates fitted, validated every 25 steps, best state kept."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = load_benchmark("fictional", seed=0)
+        texts = [f"{row.prompt} {row.answer}" for rows in data.splits.values() for row in rows]
+        tokenizer = learn_tokenizer(texts, MODEL["vocab_size"])
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**MODEL)).save_pretrained(f"{folder}/target")
+        tokenizer.save_pretrained(f"{folder}/target")
+        for way, cached in (("cached prefix", True), ("plain path", False)):
+            config = UnlearnConfig(
+                model=f"{folder}/target",
+                benchmark="fictional",
+                objective=objective,
+                layers=",".join(map(str, LAYERS)),
+                batch_size=8,
+                steps=steps,
+                prefix_cache=cached,
+                output=f"{folder}/{cached}",
+            )
+            start = time.perf_counter()
+            unlearn(config)
+            facts = json.loads(Path(f"{folder}/{cached}/metrics.json").read_text())
+            found[way] = {"seconds": time.perf_counter() - start, **facts.get("prefix_cache", {})}
+    return found
+
+
+def main() -> None:
+    """Time everything and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pyreft-python", help="interpreter of an environment with pyreft 0.1.0 and pyvene 0.1.8")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=200, help="of the whole runs")
+    parser.add_argument("--objectives", nargs="+", default=["gd", "idk", "npo"])
+    given = parser.parse_args()
+    rows = {"forget": drawn_rows(8, 1), "retain": drawn_rows(8, 2)}
+    rows["refusal"] = [replace(row, input_ids=row.input_ids[: row.prompt_length + 12]) for row in rows["forget"]]
+    found: dict[str, Any] = {}
+    lines = [
+        "| objective | setting | "
+        + " | ".join((*WAYS, "pyreft"))
+        + " | plain / cached | pyreft / cached | full / cached |"
+    ]
+    lines.append("| --- | --- |" + " ---: |" * (len(WAYS) + 4))
+    for objective in given.objectives:
+        for preset in ("default", "paper"):
+            own = rows if objective == "idk" else {side: rows[side] for side in ("forget", "retain")}
+            seconds = timed(ways_of(own, objective, preset), given.repeats)
+            gc.collect()
+            if given.pyreft_python and preset == "paper":
+                seconds["pyreft"] = with_pyreft(given.pyreft_python, rows, objective, given.repeats)
+            medians = {name: statistics.median(values) for name, values in seconds.items()}
+            found[f"{objective}, {preset}"] = {"seconds": seconds, "median": medians}
+            cells = [f"{1000 * medians[name]:.0f} ms" if name in medians else "–" for name in (*WAYS, "pyreft")]
+            ratios = [
+                f"{medians[name] / medians['cached prefix']:.1f}" if name in medians else "–"
+                for name in ("plain path", "pyreft", "full fine-tuning")
+            ]
+            lines.append("| " + " | ".join([objective, preset, *cells, *ratios]) + " |")
+            sys.stdout.write(lines[-1] + "\n")
+            sys.stdout.flush()
+    jobs = whole_jobs("npo", given.steps)
+    ratio = jobs["plain path"]["seconds"] / jobs["cached prefix"]["seconds"]
+    lines += ["", f"A whole run (npo, {given.steps} steps, `grun unlearn`): "]
+    one, other = (f"{jobs[way]['seconds']:.0f} s" for way in ("cached prefix", "plain path"))
+    lines[-1] += f"{one} from a cached prefix and {other} by the plain path: {ratio:.1f} times as fast."
+    record = {
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "model": MODEL,
+        "steps": found,
+        "whole_runs": jobs,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "training_step.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "training_step.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sys.stdout.write("\n".join(lines[-2:]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
