@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["CachedRow", "PrefixCache", "first_edited"]
 
 import logging
+import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from grun.adapters.edit import Gate
 from grun.adapters.model import decoder_layers
 from grun.batches import Encoded
 from grun.gate_fitting import gate_features, gated_layers, gates_of
-from grun.prefix_signals import PrefixBatch, prefix_signals
+from grun.prefix_signals import PrefixBatch, PrefixBatches, joined, parts_by_length, prefix_signals
 from grun.prefix_store import Parts, PartStore
 from grun.records import SideSignals
 from grun.signals import reference_signals
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("grun")
 WORTH_SAYING = 2**27  # bytes
+PART_OVERHEAD = 1e9  # what a part more costs on a CPU, in multiplications and additions
 AS_TUPLE = "as_tuple"  # whether decoder layers of the model return tuples
 PREFIX = ("entering", "keys_values")
 
@@ -71,6 +73,11 @@ class PrefixCache:
         self.adapter = self.model.base_model.active_adapters[0]
         self.layers = decoder_layers(self.model.get_base_model())[1]
         self.first = first_edited(self.model)
+        self.runtime = self.model.base_model.runtime
+        head = self.model.get_base_model().get_output_embeddings()
+        trained = sum(p.numel() for part in (*self.layers[self.first + 1 :], head) if part for p in part.parameters())
+        on_cpu = self.encoder.device.type == "cpu"  # an accelerator is better off with one large part
+        self._overhead = PART_OVERHEAD / (4 * trained) if on_cpu else math.inf
         self.pad = self.encoder.pad
 
     def add(self, rows: Iterable[Encoded], references: Collection[str] = ()) -> None:
@@ -107,8 +114,14 @@ class PrefixCache:
             for name in wanted
         }
 
-    def batch(self, rows: Sequence[Encoded]) -> PrefixBatch:
-        """Rows as one batch, on the CPU."""
+    def batch(self, rows: Sequence[Encoded]) -> PrefixBatches:
+        """The rows of a step, on the CPU, in parts of similar length where the device gains by that."""
+        parts = parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], self._overhead)
+        return PrefixBatches(
+            tuple(self._part([rows[i] for i in part]) for part in parts), tuple(i for part in parts for i in part)
+        )
+
+    def _part(self, rows: Sequence[Encoded]) -> PrefixBatch:
         found = [self._rows[row] for row in rows]
         prompts = [row.prompt_length - 1 for row in rows]
         answers = [len(row.input_ids) - row.prompt_length for row in rows]
@@ -143,17 +156,27 @@ class PrefixCache:
         self.add(rows)
         return float(torch.stack([self._rows[row].references["logps"].mean().exp() for row in rows]).mean())
 
-    def signals(self, batch: PrefixBatch, wanted: Collection[str], with_grad: bool = True) -> SideSignals:
-        """What the adapted model says about a batch that is on its device."""
-        return prefix_signals(
-            self.model,
-            batch,
-            first=self.first,
-            as_tuple=self._as_tuple,
-            wanted=wanted,
-            layer=self.observed,
-            with_grad=with_grad,
-        )
+    def signals(self, batch: PrefixBatches, wanted: Collection[str], with_grad: bool = True) -> SideSignals:
+        """What the adapted model says about a batch that is on its device; what gates said is that of the whole batch."""
+        sides, gates = [], []
+        for part in batch.parts:
+            sides.append(
+                prefix_signals(
+                    self.model,
+                    part,
+                    first=self.first,
+                    as_tuple=self._as_tuple,
+                    wanted=wanted,
+                    layer=self.observed,
+                    with_grad=with_grad,
+                )
+            )
+            gates.append(self.runtime.last_logits)
+        order = torch.tensor(sorted(range(len(batch.places)), key=batch.places.__getitem__))
+        self.runtime.last_logits = {
+            key: torch.cat([part[key] for part in gates])[order.to(gates[0][key].device)] for key in gates[0]
+        }
+        return joined(sides, batch.places)
 
     def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
         """Mean over rows of the answer probability under the adapted model (this one, whatever it is wrapped in)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["PrefixBatch", "prefix_signals"]
+__all__ = ["PrefixBatch", "PrefixBatches", "joined", "parts_by_length", "prefix_signals"]
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,59 @@ class PrefixBatch:
             {key: (change(h), change(mask)) for key, (h, mask) in self.gate_states.items()},
             {key: change(logits) for key, logits in self.gate_logits.items()},
         )
+
+
+@dataclass(frozen=True)
+class PrefixBatches:
+    """The rows of a step in parts of similar length, so that little of what is computed is padding.
+
+    Attributes:
+        parts: batches.
+        places: for each row of all parts, one after the other, its place in the step.
+    """
+
+    parts: tuple[PrefixBatch, ...]
+    places: tuple[int, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatches:
+        """The same on `device`."""
+        return PrefixBatches(tuple(part.to(device, non_blocking) for part in self.parts), self.places)
+
+    def pin_memory(self) -> PrefixBatches:
+        """The same in memory that an accelerator can read while it computes."""
+        return PrefixBatches(tuple(part.pin_memory() for part in self.parts), self.places)
+
+
+def parts_by_length(lengths: Sequence[int], overhead: float) -> list[list[int]]:
+    """Rows in parts of similar length: the cheapest, where a part costs its padded columns and `overhead` more.
+
+    Args:
+        lengths: columns of each row.
+        overhead: what a part costs besides, in columns.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first rows, and where their last part begins
+    for end in range(1, len(order) + 1):
+        best.append(min((best[a][0] + lengths[order[a]] * (end - a) + overhead, a) for a in range(end)))
+    parts: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        parts.insert(0, order[start:end])
+        end = start
+    return parts
+
+
+def joined(sides: Sequence[SideSignals], places: Sequence[int]) -> SideSignals:
+    """The signals of all parts as those of one batch, row by row in the order of the step."""
+    lengths = [int(n) for side in sides for n in side.lengths_B.tolist()]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    found = {}
+    for name in sides[0].quantities:
+        rows = [row for side in sides for row in side.quantities[name].split(side.lengths_B.tolist())]
+        found[name] = torch.cat([rows[i] for i in order])
+    lengths_B = torch.tensor([lengths[i] for i in order], device=sides[0].mask_BT.device)
+    return SideSignals(torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None], found)
 
 
 def prefix_signals(

@@ -86,7 +86,8 @@ class JoinSides:
     @staticmethod
     def _cut(rows: Sequence[Encoded], prefix: PrefixCache) -> dict[str, Any]:
         batch = prefix.batch(rows)
-        return {"input_ids": batch.ids_BC, "batch": batch}
+        tokens_N = torch.cat([part.ids_BC.flatten() for part in batch.parts])
+        return {"input_ids": tokens_N, "batch": batch}  # the first is what transformers counts
 
 
 class UnlearnTrainer(Trainer):

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adapter_kit import CONFIGS, attach, config_id, make_rows
 from grun.batches import Encoded, collate
 from grun.gate_fitting import gates_of
 from grun.prefix_cache import PrefixCache
+from grun.prefix_signals import parts_by_length
 from grun.prefix_store import PartStore
 from grun.records import SideSignals
 from grun.rows import RowEncoder
@@ -95,9 +98,9 @@ def test_a_frozen_gate_is_read_once_per_prompt() -> None:
     compare(model)
     cache = PrefixCache(model, ENCODER)
     cache.add(ROWS)
-    batch = cache.batch(ROWS)
-    assert not batch.gate_states
-    assert list(batch.gate_logits) == [("default", 1)]
+    for part in cache.batch(ROWS).parts:
+        assert not part.gate_states
+        assert list(part.gate_logits) == [("default", 1)]
 
 
 def test_the_model_is_whole_again_after_a_step_that_fails() -> None:
@@ -107,7 +110,9 @@ def test_the_model_is_whole_again_after_a_step_that_fails() -> None:
     before = [type(layer) for layer in model.get_base_model().model.layers]
     batch = cache.batch(ROWS)
     with pytest.raises((RuntimeError, IndexError)):
-        cache.signals(replace(batch, ids_BC=batch.ids_BC + 10**6), ("logps",))
+        cache.signals(
+            replace(batch, parts=tuple(replace(part, ids_BC=part.ids_BC + 10**6) for part in batch.parts)), ("logps",)
+        )
     assert [type(layer) for layer in model.get_base_model().model.layers] == before
     assert model.base_model.runtime.continuation is None
     plain = side_signals(model, collate(ROWS, 3))
@@ -144,7 +149,8 @@ def test_half_precision_is_kept_as_it_is() -> None:
     cache = PrefixCache(model, ENCODER)
     cache.add(ROWS)
     batch = cache.batch(ROWS)
-    assert batch.hidden_BCD.dtype == batch.keys_values_LBHPK.dtype == torch.bfloat16
+    assert {part.hidden_BCD.dtype for part in batch.parts} == {torch.bfloat16}
+    assert {part.keys_values_LBHPK.dtype for part in batch.parts} == {torch.bfloat16}
     plain = side_signals(model, collate(ROWS, 3))
     torch.testing.assert_close(cache.signals(batch, ("logps",)).logps_N, plain.logps_N, atol=0.15, rtol=0.05)
 
@@ -190,3 +196,28 @@ def test_a_folder_is_built_once_and_goes_on_after_a_kill(tmp_path, monkeypatch: 
     damaged = PrefixCache(model, ENCODER, store=store)
     damaged.add(ROWS)
     assert torch.equal(damaged.signals(damaged.batch(ROWS), ("logps",)).logps_N, b)
+
+
+def cost(parts: list[list[int]], lengths: list[int], overhead: int) -> int:
+    return sum(max(lengths[i] for i in part) * len(part) + overhead for part in parts)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.integers(0, 40))
+def test_parts_are_the_cheapest_of_all(lengths: list[int], overhead: int) -> None:
+    parts = parts_by_length(lengths, overhead)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    cuts = [[i for i in range(1, len(order)) if chosen & (1 << (i - 1))] for chosen in range(2 ** (len(order) - 1))]
+    every = [[order[a:b] for a, b in zip([0, *cut], [*cut, len(order)], strict=True)] for cut in cuts]
+    assert cost(parts, lengths, overhead) == min(cost(one, lengths, overhead) for one in every)
+
+
+@pytest.mark.parametrize("overhead", [0.0, 1e15])
+@pytest.mark.parametrize("options", CONFIGS, ids=config_id)
+def test_one_part_or_many_say_the_same(monkeypatch: pytest.MonkeyPatch, options: dict, overhead: int) -> None:
+    monkeypatch.setattr("grun.prefix_cache.PART_OVERHEAD", overhead)
+    model = attach(**options)
+    cache = PrefixCache(model, ENCODER)
+    cache.add(ROWS)
+    assert len(cache.batch(ROWS).parts) == (1 if overhead else len({len(r.input_ids) - r.prompt_length for r in ROWS}))
+    compare(model)
