@@ -3,7 +3,8 @@
     /path/to/python benchmarks/pyreft_step.py setting.json
 
 `setting.json` says what model, which layers, how long rows are and how often to repeat; the seconds of each repeat go to
-standard output as JSON. Needs pyreft 0.1.0, pyvene 0.1.8 and a release of transformers that they work with.
+standard output as JSON: of training steps, or, with `generate`, of answers without and with the intervention. Needs pyreft
+0.1.0, pyvene 0.1.8 and a release of transformers that they work with (4.45.1).
 """
 
 from __future__ import annotations
@@ -98,12 +99,26 @@ def main() -> None:
         (forget + retain + 10.0 * gate_loss).backward()
         optimizer.step()
 
-    seconds = []
-    for _ in range(setting["repeats"] + 1):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    sys.stdout.write(json.dumps(seconds[1:]) + "\n")
+    def answer(bare: bool) -> None:
+        prompt = {"input_ids": ids[:, : setting["generate"]["prompt"]]}
+        prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
+        count = setting["generate"]["tokens"]
+        more = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+        if bare:
+            model.generate(**prompt, **more)
+            return
+        last = [[[prompt["input_ids"].shape[1] - 1]] * len(rows)] * len(setting["layers"])
+        adapted.generate(prompt, unit_locations={"sources->base": (None, last)}, intervene_on_prompt=True, **more)
+
+    works = [step] if "generate" not in setting else [lambda: answer(True), lambda: answer(False)]
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(setting["repeats"] + 1):
+        for work, own in zip(works, seconds, strict=True):
+            start = time.perf_counter()
+            work()
+            if turn:
+                own.append(time.perf_counter() - start)
+    sys.stdout.write(json.dumps(seconds) + "\n")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def with_pyreft(python: str, rows: dict[str, list[Encoded]], objective: str, rep
         file.flush()
         script = Path(__file__).with_name("pyreft_step.py")
         done = subprocess.run([python, str(script), file.name], capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    return list(json.loads(done.stdout.splitlines()[-1])[0])
 
 
 def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "readings_of", "keep_with_cache"]
+__all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "keep_with_cache", "readings_of", "shut_of"]
 
 import threading
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grun.adapters.stacks import Stacks
 from grun.prompt_position import PromptSpan, from_attention_mask
 
 GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds the gate
@@ -57,6 +58,8 @@ class CallContext:
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
         complete: gates whose readings are those of the whole prompts already.
+        values, values_together: gate values (B,), (B, N) that were computed from readings in this call.
+        shut: adapters known to leave every row of this call alone; only looked for where nothing is trained.
     """
 
     span: PromptSpan | None
@@ -65,6 +68,9 @@ class CallContext:
     edited: dict[int, Tensor] | None = None
     as_tuple: bool = False
     complete: frozenset[GateKey] = frozenset()
+    values: dict[GateKey, Tensor] = field(default_factory=dict)
+    values_together: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    shut: set[str] = field(default_factory=set)
 
     def columns(self, width: int, device: torch.device) -> Tensor:
         """Absolute columns (T,) of this call's tokens."""
@@ -82,6 +88,8 @@ class Runtime(threading.local):
         layers: the wrapped layers, in order; the same list in every thread.
         call: the forward call in progress.
         generation: the `generate` call in progress.
+        idle: every adapter leaves every row of the call in progress alone.
+        stacks: of gates and edits of several adapters.
         continuation: what is known of the batch, where calls begin in the middle of the model.
         last_logits: gate logits of the thread's last call that read prompts.
     """
@@ -91,6 +99,8 @@ class Runtime(threading.local):
         self.call: CallContext | None = None
         self.generation: GenerationScope | None = None
         self.continuation: Any = None
+        self.idle = False
+        self.stacks = Stacks()
         self.last_logits: dict[GateKey, Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,6 +115,7 @@ class _GateKeeping:
     """Mixed into the class of a key/value cache: gate readings follow their rows through every reordering of the cache."""
 
     _grun_readings: dict[GateKey, Tensor]
+    _grun_shut: frozenset[str]
 
     def reorder_cache(self, beam_idx: Tensor) -> Any:
         out = super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -131,14 +142,26 @@ def _gate_keeping_class(cls: Any) -> type:
     return type(cls.__name__, (_GateKeeping, cls), {"__module__": cls.__module__})
 
 
-def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor]) -> None:
-    """Keep gate readings with the sequence's cache, whatever its class: they are reordered, repeated and reset with it."""
+def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor], shut: frozenset[str] = frozenset()) -> None:
+    """Keep gate readings with the sequence's cache, whatever its class: they are reordered, repeated and reset with it.
+
+    Args:
+        cache: of keys and values.
+        readings: what gates have read of the prompts.
+        shut: adapters that leave every row alone from here on; no reordering of rows changes that.
+    """
     if not isinstance(cache, _GateKeeping):
         kept_class: Any = type(cache)
         cache.__class__ = _gate_keeping_class(kept_class)
     cache._grun_readings = {k: v.detach() for k, v in readings.items()}
+    cache._grun_shut = shut
 
 
 def readings_of(cache: Any) -> dict[GateKey, Tensor] | None:
     """The gate readings kept with a cache; None if nothing in it was prefilled under an adapter."""
     return dict(cache._grun_readings) if isinstance(cache, _GateKeeping) else None
+
+
+def shut_of(cache: Any) -> frozenset[str] | None:
+    """Adapters that leave every row of a prefilled cache alone; None if nothing in it was prefilled under an adapter."""
+    return cache._grun_shut if isinstance(cache, _GateKeeping) else None

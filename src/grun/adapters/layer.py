@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from grun.adapters.config import GrunConfig
 from grun.adapters.context import CallContext, Runtime
 from grun.adapters.edit import Gate, LowRankEdit, compute_dtype
+from grun.adapters.stacks import EditStack, GateStack
 from grun.errors import UserError
 from grun.prompt_position import PromptSpan
 
@@ -94,16 +95,16 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own output, with the edits of the active adapters where their gates are open."""
-        names = self.active_here()
+        names = [] if self.runtime.idle else self.active_here()
         if not names:
             return self.base_layer(*args, **kwargs)
         call = self.runtime.call
         if call is None:
             raise UserError(NO_BOUNDARY)
         h_in_BTD = args[0] if args else kwargs["hidden_states"]
-        for name in names:
-            if name in self.grun_gate and self.configs[name].gate_layer is not None:
-                self._read(name, h_in_BTD, call)
+        self._read_all(
+            [n for n in names if n in self.grun_gate and self.configs[n].gate_layer is not None], h_in_BTD, call
+        )
         output = self.base_layer(*args, **kwargs)
         h_BTD = output[0] if isinstance(output, tuple) else output
         edited_BTD = self._edit(h_BTD, names, call)
@@ -111,8 +112,44 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             call.edited[self.index] = edited_BTD
         return (edited_BTD, *output[1:]) if isinstance(output, tuple) else edited_BTD
 
+    def _read_all(self, names: list[str], h_BTD: Tensor, call: CallContext) -> None:
+        """Update the readings of gates that look at the layer's input, together where they can be.
+
+        Where nothing is trained, adapters that are open for no row are left out of what follows.
+        """
+        if torch.is_grad_enabled() or not names or call.span is None:
+            for name in names:
+                self._read(name, h_BTD, call)
+            return
+        if not self._read_together(names, h_BTD, call):
+            for name in names:
+                self._read(name, h_BTD, call)
+        logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
+        gates: list[Any] = [self.grun_gate[name] for name in names]
+        thresholds_N = torch.stack([gate.threshold for gate in gates])
+        open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut
+        call.shut.update(name for name, is_open in zip(names, open_N, strict=True) if not is_open)
+
+    def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
+        """Read prompts with all gates in one product; False where they are too different for that, or there is only one."""
+        gates: list[Any] = [self.grun_gate[name] for name in names]
+        before: list[Any] = [call.readings.get((name, self.index)) for name in names]
+        alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
+        if not alike or any(one is None for one in before) != all(one is None for one in before):
+            return False
+        stack = self.runtime.stacks.get(("gates", self.index, *names), gates, lambda: GateStack.of(gates))
+        span = call.span_on(h_BTD.device)
+        if stack is None or span is None or any((name, self.index) in call.complete for name in names):
+            return False
+        earlier_NBS = None if before[0] is None else torch.stack(before)
+        with torch.autocast(h_BTD.device.type, enabled=False):
+            found_NBS = stack(h_BTD, span.is_prompt(call.past, h_BTD.shape[1]), earlier_NBS)
+        call.readings.update({(name, self.index): one for name, one in zip(names, found_NBS, strict=True)})
+        return True
+
     def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
         """Update the reading of this layer's gate with the prompt tokens of this call."""
+        call.values.pop((name, self.index), None)
         gate: Any = self.grun_gate[name]
         device = gate.threshold.device  # the layer below may live on another one
         span = call.span_on(device)
@@ -135,8 +172,12 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         for name in names:
             if name in self.grun_gate and self.configs[name].gate_layer is None:
                 self._read(name, h_BTD, call)
-            if name not in self.grun_edit:
-                continue
+        names = [name for name in names if name in self.grun_edit and name not in call.shut]
+        together = [name for name in names if self.configs[name].edit_from == "last_prompt_on"]
+        if together and not torch.is_grad_enabled() and not self.training:
+            out_BTD = self._edit_together(h_BTD, together, call)
+            names = [name for name in names if name not in together]
+        for name in names:
             if self.configs[name].edit_from == "last_prompt_on":
                 out_BTD = self._edit_from_last(out_BTD, h_BTD, name, call)
             else:
@@ -151,9 +192,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         source = self.index if config.gate_layer is None else config.gate_layer
         if (name, source) not in call.readings:
             raise UserError(NO_BOUNDARY)
-        gate = next(layer.grun_gate[name] for layer in self.runtime.layers if layer.index == source)
-        value_B: Tensor = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device)).to(device)
-        return value_B
+        if (name, source) not in call.values or torch.is_grad_enabled():
+            gate = next(layer.grun_gate[name] for layer in self.runtime.layers if layer.index == source)
+            call.values[name, source] = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device))
+        return call.values[name, source].to(device)
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
@@ -164,6 +206,39 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
             value_BT = torch.where(after_BT, value_BT, 0.0)
         return self._add(out_BTD, h_BTD, name, value_BT)
+
+    def _edit_together(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
+        """The edits of several adapters from the last prompt token on, as one product."""
+        rows, width, _ = h_BTD.shape
+        edits: list[Any] = [self.grun_edit[name] for name in names]
+        dtype = compute_dtype(h_BTD)
+        stack = self.runtime.stacks.get(("edits", self.index, dtype, *names), edits, lambda: EditStack.of(edits, dtype))
+        values_BN = self._values_together(names, call, rows, h_BTD.device)
+        values_BTN = values_BN[:, None].expand(rows, width, len(names))
+        span = call.span_on(h_BTD.device)
+        if span is not None:
+            after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
+            values_BTN = torch.where(after_BT[..., None], values_BTN, 0.0)
+        with torch.autocast(h_BTD.device.type, enabled=False):
+            sum_BTD = (h_BTD.to(dtype) + stack(h_BTD, values_BTN)).to(h_BTD.dtype)
+        return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
+
+    def _values_together(self, names: list[str], call: CallContext, rows: int, device: torch.device) -> Tensor:
+        """Gate values (B, N) of several adapters; once for all layers, where one shared gate each decides."""
+        configs = [self.configs[name] for name in names]
+        sources = {config.gate_layer for config in configs if config.gate != "none"}
+        if len(names) == 1 or None in sources or len(sources) != 1 or any(config.gate == "none" for config in configs):
+            return torch.stack([self.gate_value(name, call, rows, device) for name in names], dim=1)
+        source = int(next(iter(sources)) or 0)
+        if tuple(names) not in call.values_together:
+            holder = next(layer for layer in self.runtime.layers if layer.index == source)
+            gates: list[Any] = [holder.grun_gate[name] for name in names]
+            thresholds_N = self.runtime.stacks.get(
+                ("thresholds", *names), gates, lambda: torch.stack([gate.threshold for gate in gates])
+            )
+            logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
+            call.values_together[tuple(names)] = torch.where(logits_BN <= thresholds_N, 0.0, logits_BN.sigmoid())
+        return call.values_together[tuple(names)].to(device)
 
     def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token; where it lies outside this call nothing changes."""

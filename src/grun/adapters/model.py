@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from grun.adapters.config import GrunConfig
-from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, keep_with_cache, readings_of
+from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, keep_with_cache, readings_of, shut_of
 from grun.adapters.layer import NO_BOUNDARY, GrunLayer
 from grun.errors import UserError
 from grun.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
@@ -158,15 +158,18 @@ class GrunModel(BaseTuner):
     ) -> tuple[Any, dict[str, Any]]:
         prompt_lengths = kwargs.pop("prompt_lengths", None)
         self.runtime.call = None
-        if not any(layer.active_here() for layer in self.runtime.layers):
+        self.runtime.idle = prompt_lengths is None and not args and self._is_idle(kwargs)
+        if self.runtime.idle or not any(layer.active_here() for layer in self.runtime.layers):
             return args, kwargs
-        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs if args else kwargs
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if inputs is None:
             raise UserError("a forward call needs input_ids or inputs_embeds.")
         past = _cached(given.get("past_key_values"))
         kept = readings_of(given["past_key_values"]) if past else None
         call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
+        if call.span is None:
+            call.shut = set(shut_of(given["past_key_values"]) or ())
         known = self.runtime.continuation
         if known is not None:
             call.readings, call.complete = dict(known.readings), known.complete
@@ -176,6 +179,14 @@ class GrunModel(BaseTuner):
             kwargs["return_dict"] = True
         self.runtime.call = call
         return args, kwargs
+
+    def _is_idle(self, given: dict[str, Any]) -> bool:
+        """Whether this is a step of decoding in which no active adapter has anything to do."""
+        cache, scope = given.get("past_key_values"), self.runtime.generation
+        shut = shut_of(cache)
+        if not shut or given.get("labels") is not None or not shut.issuperset(self.active_adapters):
+            return False
+        return scope is None or _cached(cache) >= scope.width
 
     def _span(
         self, inputs: Tensor, past: int, prompt_lengths: Tensor | None, given: dict[str, Any], prefilled: bool
@@ -196,7 +207,7 @@ class GrunModel(BaseTuner):
         return from_labels(nn.functional.pad(torch.as_tensor(labels), (past, 0), value=-100), mask_BT)
 
     def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        call, self.runtime.call = self.runtime.call, None
+        call, self.runtime.call, self.runtime.idle = self.runtime.call, None, False
         if call is None or output is None:
             return output
         if call.span is not None:
@@ -204,12 +215,26 @@ class GrunModel(BaseTuner):
         cache = getattr(output, "past_key_values", None)
         if cache is None and isinstance(output, tuple):
             cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
-        if cache is not None:
-            keep_with_cache(cache, call.readings)
+        if cache is not None and call.span is not None:
+            keep_with_cache(cache, call.readings, self._shut(call))
         if call.edited is None:
             return output
         output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
         return output.to_tuple() if call.as_tuple else output
+
+    def _shut(self, call: CallContext) -> frozenset[str]:
+        """Active adapters that have nothing to do in decoding: they edit no generated token, or are open for no row."""
+        found = set()
+        for name in self.active_adapters:
+            config: Any = self.peft_config[name]
+            if config.edit_from == "last_prompt_only" or name in call.shut:
+                found.add(name)
+            elif config.gate != "none" and config.gate_layer is None:
+                held = [layer for layer in self.runtime.layers if (name, layer.index) in call.readings]
+                values = [layer.grun_gate[name].value(call.readings[name, layer.index][:, 0]) for layer in held]
+                if not any(bool((value != 0).any()) for value in values):
+                    found.add(name)
+        return frozenset(found)
 
     def _check_merge_allowed(self) -> None:
         raise UserError(

@@ -1,0 +1,123 @@
+"""Several adapters at one layer as one product: what many small gates and edits cost is then nearly what one costs."""
+
+from __future__ import annotations
+
+__all__ = ["EditStack", "GateStack", "Stacks"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from grun.adapters.edit import Gate, LowRankEdit, compute_dtype
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class GateStack:
+    """Gates of the same shape, side by side; N gates, K detectors each.
+
+    Attributes:
+        weights, biases: of each layer of all gates; the first layer's are joined (N K, D), those above are stacked.
+        thresholds_N: of the gates.
+        window: of each gate.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    thresholds_N: Tensor
+    window: int
+
+    @classmethod
+    def of(cls, gates: Sequence[Gate]) -> GateStack | None:
+        """The stack; None for gates of different shapes."""
+        every: list[list[Any]] = [list(gate.layers) for gate in gates]
+        shapes = {(gate.window, *(layer.weight.shape for layer in own)) for gate, own in zip(gates, every, strict=True)}
+        if len(shapes) > 1:
+            return None
+        layers = list(zip(*every, strict=True))
+        weights = [torch.stack([layer.weight.detach() for layer in same]) for same in layers]
+        biases = [torch.stack([layer.bias.detach() for layer in same]) for same in layers]
+        weights[0], biases[0] = weights[0].flatten(0, 1), biases[0].flatten()
+        thresholds_N = torch.stack([gate.threshold for gate in gates])
+        return cls(tuple(weights), tuple(biases), thresholds_N, gates[0].window)
+
+    def __call__(self, h_BTD: Tensor, prompt_BT: Tensor, before_NBS: Tensor | None) -> Tensor:
+        """Readings (N, B, S), each as `Gate` gives it."""
+        dtype, count = compute_dtype(h_BTD), len(self.thresholds_N)
+        x_BTK = nn.functional.linear(h_BTD.to(dtype), self.weights[0].to(dtype), self.biases[0].to(dtype))
+        x_NBTK = x_BTK.unflatten(-1, (count, -1)).permute(2, 0, 1, 3)
+        if len(self.weights) > 1:
+            x_NBTK = x_NBTK.relu()
+        x_NBTK = x_NBTK.masked_fill(~prompt_BT[None, :, :, None], 0.0)
+        rows, detectors = x_NBTK.shape[1], x_NBTK.shape[3]
+        if before_NBS is None:
+            before_NBS = x_NBTK.new_zeros(count, rows, 1 + (self.window - 1) * detectors)
+            before_NBS[..., 0] = -torch.inf
+        pooled = before_NBS[..., 1:].unflatten(-1, (self.window - 1, detectors)) if self.window > 1 else None
+        x_NBTK = x_NBTK if pooled is None else torch.cat([pooled.to(x_NBTK), x_NBTK], dim=2)
+        kept_NBS = x_NBTK[:, :, x_NBTK.shape[2] - (self.window - 1) :].flatten(2)
+        x_NBTK = x_NBTK.unfold(2, self.window, 1).amax(-1)
+        for i in range(1, len(self.weights)):
+            x_NBTK = (
+                torch.einsum("nbtk,nok->nbto", x_NBTK, self.weights[i].to(dtype))
+                + self.biases[i].to(dtype)[:, None, None]
+            )
+            x_NBTK = x_NBTK if i == len(self.weights) - 1 else x_NBTK.relu()
+        logit_NB = x_NBTK.squeeze(-1).masked_fill(~prompt_BT, -torch.inf).amax(2)
+        logit_NB = torch.maximum(before_NBS[..., 0].to(logit_NB), logit_NB)
+        return torch.cat([logit_NB[..., None], kept_NBS], dim=2)
+
+
+@dataclass(frozen=True)
+class EditStack:
+    """Edits side by side, `sum_i v_i R_i^T (W_i h + b_i - R_i h)` as two products.
+
+    Attributes:
+        inner_DM: `W_i - R_i` of all edits, M the sum of their ranks.
+        bias_M: their biases.
+        outer_MD: their `R_i`.
+        owner_M: number of the edit that each of the M belongs to.
+    """
+
+    inner_DM: Tensor
+    bias_M: Tensor
+    outer_MD: Tensor
+    owner_M: Tensor
+
+    @classmethod
+    def of(cls, edits: Sequence[LowRankEdit], dtype: torch.dtype) -> EditStack:
+        """The stack."""
+        rotations = [edit.rotation_DR(dtype).detach() for edit in edits]
+        inner = [edit.weight.detach().to(dtype).T - r for edit, r in zip(edits, rotations, strict=True)]
+        owners = [torch.full((r.shape[1],), i, device=r.device) for i, r in enumerate(rotations)]
+        bias_M = torch.cat([edit.bias.detach().to(dtype) for edit in edits])
+        return cls(torch.cat(inner, dim=1), bias_M, torch.cat(rotations, dim=1).T.contiguous(), torch.cat(owners))
+
+    def __call__(self, h_BTD: Tensor, values_BTN: Tensor) -> Tensor:
+        """The sum of the edits (B, T, D), each times its value."""
+        inner_BTM = h_BTD.to(self.inner_DM.dtype) @ self.inner_DM + self.bias_M
+        scaled_BTM = inner_BTM * values_BTN.to(inner_BTM.dtype)[..., self.owner_M]
+        return scaled_BTM @ self.outer_MD
+
+
+class Stacks:
+    """Stacks that were built before, each until a parameter of its parts changes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, tuple[int, Any]] = {}
+
+    def get(self, key: Any, parts: Sequence[nn.Module], build: Callable[[], S]) -> S:
+        """The stack called `key` of these parts."""
+        version = sum(tensor._version for part in parts for tensor in (*part.parameters(), *part.buffers()))
+        known = self._kept.get(key)
+        if known is None or known[0] != version:
+            self._kept = {
+                k: v for k, v in self._kept.items() if k[0] != key[0]
+            }  # other sets of adapters are in use now
+            self._kept[key] = (version, build())
+        found: S = self._kept[key][1]
+        return found
