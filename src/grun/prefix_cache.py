@@ -7,24 +7,22 @@ __all__ = ["CachedRow", "PrefixCache", "first_edited"]
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from grun.adapters.context import GateKey
 from grun.adapters.edit import Gate
 from grun.adapters.model import decoder_layers
 from grun.batches import Encoded
 from grun.gate_fitting import gate_features, gated_layers, gates_of
+from grun.prefix_building import AS_TUPLE, ENTERING, KEYS_VALUES, base_model_parts, in_chunks
 from grun.prefix_signals import PrefixBatch, PrefixBatches, joined, parts_by_length, prefix_signals
 from grun.prefix_store import Parts, PartStore
 from grun.records import SideSignals
-from grun.signals import reference_signals
 
 if TYPE_CHECKING:
     from grun.rows import RowEncoder
@@ -32,16 +30,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("grun")
 WORTH_SAYING = 2**27  # bytes
 PART_OVERHEAD = 1e9  # what a part more costs on a CPU, in multiplications and additions
-AS_TUPLE = "as_tuple"  # whether decoder layers of the model return tuples
-PREFIX = ("entering", "keys_values")
+CHUNK = 4  # training batches of a pass without gradients
 
 
 @dataclass(frozen=True)
 class CachedRow:
-    """What is known of one row: tensors by name, as `Parts` keeps them."""
+    """What is known of one row: what enters the trained part, and quantities of the base model by name."""
 
     hidden_CD: Tensor
-    keys_values_LHPK: Tensor
     references: Mapping[str, Tensor]
 
 
@@ -63,6 +59,7 @@ class PrefixCache:
     store: PartStore = field(default_factory=PartStore)
     facts: dict[str, float] = field(default_factory=lambda: {"rows": 0, "bytes": 0, "seconds": 0.0})
     _rows: dict[Encoded, CachedRow] = field(default_factory=dict)
+    _prefixes: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _logits: dict[tuple[int, ...], dict[GateKey, Tensor]] = field(default_factory=dict)
     _states: dict[tuple[int, ...], dict[GateKey, Tensor]] = field(default_factory=dict)
     _versions: dict[GateKey, int] = field(default_factory=dict)
@@ -89,13 +86,12 @@ class PrefixCache:
         if size > WORTH_SAYING:
             logger.info("Caching the state of %d rows at layer %d: %.1f GiB %s.", *self._announced(missing, size))
         with self.store.building():
-            for index, batch in self.encoder.batches(missing):
-                part = [missing[i] for i in index]
-                parts = self.store.read(part, names)
+            for chunk in in_chunks(missing, CHUNK * self.encoder.batch_size):
+                parts = self.store.read(chunk, names)
                 if parts is None:
-                    parts = self._computed(part, batch, names)
-                    self.store.write(part, names, parts)
-                self._keep(part, parts)
+                    parts = self._computed(chunk, names)
+                    self.store.write(chunk, names, parts)
+                self._keep(chunk, names, parts)
         self._read_gates({row.input_ids[: row.prompt_length] for row in missing})
         self.facts["rows"] = len(self._rows)
         self.facts["seconds"] += time.monotonic() - started
@@ -128,12 +124,13 @@ class PrefixCache:
         width, columns = max(prompts), max(answers) + 1
         ids_BC = torch.full((len(rows), columns), self.pad)
         hidden_BCD = found[0].hidden_CD.new_zeros(len(rows), columns, found[0].hidden_CD.shape[1])
-        layers, heads, _, size = found[0].keys_values_LHPK.shape
-        keys_values = found[0].keys_values_LHPK.new_zeros(layers, len(rows), heads, width, size)
+        known = [self._prefixes[row.input_ids[: row.prompt_length - 1]] for row in rows]
+        layers, heads, _, size = known[0].shape
+        keys_values = known[0].new_zeros(layers, len(rows), heads, width, size)
         for i, (row, one, prompt, answer) in enumerate(zip(rows, found, prompts, answers, strict=True)):
             ids_BC[i, : answer + 1] = torch.tensor(row.input_ids[row.prompt_length - 1 :])
             hidden_BCD[i, : answer + 1] = one.hidden_CD
-            keys_values[:, i, :, width - prompt :] = one.keys_values_LHPK
+            keys_values[:, i, :, width - prompt :] = known[i]
         self._used[0] += sum(prompts) + sum(answers)
         self._used[1] += len(rows) * (width + columns - 1)
         return PrefixBatch(
@@ -190,38 +187,18 @@ class PrefixCache:
     def _knows(self, row: Encoded, names: Collection[str]) -> bool:
         return row in self._rows and self._rows[row].references.keys() >= set(names)
 
-    def _computed(self, rows: Sequence[Encoded], batch: Any, names: Collection[str]) -> Parts:
+    def _computed(self, rows: Sequence[Encoded], names: Collection[str]) -> Parts:
         """One pass of the base model over some rows."""
-        cache = DynamicCache()
-        with _output_of(self.layers[self.first]) as kept:
-            side = reference_signals(self.model, batch, wanted=names, layer=self.observed, cache=cache)
-        as_tuple, hidden_BTD = kept
-        lengths = side.lengths_B.tolist()
-        above: list[Any] = cache.layers[self.first + 1 :]
-        stacked = [layer.keys for layer in above] + [layer.values for layer in above]
-        keys_values = torch.stack(stacked) if stacked else hidden_BTD.new_zeros(0, len(rows), 1, hidden_BTD.shape[1], 1)
-        quantities = {name: side.quantities[name].to(self._dtype(name, hidden_BTD)).split(lengths) for name in names}
-        found: Parts = {AS_TUPLE: torch.tensor(as_tuple)}
-        for i, row in enumerate(rows):
-            start, end = row.prompt_length - 1, len(row.input_ids)
-            own = {"entering": hidden_BTD[i, start:end], "keys_values": keys_values[:, i, :, :start]}
-            own |= {name: quantities[name][i] for name in names}
-            found |= {f"{i}.{name}": value.detach().cpu().contiguous() for name, value in own.items()}
-        return found
+        return base_model_parts(self.model, rows, names, first=self.first, observed=self.observed, pad=self.pad)
 
-    def _keep(self, rows: Sequence[Encoded], parts: Parts) -> None:
+    def _keep(self, rows: Sequence[Encoded], names: Collection[str], parts: Parts) -> None:
         self._as_tuple = bool(parts[AS_TUPLE])
         for i, row in enumerate(rows):
-            own = {name.partition(".")[2]: value for name, value in parts.items() if name.partition(".")[0] == str(i)}
-            hidden, keys_values = (own.pop(name) for name in PREFIX)
             before = self._rows[row].references if row in self._rows else {}
-            self._rows[row] = CachedRow(hidden, keys_values, {**before, **own})
+            self._rows[row] = CachedRow(parts[f"{i}.{ENTERING}"], {**before, **{n: parts[f"{i}.{n}"] for n in names}})
+            if (keys_values := parts.get(f"prompt {i}.{KEYS_VALUES}")) is not None:
+                self._prefixes.setdefault(row.input_ids[: row.prompt_length - 1], keys_values)
         self.facts["bytes"] += sum(value.numel() * value.element_size() for value in parts.values())
-
-    @staticmethod
-    def _dtype(name: str, like: Tensor) -> torch.dtype:
-        """Logits and hidden states lose nothing in the model's own dtype."""
-        return torch.float32 if name == "logps" else like.dtype
 
     def _read_gates(self, prompts: Collection[tuple[int, ...]]) -> None:
         """Keep the states of each prompt that gates read, except those that only the call itself has."""
@@ -287,21 +264,6 @@ def first_edited(model: Any) -> int:
     """Index of the first layer that the active adapter of a PEFT model edits."""
     tuner = model.base_model
     return min(layer.index for layer in tuner.runtime.layers if tuner.active_adapters[0] in layer.grun_edit)
-
-
-@contextmanager
-def _output_of(layer: nn.Module) -> Iterator[list[Any]]:
-    """Inside, a list that will hold whether the layer returns a tuple, and its hidden states."""
-    kept: list[Any] = []
-
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        kept.extend((isinstance(output, tuple), output[0] if isinstance(output, tuple) else output))
-
-    handle = layer.register_forward_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()
 
 
 def _padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

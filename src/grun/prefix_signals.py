@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PrefixBatch", "PrefixBatches", "joined", "parts_by_length", "prefix_signals"]
+__all__ = ["PrefixBatch", "PrefixBatches", "continued_signals", "joined", "parts_by_length", "prefix_signals"]
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from grun.adapters.context import GateKey
 from grun.adapters.continuation import Continuation, continuing
 from grun.adapters.model import decoder_layers
 from grun.records import SideSignals
-from grun.signals import forward_parameters, observed_outputs
+from grun.signals import accepts_prompt_lengths, forward_parameters, observed_outputs
 
 
 @dataclass(frozen=True)
@@ -138,25 +138,54 @@ def prefix_signals(
     """
     base = model.get_base_model()
     _, layers = decoder_layers(base)
-    states: list[Tensor] = []
-    reads_tokens = "logps" in wanted or "logits" in wanted
-    columns = batch.ids_BC.shape[1] - ("hidden" not in wanted)  # nothing follows the last token of an answer
+    columns = _columns(batch.ids_BC, wanted)
     with torch.set_grad_enabled(with_grad):
         readings, complete = _readings(layers, batch)
         known = Continuation(first, batch.hidden_BCD[:, :columns], as_tuple, readings, complete)
-        with continuing(layers, known), observed_outputs(layer if "hidden" in wanted else None, states):
-            logits_BCV = model(**_inputs(base, batch, columns, len(layers), first, reads_tokens)).logits
-        found: dict[str, Tensor] = {"targets": batch.ids_BC[:, 1:][batch.answer_BA]}
-        if "hidden" in wanted:
-            found["hidden"] = states[0][:, 1:][batch.answer_BA].float()
-        if reads_tokens:
-            logits_NV = logits_BCV[:, : batch.answer_BA.shape[1]][batch.answer_BA].float()
-            if "logps" in wanted:
-                chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
-                found["logps"] = chosen_N - logits_NV.logsumexp(1)
-            if "logits" in wanted:
-                found["logits"] = logits_NV
-    return SideSignals(batch.answer_BA, found)
+        cache = _cache(batch, len(layers), first)
+        with continuing(layers, known):
+            return continued_signals(model, batch.ids_BC, batch.answer_BA, batch.prefix_BP, cache, wanted, layer)
+
+
+def continued_signals(
+    model: Any,
+    ids_BC: Tensor,
+    answer_BA: Tensor,
+    prefix_BP: Tensor,
+    cache: DynamicCache,
+    wanted: Collection[str],
+    layer: nn.Module | None,
+) -> SideSignals:
+    """What a model says about answer tokens after prefixes that are in a cache.
+
+    Args:
+        model: with or without adapters.
+        ids_BC, answer_BA, prefix_BP: as of `PrefixBatch`.
+        cache: holds P columns; it is used up.
+        wanted: as of `side_signals`.
+        layer: likewise.
+    """
+    states: list[Tensor] = []
+    reads_tokens = "logps" in wanted or "logits" in wanted
+    inputs = _inputs(model, ids_BC[:, : _columns(ids_BC, wanted)], answer_BA, prefix_BP, reads_tokens)
+    with observed_outputs(layer if "hidden" in wanted else None, states):
+        logits_BCV = model(**inputs, past_key_values=cache, use_cache=True).logits
+    found: dict[str, Tensor] = {"targets": ids_BC[:, 1:][answer_BA]}
+    if "hidden" in wanted:
+        found["hidden"] = states[0][:, 1:][answer_BA].float()
+    if reads_tokens:
+        logits_NV = logits_BCV[:, : answer_BA.shape[1]][answer_BA].float()
+        if "logps" in wanted:
+            chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
+            found["logps"] = chosen_N - logits_NV.logsumexp(1)
+        if "logits" in wanted:
+            found["logits"] = logits_NV
+    return SideSignals(answer_BA, found)
+
+
+def _columns(ids_BC: Tensor, wanted: Collection[str]) -> int:
+    """How many columns to run: nothing follows the last token of an answer, but its own hidden state may be wanted."""
+    return ids_BC.shape[1] - ("hidden" not in wanted)
 
 
 def _readings(layers: nn.ModuleList, batch: PrefixBatch) -> tuple[dict[GateKey, Tensor], frozenset[GateKey]]:
@@ -171,22 +200,20 @@ def _readings(layers: nn.ModuleList, batch: PrefixBatch) -> tuple[dict[GateKey, 
     return readings, frozenset(complete)
 
 
-def _inputs(
-    base: nn.Module, batch: PrefixBatch, columns: int, layers: int, first: int, reads_tokens: bool
-) -> dict[str, Any]:
-    """Arguments of the forward call on the first so many columns."""
-    real_BC = nn.functional.pad(batch.answer_BA, (1, 0), value=True)[:, :columns]
-    prompt_lengths_B = batch.prefix_BP.sum(1) + 1
+def _inputs(model: Any, ids_BC: Tensor, answer_BA: Tensor, prefix_BP: Tensor, reads_tokens: bool) -> dict[str, Any]:
+    """Arguments of the forward call."""
+    columns = ids_BC.shape[1]
+    real_BC = nn.functional.pad(answer_BA, (1, 0), value=True)[:, :columns]
+    prompt_lengths_B = prefix_BP.sum(1) + 1
     inputs: dict[str, Any] = {
-        "input_ids": batch.ids_BC[:, :columns],
-        "attention_mask": torch.cat([batch.prefix_BP, real_BC], dim=1).long(),
-        "past_key_values": _cache(batch, layers, first),
-        "use_cache": True,
-        "prompt_lengths": prompt_lengths_B,
+        "input_ids": ids_BC,
+        "attention_mask": torch.cat([prefix_BP, real_BC], dim=1).long(),
     }
-    known = forward_parameters(base)
+    if accepts_prompt_lengths(model):
+        inputs["prompt_lengths"] = prompt_lengths_B
+    known = forward_parameters(model)
     if "position_ids" in known:
-        inputs["position_ids"] = prompt_lengths_B[:, None] - 1 + torch.arange(columns, device=batch.ids_BC.device)
+        inputs["position_ids"] = prompt_lengths_B[:, None] - 1 + torch.arange(columns, device=ids_BC.device)
     if "logits_to_keep" in known and not reads_tokens:
         inputs["logits_to_keep"] = 1
     return inputs

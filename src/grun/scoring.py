@@ -6,7 +6,7 @@ on top of a copy of its prompt's cache; greedy decoding goes on from the cache i
 
 from __future__ import annotations
 
-__all__ = ["TOKENS_PER_BATCH", "Prompted", "RowScores", "TokenScores", "score_rows"]
+__all__ = ["TOKENS_PER_BATCH", "Prompted", "RowScores", "TokenScores", "score_rows", "selected_rows"]
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,7 +184,7 @@ class _PromptBatch:
             real_CA = columns_A < lengths_C[:, None] - 1
             mask_CT = torch.cat([self.mask_BP[index_C], real_CA.long()], dim=1)
             positions_CA = self.lengths_B[index_C][:, None] + columns_A
-            out = self.forward(ids_CA[:, :-1], mask_CT, positions_CA, _selected(self.cache, index_C))
+            out = self.forward(ids_CA[:, :-1], mask_CT, positions_CA, selected_rows(self.cache, index_C))
             parts.append((out.logits[real_CA].float(), ids_CA[:, 1:][real_CA]))
         logps = [z.gather(1, y[:, None]).squeeze(1) - z.logsumexp(1) for z, y in parts]
         found = [TokenScores(tuple(values)) for values in _joined(logps, lengths_C)]
@@ -242,7 +242,7 @@ def _in_detail(logits_NV: Tensor, logps_N: Tensor, targets_N: Tensor) -> tuple[T
     return logits_NV.argmax(1) == targets_N, (logps_N.clamp_min(LEAST_LOGP) - mean_N) / variance_N.sqrt()
 
 
-def _selected(cache: Any, index: Tensor) -> Any:
+def selected_rows(cache: Any, index: Tensor) -> Any:
     """A cache of some of the rows (a row may come several times); the one given stays as it is."""
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]

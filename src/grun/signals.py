@@ -47,7 +47,6 @@ def side_signals(
     wanted: Collection[str] = ("logps",),
     layer: nn.Module | None = None,
     with_grad: bool = True,
-    cache: Any = None,
 ) -> SideSignals:
     """What a model says about the labelled tokens of a batch, in float32.
 
@@ -57,7 +56,6 @@ def side_signals(
         wanted: quantities to return: `logps`, `logits`, `hidden`; `targets` are always there.
         layer: the decoder layer whose output `hidden` is.
         with_grad: keep the graph.
-        cache: to fill with the keys and values of all tokens; None to compute without one.
 
     Raises:
         ValueError: if the first token of a row is labelled: nothing precedes it that it could be predicted from.
@@ -70,9 +68,7 @@ def side_signals(
         nullcontext() if with_grad else torch.no_grad(),
         observed_outputs(layer if "hidden" in wanted else None, states),
     ):
-        logits_BKV, columns_K = _logits(
-            model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted, cache=cache
-        )
+        logits_BKV, columns_K = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
         device = logits_BKV.device
         found: dict[str, Tensor] = {"targets": batch.labels_BT[mask_BT].to(device)}
         if "hidden" in wanted:
@@ -94,11 +90,10 @@ def reference_signals(
     *,
     wanted: Collection[str] = ("logps",),
     layer: nn.Module | None = None,
-    cache: Any = None,
 ) -> SideSignals:
     """The same under the base model: adapters off, dropout off, no gradient."""
     with adapters_off(model), evaluating(model):
-        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False, cache=cache)
+        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False)
 
 
 def context_length(model: nn.Module) -> int | None:
@@ -198,7 +193,7 @@ def observed_outputs(layer: nn.Module | None, states: list[Tensor]) -> Iterator[
         handle.remove()
 
 
-def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool, cache: Any) -> tuple[Tensor, Tensor]:
+def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
     """Logits (B, K, V) of the columns whose next token is labelled in some row, and those columns (K,).
 
     Models that can do so compute no other logits: with a large vocabulary they are most of a step's memory. Where nobody looks
@@ -207,9 +202,7 @@ def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool, c
     columns_K = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
     columns_K = columns_K if everything else columns_K[:1]
     parameters = forward_parameters(model)
-    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=cache is not None)
-    if cache is not None:
-        inputs["past_key_values"] = cache
+    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
     if accepts_prompt_lengths(model):
         inputs["prompt_lengths"] = batch.prompt_lengths_B
     if "position_ids" in parameters and bool((batch.attention_mask_BT[:, 0] == 0).any()):
