@@ -5,7 +5,8 @@
 A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, rows as long as TOFU's, 8 forget
 and 8 retain rows. Each way takes a step of the same optimiser on the same rows; the ways take turns, so that whatever else the
 machine does falls on all of them. pyreft needs an environment of its own and is timed in a process of its own.
-Then a whole run of `grun unlearn` both ways. Writes `docs/results/training_step.json` and `.md`.
+Then a whole run of `grun unlearn` both ways. What was timed before and is not asked for again stays. Writes
+`docs/results/training_step.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def step_of(
     }
     items = [
         {side: (rows[side][i], {q: v[i] for q, v in references[side].items()}) for side in recipe.sides}
-        for i in range(len(rows["forget"]))
+        for i in range(len(rows["retain"]))
     ]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
     join = JoinSides(PAD, prefix)
@@ -142,7 +143,7 @@ def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict
     for side in rows.values():
         prefix.add(side, {"logps"})
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
-    whole = collate([*rows["forget"], *rows["retain"]], PAD)
+    whole = collate([row for side in rows.values() for row in side], PAD)
 
     @torch.no_grad()
     def bare() -> None:
@@ -171,7 +172,7 @@ def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[f
 
 def with_pyreft(python: str, rows: dict[str, list[Encoded]], objective: str, repeats: int) -> list[float]:
     """Seconds of a step with pyreft, in a process of its own."""
-    both = [*rows["forget"], *rows["retain"]]
+    both = [row for side in rows.values() for row in side]
     setting = {
         "model": MODEL,
         "layers": LAYERS,
@@ -214,49 +215,63 @@ def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
             start = time.perf_counter()
             unlearn(config)
             facts = json.loads(Path(f"{folder}/{cached}/metrics.json").read_text())
-            found[way] = {"seconds": time.perf_counter() - start, **facts.get("prefix_cache", {})}
+            cache = facts.get("prefix_cache", {})
+            found[way] = {**cache, "seconds": time.perf_counter() - start, "building": cache.get("seconds", 0.0)}
     return found
 
 
+def table(found: dict[str, Any], jobs: dict[str, Any]) -> str:
+    """Everything that was measured, as Markdown."""
+    head = ["objective", "setting", *WAYS, "pyreft", "plain / cached", "pyreft / cached", "full / cached"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(WAYS) + 4)]
+    for name, one in found.items():
+        medians = one["median"]
+        cells = [f"{1000 * medians[way]:.0f} ms" if way in medians else "–" for way in (*WAYS, "pyreft")]
+        ratios = [
+            f"{medians[way] / medians['cached prefix']:.1f}" if way in medians else "–"
+            for way in ("plain path", "pyreft", "full fine-tuning")
+        ]
+        lines.append("| " + " | ".join([*name.split(", "), *cells, *ratios]) + " |")
+    for objective, ways in jobs.items():
+        one, other = (ways[way]["seconds"] for way in ("cached prefix", "plain path"))
+        lines += [
+            "",
+            f"A whole run of `grun unlearn` ({objective}, {ways['steps']} steps): {one:.0f} s from a cached prefix, ",
+        ]
+        lines[-1] += (
+            f"{ways['cached prefix']['building']:.0f} s of them to build it, and {other:.0f} s by the plain path: "
+        )
+        lines[-1] += f"{other / one:.1f} times as fast."
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Time everything and write the tables."""
+    """Time what was not timed yet and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyreft-python", help="interpreter of an environment with pyreft 0.1.0 and pyvene 0.1.8")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=200, help="of the whole runs")
-    parser.add_argument("--objectives", nargs="+", default=["gd", "idk", "npo"])
+    parser.add_argument("--steps", type=int, default=60, help="of the whole runs")
+    parser.add_argument("--objectives", nargs="*", default=["gd", "idk", "npo"], help="of the steps to time (again)")
+    parser.add_argument(
+        "--jobs", nargs="*", default=["npo", "idk"], help="objectives of the whole runs to time (again)"
+    )
     given = parser.parse_args()
     rows = {"forget": drawn_rows(8, 1), "retain": drawn_rows(8, 2)}
     rows["refusal"] = [replace(row, input_ids=row.input_ids[: row.prompt_length + 12]) for row in rows["forget"]]
-    found: dict[str, Any] = {}
-    lines = [
-        "| objective | setting | "
-        + " | ".join((*WAYS, "pyreft"))
-        + " | plain / cached | pyreft / cached | full / cached |"
-    ]
-    lines.append("| --- | --- |" + " ---: |" * (len(WAYS) + 4))
+    file = RESULTS / "training_step.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found, jobs = known.get("steps", {}), known.get("whole_runs", {})
     for objective in given.objectives:
         for preset in ("default", "paper"):
-            own = rows if objective == "idk" else {side: rows[side] for side in ("forget", "retain")}
+            own = {side: rows[side] for side in ("refusal" if objective == "idk" else "forget", "retain")}
             seconds = timed(ways_of(own, objective, preset), given.repeats)
             gc.collect()
             if given.pyreft_python and preset == "paper":
-                seconds["pyreft"] = with_pyreft(given.pyreft_python, rows, objective, given.repeats)
+                seconds["pyreft"] = with_pyreft(given.pyreft_python, own, objective, given.repeats)
             medians = {name: statistics.median(values) for name, values in seconds.items()}
             found[f"{objective}, {preset}"] = {"seconds": seconds, "median": medians}
-            cells = [f"{1000 * medians[name]:.0f} ms" if name in medians else "–" for name in (*WAYS, "pyreft")]
-            ratios = [
-                f"{medians[name] / medians['cached prefix']:.1f}" if name in medians else "–"
-                for name in ("plain path", "pyreft", "full fine-tuning")
-            ]
-            lines.append("| " + " | ".join([objective, preset, *cells, *ratios]) + " |")
-            sys.stdout.write(lines[-1] + "\n")
-            sys.stdout.flush()
-    jobs = whole_jobs("npo", given.steps)
-    ratio = jobs["plain path"]["seconds"] / jobs["cached prefix"]["seconds"]
-    lines += ["", f"A whole run (npo, {given.steps} steps, `grun unlearn`): "]
-    one, other = (f"{jobs[way]['seconds']:.0f} s" for way in ("cached prefix", "plain path"))
-    lines[-1] += f"{one} from a cached prefix and {other} by the plain path: {ratio:.1f} times as fast."
+    for objective in given.jobs:
+        jobs[objective] = {**whole_jobs(objective, given.steps), "steps": given.steps}
     record = {
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
@@ -265,9 +280,9 @@ def main() -> None:
         "whole_runs": jobs,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "training_step.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "training_step.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(lines[-2:]) + "\n")
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "training_step.md").write_text(table(found, jobs), encoding="utf-8")
+    sys.stdout.write(table(found, jobs))
 
 
 if __name__ == "__main__":
