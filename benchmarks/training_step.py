@@ -250,7 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyreft-python", help="interpreter of an environment with pyreft 0.1.0 and pyvene 0.1.8")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=60, help="of the whole runs")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="of the whole runs; 200 are the default of `grun unlearn`"
+    )
     parser.add_argument("--objectives", nargs="*", default=["gd", "idk", "npo"], help="of the steps to time (again)")
     parser.add_argument(
         "--jobs", nargs="*", default=["npo", "idk"], help="objectives of the whole runs to time (again)"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from adapter_kit import attach
 from grun.adapters.edit import Gate
 from grun.batches import Encoded, collate
-from grun.gate_fitting import GateFeatures, calibrate, fit_gates, gate_features, gates_of
+from grun.gate_features import GateFeatures, gate_features, gates_of
+from grun.gate_fitting import calibrate, fit_gates
 from helpers import tiny_model
 
 NAMES, OTHERS = range(20, 28), range(40, 72)  # tokens: a name is two of them
@@ -58,7 +59,22 @@ def test_features_are_the_hidden_states_of_one_row_at_a_time(reads: str, gate_la
             state = hidden[0][0][0] if isinstance(hidden[0], tuple) else hidden[0][0]
             start = row.prompt_length - 1 if reads == "last" else 0
             expected = state[start : row.prompt_length]
-            torch.testing.assert_close(part.h_NPD[i][part.mask_NP[i]], expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(part.row(i), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_distinct_states_give_the_logits_of_whole_prompts(window: int) -> None:
+    model = attach(gate_layer=0, gate_hidden=[32], gate_window=window)
+    rows = prompts(NAMES, 40, 0)
+    (found,), ((_, gate),) = features(model, rows), gates_of(model, "default")
+    read = {token for row in rows for token in row.input_ids[: row.prompt_length]}
+    assert len(found.h_UD) == len(read)  # the input of the first layer depends on the token alone
+    with torch.no_grad():
+        said = found.logits(gate)
+        for i in range(len(rows)):
+            h_1PD = found.row(i)[None]
+            expected = gate(h_1PD, torch.ones(h_1PD.shape[:2], dtype=torch.bool))[0, 0]
+            torch.testing.assert_close(said[i], expected, rtol=1e-5, atol=1e-5)
 
 
 def fitted(seed: int = 0, **options: object) -> tuple[object, dict[str, list[GateFeatures]]]:
@@ -129,8 +145,8 @@ class Stub:
 
     @staticmethod
     def features(logits_NG: torch.Tensor) -> list[GateFeatures]:
-        mask = torch.ones(len(logits_NG), 1, dtype=torch.bool)
-        return [GateFeatures(column[:, None, None], mask) for column in logits_NG.unbind(1)]
+        at, mask = torch.arange(len(logits_NG))[:, None], torch.ones(len(logits_NG), 1, dtype=torch.bool)
+        return [GateFeatures(column[:, None], at, mask) for column in logits_NG.unbind(1)]
 
 
 LOGITS = st.lists(st.integers(-30, 30).map(lambda i: i / 4), min_size=6, max_size=90)

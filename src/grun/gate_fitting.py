@@ -6,21 +6,18 @@ the edit that it controls, so they are computed once and the gate is fitted on t
 
 from __future__ import annotations
 
-__all__ = ["GateFit", "GateFeatures", "calibrate", "fit_gates", "gate_features"]
+__all__ = ["GateFit", "calibrate", "fit_gates"]
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grun.adapters.edit import Gate
-from grun.adapters.layer import GrunLayer
-from grun.prompt_position import from_prompt_lengths
-from grun.records import Batch
+from grun.gate_features import GateFeatures, gates_of
 
 MAX_STEPS = 400
 CHECK_EVERY = 10
@@ -34,61 +31,12 @@ LOW_QUANTILE = 0.05  # of the forget logits, the far side of the gap that a thre
 
 
 @dataclass(frozen=True)
-class GateFeatures:
-    """States that one gate reads: (N rows, P prompt tokens, D) in the model's dtype, and a bool mask (N, P) of real ones."""
-
-    h_NPD: Tensor
-    mask_NP: Tensor
-
-    def logits(self, gate: Gate) -> Tensor:
-        """Gate logits (N,) of the prompts."""
-        logits_N: Tensor = gate(self.h_NPD, self.mask_NP)[:, 0]
-        return logits_N
-
-
-@dataclass(frozen=True)
 class GateFit:
     """How the fit of one gate went: steps taken and the balanced cross-entropy on validation rows (nats)."""
 
     layer: int
     steps: int
     validation_loss: float
-
-
-class _Enough(Exception):
-    """Raised inside a forward pass once every gate has what it reads."""
-
-
-def gated_layers(model: Any, adapter: str) -> list[GrunLayer]:
-    """The wrapped layers of a PEFT model that hold a gate of `adapter`, in order."""
-    return [layer for layer in model.base_model.runtime.layers if adapter in layer.grun_gate]
-
-
-def gates_of(model: Any, adapter: str) -> list[tuple[int, Gate]]:
-    """The gates of `adapter`, each with the index of its layer, in order."""
-    found = [(layer.index, layer.grun_gate[adapter]) for layer in gated_layers(model, adapter)]
-    return [(index, gate) for index, gate in found if isinstance(gate, Gate)]
-
-
-@torch.no_grad()
-def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
-    """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in layer order.
-
-    The forward pass stops at the highest layer that a gate reads.
-    """
-    layers = gated_layers(model, adapter)
-    rows: list[list[Tensor]] = [[] for _ in layers]
-    for batch in batches:
-        with model.disable_adapter(), _recording(layers, adapter) as states, suppress(_Enough):
-            model(**batch.model_inputs())
-        span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
-        for gate_rows, layer in zip(rows, layers, strict=True):
-            only_last = layer.configs[adapter].gate_reads == "last"
-            for row, state_TD in enumerate(states[layer.index]):
-                end = int(span.end_B[row])
-                start = end if only_last else int(span.start_B[row])
-                gate_rows.append(state_TD[start : end + 1].clone())
-    return [_padded(gate_rows) for gate_rows in rows]
 
 
 def fit_gates(
@@ -154,83 +102,63 @@ def calibrate(
     return float((normal_NG > threshold_G).any(1).float().mean())
 
 
-@contextmanager
-def _recording(layers: Sequence[GrunLayer], adapter: str) -> Iterator[dict[int, Tensor]]:
-    """Record the states that gates read, and stop the forward pass after the last of them."""
-    states: dict[int, Tensor] = {}
-    last = layers[-1].index
-
-    def keep(index: int, state: Tensor) -> None:
-        states[index] = state
-        if index == last:
-            raise _Enough
-
-    def before(layer: GrunLayer) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(layer.index, args[0] if args else kwargs["hidden_states"])
-
-        return layer.register_forward_pre_hook(hook, with_kwargs=True)
-
-    def after(layer: GrunLayer) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            keep(layer.index, output[0] if isinstance(output, tuple) else output)
-
-        return layer.register_forward_hook(hook)
-
-    handles = [after(x) if x.configs[adapter].gate_layer is None else before(x) for x in layers]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _padded(rows: Sequence[Tensor]) -> GateFeatures:
-    h_NPD = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    lengths_N = torch.tensor([len(row) for row in rows], device=h_NPD.device)
-    return GateFeatures(h_NPD, torch.arange(h_NPD.shape[1], device=h_NPD.device) < lengths_N[:, None])
-
-
 def _balanced_loss(gate: Gate, forget: GateFeatures, *normal: GateFeatures) -> Tensor:
-    softplus = nn.functional.softplus
-    normal_N = torch.cat([part.logits(gate) for part in normal])
-    return 0.5 * softplus(-forget.logits(gate)).mean() + 0.5 * softplus(normal_N).mean()
+    """Binary cross-entropy (nats) in which both classes weigh the same. All parts number the same states."""
+    x_UK, softplus = gate.detect(forget.h_UD), nn.functional.softplus
+    normal_N = torch.cat([part.logits(gate, x_UK) for part in normal])
+    return 0.5 * softplus(-forget.logits(gate, x_UK)).mean() + 0.5 * softplus(normal_N).mean()
 
 
 def _with_borrowed_token(normal: GateFeatures, forget: GateFeatures, generator: torch.Generator) -> GateFeatures:
     """Normal prompts with one token of each replaced by one of a forget prompt."""
-    h_NPD, device = normal.h_NPD.clone(), normal.h_NPD.device
-    rows_N = torch.arange(len(h_NPD), device=device)
-    at_N = (torch.rand(len(h_NPD), generator=generator).to(device) * normal.mask_NP.sum(1)).long()
-    tokens_MD = forget.h_NPD[forget.mask_NP]
-    h_NPD[rows_N, at_N] = tokens_MD[torch.randint(len(tokens_MD), (len(h_NPD),), generator=generator).to(device)]
-    return GateFeatures(h_NPD, normal.mask_NP)
+    at_NP, device = normal.at_NP.clone(), normal.at_NP.device
+    rows_N = torch.arange(len(at_NP), device=device)
+    token_N = (torch.rand(len(at_NP), generator=generator).to(device) * normal.mask_NP.sum(1)).long()
+    at_M = forget.at_M
+    at_NP[rows_N, token_N] = at_M[torch.randint(len(at_M), (len(at_NP),), generator=generator).to(device)]
+    return replace(normal, at_NP=at_NP)
+
+
+def _joined(first: GateFeatures, second: GateFeatures) -> tuple[GateFeatures, GateFeatures]:
+    """Both parts with one numbering of their states."""
+    h_UD = torch.cat([first.h_UD, second.h_UD])
+    at_NP = second.at_NP + len(first.h_UD)
+    return replace(first, h_UD=h_UD), replace(second, h_UD=h_UD, at_NP=at_NP)
+
+
+def _scale(parts: Sequence[GateFeatures]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) over all tokens of parts with one numbering."""
+    h_UD = parts[0].h_UD.float()
+    count_U = torch.bincount(torch.cat([part.at_M for part in parts]), minlength=len(h_UD)).to(h_UD)
+    mean_D = count_U @ h_UD / count_U.sum()
+    std_D = (count_U @ (h_UD - mean_D).square() / (count_U.sum() - 1)).sqrt()
+    return mean_D, std_D.clamp_min(1e-6)
 
 
 def _fit(
     gate: Gate, index: int, forget: GateFeatures, retain: GateFeatures, validation: GateFeatures, seed: int
 ) -> GateFit:
     """Full-batch AdamW on standardised features until the validation loss stops falling; the best state is kept."""
-    read = torch.cat([f.h_NPD[f.mask_NP] for f in (forget, retain)]).float()
-    mean_D, std_D = read.mean(0), read.std(0).clamp_min(1e-6)
+    mean_D, std_D = _scale(_joined(forget, retain))
     forget, retain, validation = (
-        GateFeatures((f.h_NPD.float() - mean_D) / std_D, f.mask_NP) for f in (forget, retain, validation)
+        replace(part, h_UD=(part.h_UD.float() - mean_D) / std_D) for part in (forget, retain, validation)
     )
+    learning, checking = _joined(forget, retain), _joined(forget, validation)
     generator = torch.Generator().manual_seed(seed)
     if gate.window > 1:
-        _start_at_prototypes(gate, forget, retain, generator)
+        _start_at_prototypes(gate, *learning, generator)
     optimizer = torch.optim.AdamW(gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, best_step, best_state = math.inf, 0, _copied(gate)
     step = 0
     for step in range(1, MAX_STEPS + 1):
         optimizer.zero_grad()
-        borrowed = [_with_borrowed_token(retain, forget, generator)] if gate.window > 1 else []
-        _balanced_loss(gate, forget, retain, *borrowed).backward()
+        borrowed = [_with_borrowed_token(learning[1], learning[0], generator)] if gate.window > 1 else []
+        _balanced_loss(gate, *learning, *borrowed).backward()
         optimizer.step()
         if step % CHECK_EVERY:
             continue
         with torch.no_grad():
-            loss = float(_balanced_loss(gate, forget, validation))
+            loss = float(_balanced_loss(gate, *checking))
         if loss < best:
             best, best_step, best_state = loss, step, _copied(gate)
         elif step - best_step >= PATIENCE:
@@ -245,7 +173,7 @@ def _start_at_prototypes(gate: Gate, forget: GateFeatures, retain: GateFeatures,
     """Make half of the detectors fire 1 at a token of a forget prompt, and 0 halfway to a token at a right angle to it."""
     first: Any = gate.layers[0]
     count = first.out_features // 2
-    found_KD = _prototypes(forget.h_NPD[forget.mask_NP], retain.h_NPD[retain.mask_NP], count, generator)
+    found_KD = _prototypes(forget, retain, count, generator)
     first.weight[: len(found_KD)] = 2 * found_KD / found_KD.square().sum(1, keepdim=True)
     first.bias[: len(found_KD)] = -1.0
     head: Any = gate.layers[1]
@@ -254,25 +182,27 @@ def _start_at_prototypes(gate: Gate, forget: GateFeatures, retain: GateFeatures,
         head.bias.fill_(-1.0)
 
 
-def _prototypes(forget_MD: Tensor, retain_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _prototypes(forget: GateFeatures, retain: GateFeatures, count: int, generator: torch.Generator) -> Tensor:
     """At most `count` of the forget states, by k-means++ seeding for which the retain states are centres already.
 
-    A state is drawn with a probability that grows with its squared distance from all centres (Arthur and Vassilvitskii,
-    2007), so tokens that occur in retain prompts are never drawn, and no token is drawn twice.
+    A token is drawn with a probability that grows with its squared distance from all centres (Arthur and Vassilvitskii,
+    2007), so states that occur in retain prompts are never drawn, and none is drawn twice.
     """
-    device, same_M = forget_MD.device, SAME_STATE * forget_MD.square().sum(1)
-    compared = torch.randperm(len(retain_ND), generator=generator)[:COMPARED_TOKENS].to(device)
-    centres_ND = retain_ND[compared]
-    distance_M = torch.cat([torch.cdist(part, centres_ND).amin(1) for part in forget_MD.split(256)]).square()
+    h_UD, at_M, retain_at_N = forget.h_UD, forget.at_M, retain.at_M
+    compared = torch.randperm(len(retain_at_N), generator=generator)[:COMPARED_TOKENS].to(at_M.device)
+    centres_ND = retain.h_UD[retain_at_N[compared].unique()]
+    distance_U = torch.cat([torch.cdist(part, centres_ND).amin(1) for part in h_UD.split(256)]).square()
+    same_U = SAME_STATE * h_UD.square().sum(1)
     chosen: list[Tensor] = []
     for _ in range(count):
-        distance_M = torch.where(distance_M > same_M, distance_M, 0.0)
+        distance_U = torch.where(distance_U > same_U, distance_U, 0.0)
+        distance_M = distance_U[at_M].cpu()
         if not bool(distance_M.any()):
             break
-        at = int(torch.multinomial(distance_M.cpu(), 1, generator=generator))
-        chosen.append(forget_MD[at])
-        distance_M = torch.minimum(distance_M, (forget_MD - forget_MD[at]).square().sum(1))
-    return torch.stack(chosen) if chosen else forget_MD[:0]
+        drawn_D = h_UD[at_M[int(torch.multinomial(distance_M, 1, generator=generator))]]
+        chosen.append(drawn_D)
+        distance_U = torch.minimum(distance_U, (h_UD - drawn_D).square().sum(1))
+    return torch.stack(chosen) if chosen else h_UD[:0]
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from grun.adapters.context import GateKey
 from grun.adapters.edit import Gate
 from grun.adapters.model import decoder_layers
 from grun.batches import Encoded
-from grun.gate_fitting import gate_features, gated_layers, gates_of
+from grun.gate_features import gate_features, gated_layers, gates_of
 from grun.prefix_building import AS_TUPLE, ENTERING, KEYS_VALUES, base_model_parts, in_chunks
 from grun.prefix_signals import PrefixBatch, PrefixBatches, joined, parts_by_length, prefix_signals
 from grun.prefix_store import Parts, PartStore
@@ -211,9 +211,9 @@ class PrefixCache:
             for (index, config), found in zip(configs.items(), features, strict=True):
                 # at an edited layer the last token is edited by the layers below before it is read
                 left = 1 if config.gate_layer is None else 0
-                for i, h_PD, mask_P in zip(chunk, found.h_NPD, found.mask_NP, strict=True):
-                    kept = h_PD[: int(mask_P.sum()) - left].cpu().clone()
-                    self._states.setdefault(todo[i].input_ids, {})[self.adapter, index] = kept
+                for row, i in enumerate(chunk):
+                    h_PD = found.row(row).cpu()
+                    self._states.setdefault(todo[i].input_ids, {})[self.adapter, index] = h_PD[: len(h_PD) - left]
 
     def _gates(
         self, prompts: Sequence[tuple[int, ...]]

@@ -23,7 +23,7 @@ from grun.batches import (
     paired_order,
     truncation_report,
 )
-from grun.gate_fitting import GateFeatures, gate_features
+from grun.gate_features import GateFeatures, gate_features
 from grun.records import Batch, Example
 from grun.signals import side_signals
 from grun.trainer import PairedRows

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapter_kit import CONFIGS, attach, config_id, make_rows
 from grun.batches import Encoded, collate
-from grun.gate_fitting import gates_of
+from grun.gate_features import gates_of
 from grun.prefix_cache import PrefixCache
 from grun.prefix_signals import parts_by_length
 from grun.prefix_store import PartStore

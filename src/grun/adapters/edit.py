@@ -6,6 +6,7 @@ __all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal"]
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -107,19 +108,28 @@ class Gate(nn.Module):
             The reading so far (B, S), in `compute_dtype` of the states. Its first column is the logit, minus infinity while
             no token was read; the others are the detectors on the last `window - 1` tokens.
         """
-        x_BTK = self._layer(0, h_BTD.to(compute_dtype(h_BTD))).masked_fill(~prompt_BT[..., None], 0.0)
+        x_BTK = self.detect(h_BTD).masked_fill(~prompt_BT[..., None], 0.0)
         rows, _, detectors = x_BTK.shape
         if before_BS is None:
             before_BS = x_BTK.new_zeros(rows, 1 + (self.window - 1) * detectors)
             before_BS[:, 0] = -math.inf
         x_BTK = torch.cat([before_BS[:, 1:].view(rows, self.window - 1, detectors).to(x_BTK), x_BTK], dim=1)
         kept_BS = x_BTK[:, x_BTK.shape[1] - (self.window - 1) :].flatten(1)
-        x_BTK = x_BTK.unfold(1, self.window, 1).amax(-1)
-        for i in range(1, len(self.layers)):
-            x_BTK = self._layer(i, x_BTK)
-        logit_B = x_BTK.squeeze(-1).masked_fill(~prompt_BT, -math.inf).amax(1)
+        logit_B = self.windows(x_BTK).masked_fill(~prompt_BT, -math.inf).amax(1)
         logit_B = torch.maximum(before_BS[:, 0].to(logit_B), logit_B)
         return torch.cat([logit_B[:, None], kept_BS], dim=1)
+
+    def detect(self, h_BTD: Tensor) -> Tensor:
+        """What the K detectors say of each state: (..., K) for states (..., D), in `compute_dtype` of theirs."""
+        return self._layer(0, h_BTD.to(compute_dtype(h_BTD)))
+
+    def windows(self, x_BTK: Tensor) -> Tensor:
+        """The logit of every window (B, T - window + 1), from what the detectors say of the tokens (B, T, K)."""
+        length = x_BTK.shape[1] - self.window + 1
+        x_BTK = reduce(torch.maximum, (x_BTK[:, i : i + length] for i in range(self.window)))
+        for i in range(1, len(self.layers)):
+            x_BTK = self._layer(i, x_BTK)
+        return x_BTK.squeeze(-1)
 
     def _layer(self, i: int, x: Tensor) -> Tensor:
         """The i-th linear layer in the dtype of its input, with a ReLU unless it is the last."""

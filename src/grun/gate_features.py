@@ -1,0 +1,157 @@
+"""What gates read: hidden states of prompts in the base model, each distinct one kept once."""
+
+from __future__ import annotations
+
+__all__ = ["GateFeatures", "gate_features", "gated_layers", "gates_of"]
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grun.adapters.edit import Gate
+from grun.adapters.layer import GrunLayer
+from grun.prompt_position import from_prompt_lengths
+from grun.records import Batch
+
+
+@dataclass(frozen=True)
+class GateFeatures:
+    """States that one gate reads on N prompts of at most P tokens.
+
+    Where a gate reads a low layer, most tokens of most prompts are in the same state: the input of the first layer is the
+    embedding of the token alone in many models. A detector looks at one state, so it has to look at each distinct one once.
+
+    Attributes:
+        h_UD: the U distinct states (U, D), in the model's dtype.
+        at_NP: int64, the number of every token's state.
+        mask_NP: bool, true on real tokens.
+    """
+
+    h_UD: Tensor
+    at_NP: Tensor
+    mask_NP: Tensor
+
+    @property
+    def at_M(self) -> Tensor:
+        """Numbers of the states of all real tokens, row after row."""
+        return self.at_NP[self.mask_NP]
+
+    def row(self, i: int) -> Tensor:
+        """The states (P, D) of the real tokens of one prompt."""
+        return self.h_UD[self.at_NP[i][self.mask_NP[i]]]
+
+    def logits(self, gate: Gate, x_UK: Tensor | None = None) -> Tensor:
+        """Gate logits (N,) of the prompts, differentiable through the window of each that has the largest.
+
+        `x_UK` is what `gate.detect` returned for the distinct states, where a caller has it already.
+        """
+        x_UK = gate.detect(self.h_UD) if x_UK is None else x_UK
+        nothing, before = len(x_UK), gate.window - 1
+        x_UK = torch.cat([x_UK, x_UK.new_zeros(1, x_UK.shape[1])])
+        at_NT = nn.functional.pad(self.at_NP.masked_fill(~self.mask_NP, nothing), (before, 0), value=nothing)
+        with torch.no_grad():
+            logits_NP = gate.windows(nn.functional.embedding(at_NT, x_UK)).masked_fill(~self.mask_NP, -math.inf)
+            first_N1 = logits_NP.argmax(1, keepdim=True)
+        window_NW = at_NT.gather(1, first_N1 + torch.arange(gate.window, device=at_NT.device))
+        return gate.windows(nn.functional.embedding(window_NW, x_UK))[:, 0]
+
+
+class _DistinctStates:
+    """States in the order in which they were first seen, and which of them the tokens of each row have."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, int] = {}
+        self._new: list[Tensor] = []
+        self._rows: list[Tensor] = []
+
+    def add(self, h_PD: Tensor) -> None:
+        """Add the states of a prompt's tokens."""
+        numbers, new = [], []
+        for i, state in enumerate(h_PD.contiguous().view(torch.uint8).cpu().numpy()):
+            key = hashlib.blake2b(state, digest_size=16).digest()
+            if key not in self._known:
+                self._known[key] = len(self._known)
+                new.append(i)
+            numbers.append(self._known[key])
+        self._new.append(h_PD[new])
+        self._rows.append(torch.tensor(numbers))
+
+    def features(self) -> GateFeatures:
+        h_UD = torch.cat(self._new)
+        at_NP = nn.utils.rnn.pad_sequence(self._rows, batch_first=True)
+        lengths_N = torch.tensor([len(row) for row in self._rows])
+        mask_NP = torch.arange(at_NP.shape[1]) < lengths_N[:, None]
+        return GateFeatures(h_UD, at_NP.to(h_UD.device), mask_NP.to(h_UD.device))
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass once every gate has what it reads."""
+
+
+def gated_layers(model: Any, adapter: str) -> list[GrunLayer]:
+    """The wrapped layers of a PEFT model that hold a gate of `adapter`, in order."""
+    return [layer for layer in model.base_model.runtime.layers if adapter in layer.grun_gate]
+
+
+def gates_of(model: Any, adapter: str) -> list[tuple[int, Gate]]:
+    """The gates of `adapter`, each with the index of its layer, in order."""
+    found = [(layer.index, layer.grun_gate[adapter]) for layer in gated_layers(model, adapter)]
+    return [(index, gate) for index, gate in found if isinstance(gate, Gate)]
+
+
+@torch.no_grad()
+def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
+    """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in layer order.
+
+    The forward pass stops at the highest layer that a gate reads.
+    """
+    layers = gated_layers(model, adapter)
+    found = [_DistinctStates() for _ in layers]
+    for batch in batches:
+        with model.disable_adapter(), _recording(layers, adapter) as states, suppress(_Enough):
+            model(**batch.model_inputs())
+        span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
+        for states_of_gate, layer in zip(found, layers, strict=True):
+            only_last = layer.configs[adapter].gate_reads == "last"
+            for row, state_TD in enumerate(states[layer.index]):
+                end = int(span.end_B[row])
+                start = end if only_last else int(span.start_B[row])
+                states_of_gate.add(state_TD[start : end + 1])
+    return [one.features() for one in found]
+
+
+@contextmanager
+def _recording(layers: Sequence[GrunLayer], adapter: str) -> Iterator[dict[int, Tensor]]:
+    """Record the states that gates read, and stop the forward pass after the last of them."""
+    states: dict[int, Tensor] = {}
+    last = layers[-1].index
+
+    def keep(index: int, state: Tensor) -> None:
+        states[index] = state
+        if index == last:
+            raise _Enough
+
+    def before(layer: GrunLayer) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(layer.index, args[0] if args else kwargs["hidden_states"])
+
+        return layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def after(layer: GrunLayer) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            keep(layer.index, output[0] if isinstance(output, tuple) else output)
+
+        return layer.register_forward_hook(hook)
+
+    handles = [after(x) if x.configs[adapter].gate_layer is None else before(x) for x in layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
