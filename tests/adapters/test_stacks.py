@@ -56,7 +56,7 @@ def test_a_stack_of_edits_is_their_weighted_sum() -> None:
     h_BTD, values_BTN = torch.randn(2, 5, 16), torch.rand(2, 5, 3)
     with torch.no_grad():
         found = EditStack.of(edits, torch.float32)(h_BTD, values_BTN)
-        expected = sum(values_BTN[..., i, None] * edit(h_BTD) for i, edit in enumerate(edits))
+        expected = h_BTD + sum(values_BTN[..., i, None] * edit(h_BTD) for i, edit in enumerate(edits))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -124,12 +124,12 @@ def test_a_stack_is_built_again_when_a_parameter_changes() -> None:
         built.append(1)
         return len(built)
 
-    assert [stacks.get(("gates", 0), [gate], build) for _ in range(3)] == [1, 1, 1]
+    assert [stacks.get("gates", 0, ("a",), [gate], build) for _ in range(3)] == [1, 1, 1]
     with torch.no_grad():
         gate.layers[0].weight.mul_(2)
-    assert stacks.get(("gates", 0), [gate], build) == 2
+    assert stacks.get("gates", 0, ("a",), [gate], build) == 2
     gate.threshold.fill_(0.5)
-    assert stacks.get(("gates", 0), [gate], build) == 3
+    assert stacks.get("gates", 0, ("a",), [gate], build) == 3
 
 
 def test_another_threshold_takes_effect_in_the_next_call() -> None:

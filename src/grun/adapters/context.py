@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["CallContext", "Gates", "GenerationScope", "Runtime", "keep_with_cache", "readings_of", "shut_of"]
+__all__ = [
+    "CallContext",
+    "Gates",
+    "GenerationScope",
+    "Runtime",
+    "keep_with_cache",
+    "readings_of",
+    "shut_of",
+    "values_of",
+]
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -32,10 +42,12 @@ class GenerationScope:
 
     Attributes:
         rotations: orthonormal matrices by adapter and layer; parameters do not change within the call.
+        stacks: of several adapters, by kind, layer and names.
     """
 
     mask_BT: Tensor
     rotations: dict[GateKey, Tensor] = field(default_factory=dict)
+    stacks: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -58,7 +70,8 @@ class CallContext:
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
         complete: gates whose readings are those of the whole prompts already.
-        values, values_together: gate values (B,), (B, N) that were computed from readings in this call.
+        values: gate values (B,) that were computed from readings, by adapter and layer, and (B, N) of several adapters, by the
+            layer that holds their gates or reads them and their names. In decoding they are kept with the cache.
         shut: adapters known to leave every row of this call alone; only looked for where nothing is trained.
     """
 
@@ -68,8 +81,7 @@ class CallContext:
     edited: dict[int, Tensor] | None = None
     as_tuple: bool = False
     complete: frozenset[GateKey] = frozenset()
-    values: dict[GateKey, Tensor] = field(default_factory=dict)
-    values_together: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    values: dict[Any, Tensor] = field(default_factory=dict)
     shut: set[str] = field(default_factory=set)
 
     def columns(self, width: int, device: torch.device) -> Tensor:
@@ -115,26 +127,31 @@ class _GateKeeping:
     """Mixed into the class of a key/value cache: gate readings follow their rows through every reordering of the cache."""
 
     _grun_readings: dict[GateKey, Tensor]
+    _grun_values: dict[Any, Tensor]
     _grun_shut: frozenset[str]
 
     def reorder_cache(self, beam_idx: Tensor) -> Any:
         out = super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._grun_readings = {k: v.index_select(0, beam_idx.to(v.device)) for k, v in self._grun_readings.items()}
+        self._grun_each(lambda v: v.index_select(0, beam_idx.to(v.device)))
         return out
 
     def batch_repeat_interleave(self, repeats: int) -> Any:
         out = super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._grun_readings = {k: v.repeat_interleave(repeats, dim=0) for k, v in self._grun_readings.items()}
+        self._grun_each(lambda v: v.repeat_interleave(repeats, dim=0))
         return out
 
     def batch_select_indices(self, indices: Tensor) -> Any:
         out = super().batch_select_indices(indices)  # type: ignore[misc]
-        self._grun_readings = {k: v[indices.to(v.device)] for k, v in self._grun_readings.items()}
+        self._grun_each(lambda v: v[indices.to(v.device)])
         return out
 
     def reset(self) -> Any:
-        self._grun_readings = {}
+        self._grun_readings, self._grun_values = {}, {}
         return super().reset()  # type: ignore[misc]
+
+    def _grun_each(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._grun_readings = {key: change(value) for key, value in self._grun_readings.items()}
+        self._grun_values = {key: change(value) for key, value in self._grun_values.items()}
 
 
 @cache
@@ -154,12 +171,19 @@ def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor], shut: frozenset
         kept_class: Any = type(cache)
         cache.__class__ = _gate_keeping_class(kept_class)
     cache._grun_readings = {k: v.detach() for k, v in readings.items()}
+    cache._grun_values = {}
     cache._grun_shut = shut
 
 
 def readings_of(cache: Any) -> dict[GateKey, Tensor] | None:
     """The gate readings kept with a cache; None if nothing in it was prefilled under an adapter."""
     return dict(cache._grun_readings) if isinstance(cache, _GateKeeping) else None
+
+
+def values_of(cache: Any) -> dict[Any, Tensor]:
+    """Gate values kept with a prefilled cache, to be added to: nothing that is decoded changes them."""
+    found: dict[Any, Tensor] = cache._grun_values
+    return found
 
 
 def shut_of(cache: Any) -> frozenset[str] | None:

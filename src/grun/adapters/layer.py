@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GrunLayer"]
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,9 +103,8 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if call is None:
             raise UserError(NO_BOUNDARY)
         h_in_BTD = args[0] if args else kwargs["hidden_states"]
-        self._read_all(
-            [n for n in names if n in self.grun_gate and self.configs[n].gate_layer is not None], h_in_BTD, call
-        )
+        if call.span is not None:
+            self._read_all([n for n in names if self._gate_reads(n, at_input=True)], h_in_BTD, call)
         output = self.base_layer(*args, **kwargs)
         h_BTD = output[0] if isinstance(output, tuple) else output
         edited_BTD = self._edit(h_BTD, names, call)
@@ -112,12 +112,16 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             call.edited[self.index] = edited_BTD
         return (edited_BTD, *output[1:]) if isinstance(output, tuple) else edited_BTD
 
+    def _gate_reads(self, name: str, *, at_input: bool) -> bool:
+        """Whether a gate of this adapter looks at the input of this layer, or at its output."""
+        return name in self.grun_gate and (self.configs[name].gate_layer is not None) == at_input
+
     def _read_all(self, names: list[str], h_BTD: Tensor, call: CallContext) -> None:
         """Update the readings of gates that look at the layer's input, together where they can be.
 
         Where nothing is trained, adapters that are open for no row are left out of what follows.
         """
-        if torch.is_grad_enabled() or not names or call.span is None:
+        if torch.is_grad_enabled() or not names:
             for name in names:
                 self._read(name, h_BTD, call)
             return
@@ -132,12 +136,11 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
         """Read prompts with all gates in one product; False where they are too different for that, or there is only one."""
-        gates: list[Any] = [self.grun_gate[name] for name in names]
         before: list[Any] = [call.readings.get((name, self.index)) for name in names]
         alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
-        stack = self.runtime.stacks.get(("gates", self.index, *names), gates, lambda: GateStack.of(gates))
+        stack = self._stack("gates", tuple(names), self.grun_gate, GateStack.of)
         span = call.span_on(h_BTD.device)
         if stack is None or span is None or any((name, self.index) in call.complete for name in names):
             return False
@@ -149,13 +152,13 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
         """Update the reading of this layer's gate with the prompt tokens of this call."""
-        call.values.pop((name, self.index), None)
         gate: Any = self.grun_gate[name]
         device = gate.threshold.device  # the layer below may live on another one
         span = call.span_on(device)
         key = (name, self.index)
         if span is None or key in call.complete:
             return
+        call.values.pop(key, None)
         before_BS = call.readings.get(key)
         before_BS = None if before_BS is None else before_BS.to(device)
         with torch.autocast(device.type, enabled=False):
@@ -168,17 +171,18 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 call.readings[key] = gate(h_BTD.to(device), prompt_BT, before_BS)
 
     def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
-        out_BTD = h_BTD
-        for name in names:
-            if name in self.grun_gate and self.configs[name].gate_layer is None:
-                self._read(name, h_BTD, call)
-        names = [name for name in names if name in self.grun_edit and name not in call.shut]
-        together = [name for name in names if self.configs[name].edit_from == "last_prompt_on"]
+        out_BTD, configs, edits = h_BTD, self.configs, self.grun_edit
+        if call.span is not None:
+            for name in names:
+                if self._gate_reads(name, at_input=False):
+                    self._read(name, h_BTD, call)
+        names = [name for name in names if name in edits and name not in call.shut]
+        together = [name for name in names if configs[name].edit_from == "last_prompt_on"]
         if together and not torch.is_grad_enabled() and not self.training:
             out_BTD = self._edit_together(h_BTD, together, call)
             names = [name for name in names if name not in together]
         for name in names:
-            if self.configs[name].edit_from == "last_prompt_on":
+            if configs[name].edit_from == "last_prompt_on":
                 out_BTD = self._edit_from_last(out_BTD, h_BTD, name, call)
             else:
                 out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call)
@@ -209,36 +213,44 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _edit_together(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         """The edits of several adapters from the last prompt token on, as one product."""
-        rows, width, _ = h_BTD.shape
-        edits: list[Any] = [self.grun_edit[name] for name in names]
-        dtype = compute_dtype(h_BTD)
-        stack = self.runtime.stacks.get(("edits", self.index, dtype, *names), edits, lambda: EditStack.of(edits, dtype))
-        values_BN = self._values_together(names, call, rows, h_BTD.device)
-        values_BTN = values_BN[:, None].expand(rows, width, len(names))
-        span = call.span_on(h_BTD.device)
+        dtype, span = compute_dtype(h_BTD), call.span_on(h_BTD.device)
+        stack = self._stack("edits", (dtype, *names), self.grun_edit, lambda edits: EditStack.of(edits, dtype))
+        values_BTN = self._values_together(names, call, h_BTD)[:, None]
         if span is not None:
-            after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
+            after_BT = call.columns(h_BTD.shape[1], h_BTD.device) >= span.end_B[:, None]
             values_BTN = torch.where(after_BT[..., None], values_BTN, 0.0)
         with torch.autocast(h_BTD.device.type, enabled=False):
-            sum_BTD = (h_BTD.to(dtype) + stack(h_BTD, values_BTN)).to(h_BTD.dtype)
+            sum_BTD = stack(h_BTD.to(dtype), values_BTN).to(h_BTD.dtype)
         return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
 
-    def _values_together(self, names: list[str], call: CallContext, rows: int, device: torch.device) -> Tensor:
+    def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
         """Gate values (B, N) of several adapters; once for all layers, where one shared gate each decides."""
         configs = [self.configs[name] for name in names]
-        sources = {config.gate_layer for config in configs if config.gate != "none"}
-        if len(names) == 1 or None in sources or len(sources) != 1 or any(config.gate == "none" for config in configs):
-            return torch.stack([self.gate_value(name, call, rows, device) for name in names], dim=1)
-        source = int(next(iter(sources)) or 0)
-        if tuple(names) not in call.values_together:
-            holder = next(layer for layer in self.runtime.layers if layer.index == source)
-            gates: list[Any] = [holder.grun_gate[name] for name in names]
-            thresholds_N = self.runtime.stacks.get(
-                ("thresholds", *names), gates, lambda: torch.stack([gate.threshold for gate in gates])
-            )
-            logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
-            call.values_together[tuple(names)] = torch.where(logits_BN <= thresholds_N, 0.0, logits_BN.sigmoid())
-        return call.values_together[tuple(names)].to(device)
+        sources = {None if config.gate == "none" else config.gate_layer for config in configs}
+        source = None if len(sources) > 1 else sources.pop()
+        key = (self.index if source is None else source, *names)
+        if key not in call.values:
+            if source is None:
+                values = [self.gate_value(name, call, len(h_BTD), h_BTD.device) for name in names]
+                call.values[key] = torch.stack(values, dim=1)
+            else:
+                holder = next(layer for layer in self.runtime.layers if layer.index == source)
+                gates: list[Any] = [holder.grun_gate[name] for name in names]
+                thresholds_N = torch.stack([gate.threshold for gate in gates])
+                logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
+                call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, logits_BN.sigmoid())
+        return call.values[key].to(h_BTD.device)
+
+    def _stack(self, kind: str, key: tuple[Any, ...], held: nn.ModuleDict, build: Callable[[Any], Any]) -> Any:
+        """What `build` makes of the parts that this layer holds of several adapters, kept as long as none of them changes."""
+        scope, known = self.runtime.generation, (kind, self.index, key)
+        if scope is not None and known in scope.stacks:
+            return scope.stacks[known]
+        parts = [held[name] for name in key if name in held]
+        found = self.runtime.stacks.get(kind, self.index, key, parts, lambda: build(parts))
+        if scope is not None:
+            scope.stacks[known] = found
+        return found
 
     def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token; where it lies outside this call nothing changes."""

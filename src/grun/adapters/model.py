@@ -15,7 +15,16 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from grun.adapters.config import GrunConfig
-from grun.adapters.context import CallContext, Gates, GenerationScope, Runtime, keep_with_cache, readings_of, shut_of
+from grun.adapters.context import (
+    CallContext,
+    Gates,
+    GenerationScope,
+    Runtime,
+    keep_with_cache,
+    readings_of,
+    shut_of,
+    values_of,
+)
 from grun.adapters.layer import NO_BOUNDARY, GrunLayer
 from grun.errors import UserError
 from grun.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
@@ -170,6 +179,7 @@ class GrunModel(BaseTuner):
         call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
         if call.span is None:
             call.shut = set(shut_of(given["past_key_values"]) or ())
+            call.values = values_of(given["past_key_values"])
         known = self.runtime.continuation
         if known is not None:
             call.readings, call.complete = dict(known.readings), known.complete

@@ -6,6 +6,7 @@ __all__ = ["EditStack", "GateStack", "Stacks"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -60,7 +61,8 @@ class GateStack:
         pooled = before_NBS[..., 1:].unflatten(-1, (self.window - 1, detectors)) if self.window > 1 else None
         x_NBTK = x_NBTK if pooled is None else torch.cat([pooled.to(x_NBTK), x_NBTK], dim=2)
         kept_NBS = x_NBTK[:, :, x_NBTK.shape[2] - (self.window - 1) :].flatten(2)
-        x_NBTK = x_NBTK.unfold(2, self.window, 1).amax(-1)
+        length = x_NBTK.shape[2] - self.window + 1
+        x_NBTK = reduce(torch.maximum, (x_NBTK[:, :, i : i + length] for i in range(self.window)))
         for i in range(1, len(self.weights)):
             x_NBTK = (
                 torch.einsum("nbtk,nok->nbto", x_NBTK, self.weights[i].to(dtype))
@@ -74,16 +76,16 @@ class GateStack:
 
 @dataclass(frozen=True)
 class EditStack:
-    """Edits side by side, `sum_i v_i R_i^T (W_i h + b_i - R_i h)` as two products.
+    """Edits side by side, `h + sum_i v_i R_i^T (W_i h + b_i - R_i h)` as two products.
 
     Attributes:
-        inner_DM: `W_i - R_i` of all edits, M the sum of their ranks.
+        inner_MD: `W_i - R_i` of all edits, M the sum of their ranks.
         bias_M: their biases.
         outer_MD: their `R_i`.
         owner_M: number of the edit that each of the M belongs to.
     """
 
-    inner_DM: Tensor
+    inner_MD: Tensor
     bias_M: Tensor
     outer_MD: Tensor
     owner_M: Tensor
@@ -92,32 +94,29 @@ class EditStack:
     def of(cls, edits: Sequence[LowRankEdit], dtype: torch.dtype) -> EditStack:
         """The stack."""
         rotations = [edit.rotation_DR(dtype).detach() for edit in edits]
-        inner = [edit.weight.detach().to(dtype).T - r for edit, r in zip(edits, rotations, strict=True)]
+        inner = [edit.weight.detach().to(dtype) - r.T for edit, r in zip(edits, rotations, strict=True)]
         owners = [torch.full((r.shape[1],), i, device=r.device) for i, r in enumerate(rotations)]
         bias_M = torch.cat([edit.bias.detach().to(dtype) for edit in edits])
-        return cls(torch.cat(inner, dim=1), bias_M, torch.cat(rotations, dim=1).T.contiguous(), torch.cat(owners))
+        return cls(torch.cat(inner), bias_M, torch.cat(rotations, dim=1).T.contiguous(), torch.cat(owners))
 
     def __call__(self, h_BTD: Tensor, values_BTN: Tensor) -> Tensor:
-        """The sum of the edits (B, T, D), each times its value."""
-        inner_BTM = h_BTD.to(self.inner_DM.dtype) @ self.inner_DM + self.bias_M
-        scaled_BTM = inner_BTM * values_BTN.to(inner_BTM.dtype)[..., self.owner_M]
-        return scaled_BTM @ self.outer_MD
+        """The states (B, T, D), in the stack's dtype, and the sum of the edits, each times its value (B, T or 1, N)."""
+        values_BTM = values_BTN if values_BTN.shape[-1] == 1 else values_BTN[..., self.owner_M]
+        inner_BTM = nn.functional.linear(h_BTD, self.inner_MD, self.bias_M) * values_BTM.to(h_BTD.dtype)
+        return torch.addmm(h_BTD.flatten(0, 1), inner_BTM.flatten(0, 1), self.outer_MD).view_as(h_BTD)
 
 
 class Stacks:
     """Stacks that were built before, each until a parameter of its parts changes."""
 
     def __init__(self) -> None:
-        self._kept: dict[Any, tuple[int, Any]] = {}
+        self._kept: dict[tuple[str, int], tuple[Any, int, Any]] = {}
 
-    def get(self, key: Any, parts: Sequence[nn.Module], build: Callable[[], S]) -> S:
-        """The stack called `key` of these parts."""
+    def get(self, kind: str, layer: int, names: Any, parts: Sequence[nn.Module], build: Callable[[], S]) -> S:
+        """The stack of this kind at a layer; one set of names each is kept, that in use now."""
         version = sum(tensor._version for part in parts for tensor in (*part.parameters(), *part.buffers()))
-        known = self._kept.get(key)
-        if known is None or known[0] != version:
-            self._kept = {
-                k: v for k, v in self._kept.items() if k[0] != key[0]
-            }  # other sets of adapters are in use now
-            self._kept[key] = (version, build())
-        found: S = self._kept[key][1]
+        known = self._kept.get((kind, layer))
+        if known is None or known[:2] != (names, version):
+            known = self._kept[kind, layer] = (names, version, build())
+        found: S = known[2]
         return found
