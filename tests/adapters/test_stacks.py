@@ -9,7 +9,7 @@ from peft import get_peft_model
 from adapter_kit import make_rows, pad, randomise
 from grun.adapters.config import GrunConfig
 from grun.adapters.edit import Gate, LowRankEdit
-from grun.adapters.stacks import EditStack, GateStack, Stacks
+from grun.adapters.stacks import EditStack, GateStack
 from helpers import tiny_model
 
 
@@ -115,21 +115,6 @@ def test_one_open_adapter_among_shut_ones_edits_as_if_it_were_alone() -> None:
     ids = torch.tensor([[20, 30, 40, 50], [21, 31, 41, 51]])
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(model.generate(input_ids=ids, **settings), alone.generate(input_ids=ids, **settings))
-
-
-def test_a_stack_is_built_again_when_a_parameter_changes() -> None:
-    gate, stacks, built = Gate(8, (4,), 1), Stacks(), []
-
-    def build() -> int:
-        built.append(1)
-        return len(built)
-
-    assert [stacks.get("gates", 0, ("a",), [gate], build) for _ in range(3)] == [1, 1, 1]
-    with torch.no_grad():
-        gate.layers[0].weight.mul_(2)
-    assert stacks.get("gates", 0, ("a",), [gate], build) == 2
-    gate.threshold.fill_(0.5)
-    assert stacks.get("gates", 0, ("a",), [gate], build) == 3
 
 
 def test_another_threshold_takes_effect_in_the_next_call() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grun.adapters.stacks import Stacks
 from grun.prompt_position import PromptSpan, from_attention_mask
 
 GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds the gate
@@ -101,7 +100,6 @@ class Runtime(threading.local):
         call: the forward call in progress.
         generation: the `generate` call in progress.
         idle: every adapter leaves every row of the call in progress alone.
-        stacks: of gates and edits of several adapters.
         continuation: what is known of the batch, where calls begin in the middle of the model.
         last_logits: gate logits of the thread's last call that read prompts.
     """
@@ -112,7 +110,6 @@ class Runtime(threading.local):
         self.generation: GenerationScope | None = None
         self.continuation: Any = None
         self.idle = False
-        self.stacks = Stacks()
         self.last_logits: dict[GateKey, Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:

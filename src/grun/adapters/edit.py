@@ -19,13 +19,14 @@ def compute_dtype(h: Tensor) -> torch.dtype:
 
 
 def orthonormal(free_DR: Tensor) -> Tensor:
-    """Orthonormal columns spanning those of a free (D, R) matrix: the Q of its QR factorisation with positive diagonal.
+    """Orthonormal columns spanning those of a free (..., D, R) matrix: the Q of its QR factorisation with positive diagonal.
 
     Invariant to the scale of the columns, so no optimizer setting (weight decay in particular) can degrade it, unlike the
     householder map of `torch.nn.utils.parametrizations.orthogonal`. An orthonormal matrix maps to itself, up to rounding.
     """
     q_DR, r_RR = torch.linalg.qr(free_DR)
-    return q_DR * torch.where(torch.diagonal(r_RR) < 0, -1.0, 1.0).to(q_DR.dtype)
+    negative_R = torch.diagonal(r_RR, dim1=-2, dim2=-1) < 0
+    return q_DR * torch.where(negative_R, -1.0, 1.0).to(q_DR.dtype)[..., None, :]
 
 
 class LowRankEdit(nn.Module):

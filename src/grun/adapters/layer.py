@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GrunLayer"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -129,8 +129,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             for name in names:
                 self._read(name, h_BTD, call)
         logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
-        gates: list[Any] = [self.grun_gate[name] for name in names]
-        thresholds_N = torch.stack([gate.threshold for gate in gates])
+        thresholds_N = torch.stack([gate.threshold for gate in _parts(self.grun_gate, names)])
         open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut
         call.shut.update(name for name, is_open in zip(names, open_N, strict=True) if not is_open)
 
@@ -140,7 +139,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
-        stack = self._stack("gates", tuple(names), self.grun_gate, GateStack.of)
+        stack = self._stack("gates", tuple(names), lambda: GateStack.of(_parts(self.grun_gate, names)))
         span = call.span_on(h_BTD.device)
         if stack is None or span is None or any((name, self.index) in call.complete for name in names):
             return False
@@ -214,7 +213,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _edit_together(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         """The edits of several adapters from the last prompt token on, as one product."""
         dtype, span = compute_dtype(h_BTD), call.span_on(h_BTD.device)
-        stack = self._stack("edits", (dtype, *names), self.grun_edit, lambda edits: EditStack.of(edits, dtype))
+        stack = self._stack("edits", (dtype, *names), lambda: EditStack.of(_parts(self.grun_edit, names), dtype))
         values_BTN = self._values_together(names, call, h_BTD)[:, None]
         if span is not None:
             after_BT = call.columns(h_BTD.shape[1], h_BTD.device) >= span.end_B[:, None]
@@ -235,22 +234,18 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 call.values[key] = torch.stack(values, dim=1)
             else:
                 holder = next(layer for layer in self.runtime.layers if layer.index == source)
-                gates: list[Any] = [holder.grun_gate[name] for name in names]
-                thresholds_N = torch.stack([gate.threshold for gate in gates])
+                thresholds_N = torch.stack([gate.threshold for gate in _parts(holder.grun_gate, names)])
                 logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
                 call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, logits_BN.sigmoid())
         return call.values[key].to(h_BTD.device)
 
-    def _stack(self, kind: str, key: tuple[Any, ...], held: nn.ModuleDict, build: Callable[[Any], Any]) -> Any:
-        """What `build` makes of the parts that this layer holds of several adapters, kept as long as none of them changes."""
-        scope, known = self.runtime.generation, (kind, self.index, key)
-        if scope is not None and known in scope.stacks:
-            return scope.stacks[known]
-        parts = [held[name] for name in key if name in held]
-        found = self.runtime.stacks.get(kind, self.index, key, parts, lambda: build(parts))
-        if scope is not None:
-            scope.stacks[known] = found
-        return found
+    def _stack(self, kind: str, names: tuple[Any, ...], build: Callable[[], Any]) -> Any:
+        """The parts that this layer holds of several adapters as one, built once per `generate` call."""
+        kept = {} if self.runtime.generation is None else self.runtime.generation.stacks
+        key = (kind, self.index, names)
+        if key not in kept:
+            kept[key] = build()
+        return kept[key]
 
     def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token; where it lies outside this call nothing changes."""
@@ -281,6 +276,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if (name, self.index) not in kept:
             kept[name, self.index] = edit.rotation_DR(dtype).detach()
         return kept[name, self.index]
+
+
+def _parts(held: nn.ModuleDict, names: Sequence[str]) -> list[Any]:
+    return [held[name] for name in names]
 
 
 def _only_last(h_BTD: Tensor, span: PromptSpan, past: int) -> tuple[Tensor, Tensor]:

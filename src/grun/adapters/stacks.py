@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["EditStack", "GateStack", "Stacks"]
+__all__ = ["EditStack", "GateStack"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grun.adapters.edit import Gate, LowRankEdit, compute_dtype
-
-S = TypeVar("S")
+from grun.adapters.edit import Gate, LowRankEdit, compute_dtype, orthonormal
 
 
 @dataclass(frozen=True)
@@ -93,30 +91,19 @@ class EditStack:
     @classmethod
     def of(cls, edits: Sequence[LowRankEdit], dtype: torch.dtype) -> EditStack:
         """The stack."""
-        rotations = [edit.rotation_DR(dtype).detach() for edit in edits]
-        inner = [edit.weight.detach().to(dtype) - r.T for edit, r in zip(edits, rotations, strict=True)]
-        owners = [torch.full((r.shape[1],), i, device=r.device) for i, r in enumerate(rotations)]
-        bias_M = torch.cat([edit.bias.detach().to(dtype) for edit in edits])
-        return cls(torch.cat(inner), bias_M, torch.cat(rotations, dim=1).T.contiguous(), torch.cat(owners))
+        ranks = [len(edit.bias) for edit in edits]
+        if len(set(ranks)) == 1:
+            rotation_NDR = orthonormal(torch.stack([edit.rotation.detach().to(dtype) for edit in edits]))
+            rotation_MD = rotation_NDR.transpose(1, 2).flatten(0, 1)
+        else:
+            rotation_MD = torch.cat([edit.rotation_DR(dtype).detach().T for edit in edits])
+        weight_MD = torch.cat([edit.weight.detach() for edit in edits]).to(dtype)
+        bias_M = torch.cat([edit.bias.detach() for edit in edits]).to(dtype)
+        owner_M = torch.arange(len(edits)).repeat_interleave(torch.tensor(ranks)).to(bias_M.device)
+        return cls(weight_MD - rotation_MD, bias_M, rotation_MD.contiguous(), owner_M)
 
     def __call__(self, h_BTD: Tensor, values_BTN: Tensor) -> Tensor:
         """The states (B, T, D), in the stack's dtype, and the sum of the edits, each times its value (B, T or 1, N)."""
         values_BTM = values_BTN if values_BTN.shape[-1] == 1 else values_BTN[..., self.owner_M]
         inner_BTM = nn.functional.linear(h_BTD, self.inner_MD, self.bias_M) * values_BTM.to(h_BTD.dtype)
         return torch.addmm(h_BTD.flatten(0, 1), inner_BTM.flatten(0, 1), self.outer_MD).view_as(h_BTD)
-
-
-class Stacks:
-    """Stacks that were built before, each until a parameter of its parts changes."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, int], tuple[Any, int, Any]] = {}
-
-    def get(self, kind: str, layer: int, names: Any, parts: Sequence[nn.Module], build: Callable[[], S]) -> S:
-        """The stack of this kind at a layer; one set of names each is kept, that in use now."""
-        version = sum(tensor._version for part in parts for tensor in (*part.parameters(), *part.buffers()))
-        known = self._kept.get((kind, layer))
-        if known is None or known[:2] != (names, version):
-            known = self._kept[kind, layer] = (names, version, build())
-        found: S = known[2]
-        return found
