@@ -94,6 +94,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             return []
         return [name for name in self.active_adapters if name in self.configs]
 
+    @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; what follows depends on the call
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own output, with the edits of the active adapters where their gates are open."""
         names = [] if self.runtime.idle else self.active_here()
@@ -116,6 +117,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         """Whether a gate of this adapter looks at the input of this layer, or at its output."""
         return name in self.grun_gate and (self.configs[name].gate_layer is not None) == at_input
 
+    @torch.compiler.disable
     def _read_all(self, names: list[str], h_BTD: Tensor, call: CallContext) -> None:
         """Update the readings of gates that look at the layer's input, together where they can be.
 
@@ -169,6 +171,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 prompt_BT = span.is_prompt(call.past, h_BTD.shape[1])
                 call.readings[key] = gate(h_BTD.to(device), prompt_BT, before_BS)
 
+    @torch.compiler.disable
     def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         out_BTD, configs, edits = h_BTD, self.configs, self.grun_edit
         if call.span is not None:

@@ -162,6 +162,7 @@ class GrunModel(BaseTuner):
         finally:
             self.runtime.generation = before
 
+    @torch.compiler.disable  # what is traced once would be believed in later calls
     def _begin_call(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
@@ -216,6 +217,7 @@ class GrunModel(BaseTuner):
             return from_prompt_lengths(prompt_lengths, mask_BT)
         return from_labels(nn.functional.pad(torch.as_tensor(labels), (past, 0), value=-100), mask_BT)
 
+    @torch.compiler.disable
     def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         call, self.runtime.call, self.runtime.idle = self.runtime.call, None, False
         if call is None or output is None:
