@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["AS_TUPLE", "ENTERING", "KEYS_VALUES", "base_model_parts", "in_chunks"]
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from grun.adapters.model import decoder_layers
 from grun.batches import Encoded
-from grun.prefix_signals import continued_signals
+from grun.prefix_signals import continued_signals, parts_by_length
 from grun.prefix_store import Parts
 from grun.scoring import selected_rows
 from grun.signals import adapters_off, evaluating, forward_parameters
@@ -32,7 +32,14 @@ def in_chunks(rows: Sequence[Encoded], size: int) -> list[list[Encoded]]:
 
 @torch.no_grad()
 def base_model_parts(
-    model: Any, rows: Sequence[Encoded], names: Collection[str], *, first: int, observed: nn.Module | None, pad: int
+    model: Any,
+    rows: Sequence[Encoded],
+    names: Collection[str],
+    *,
+    first: int,
+    observed: nn.Module | None,
+    pad: int,
+    overhead: float,
 ) -> Parts:
     """Everything that is kept of some rows, on the CPU: `<row>.entering`, `<row>.<quantity>`, `prompt <row>.keys_values`.
 
@@ -45,6 +52,7 @@ def base_model_parts(
         first: index of the first edited layer.
         observed: decoder layer whose output the quantity `hidden` is.
         pad: token that fills rows up.
+        overhead: what another batch costs, in columns (see `parts_by_length`).
     """
     base = model.get_base_model()
     layer = decoder_layers(base)[1][first]
@@ -54,34 +62,52 @@ def base_model_parts(
     width = max(map(len, prompts))
     real_BP = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts], device=device)
     ids_BP = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prompts], device=device)
-    index_C = torch.tensor([prompts[prefix] for prefix in prefixes], device=device)
+    found: Parts = {}
     with adapters_off(model), evaluating(model):
         cache = _read(base, ids_BP, real_BP.sum(1))
-        answers = [row.input_ids[row.prompt_length - 1 :] for row in rows]
-        longest = max(map(len, answers))
-        ids_BC = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers], device=device)
-        lengths_B = torch.tensor([len(a) - 1 for a in answers], device=device)
-        answer_BA = torch.arange(longest - 1, device=device) < lengths_B[:, None]
-        copies = selected_rows(cache, index_C) if width else DynamicCache()
-        with _output_of(layer) as kept:
-            # the last token of an answer enters the trained part too, so all columns are read
-            side = continued_signals(
-                base, ids_BC, answer_BA, real_BP[index_C], copies, {"hidden", *names}, observed or layer
-            )
-    as_tuple, entering_BCD = kept
+        for part in parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], overhead):
+            index_C = torch.tensor([prompts[prefixes[i]] for i in part], device=device)
+            copies = selected_rows(cache, index_C) if width else DynamicCache()
+            answers = {i: rows[i].input_ids[rows[i].prompt_length - 1 :] for i in part}
+            found |= _answered(base, layer, answers, real_BP[index_C], copies, names, observed, pad)
     above: list[Any] = cache.layers[first + 1 :] if width else copies.layers[first + 1 :]
-    found: Parts = {AS_TUPLE: torch.tensor(as_tuple)}
-    dtypes = {name: torch.float32 if name == "logps" else entering_BCD.dtype for name in names}
-    quantities = {name: side.quantities[name].to(dtypes[name]).split(lengths_B.tolist()) for name in names}
-    for i, answer in enumerate(answers):
-        found[f"{i}.{ENTERING}"] = _kept(entering_BCD[i, : len(answer)])
-        found |= {f"{i}.{name}": _kept(quantities[name][i]) for name in names}
     for prefix, b in prompts.items():
         parts = [
             values[b, :, width - len(prefix) : width] for kind in ("keys", "values") for values in _each(above, kind)
         ]
-        stacked = torch.stack(parts) if parts else entering_BCD.new_zeros(0, 1, len(prefix), 1)
+        stacked = torch.stack(parts) if parts else found[f"0.{ENTERING}"].new_zeros(0, 1, len(prefix), 1)
         found[f"prompt {prefixes.index(prefix)}.{KEYS_VALUES}"] = _kept(stacked)
+    return found
+
+
+def _answered(
+    base: nn.Module,
+    layer: nn.Module,
+    answers: Mapping[int, Sequence[int]],
+    real_BP: Tensor,
+    copies: DynamicCache,
+    names: Collection[str],
+    observed: nn.Module | None,
+    pad: int,
+) -> Parts:
+    """What is kept of answers, by row, each with the last token of its prompt before it; the prompts are in `copies`."""
+    longest, device = max(map(len, answers.values())), real_BP.device
+    ids_BC = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers.values()], device=device)
+    lengths_B = torch.tensor([len(a) - 1 for a in answers.values()], device=device)
+    answer_BA = torch.arange(longest - 1, device=device) < lengths_B[:, None]
+    quantities: dict[str, Tensor] = {}
+    stop = not names and real_BP.shape[1] > 0  # nothing is asked of the layers above, and their shapes are known
+    with _output_of(layer, stop) as kept, suppress(_Enough):
+        # the last token of an answer enters the trained part too, so all columns are read
+        side = continued_signals(base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer)
+        quantities = {name: side.quantities[name] for name in names}
+    as_tuple, entering_BCD = kept
+    dtypes = {name: torch.float32 if name == "logps" else entering_BCD.dtype for name in names}
+    parts = {name: value.to(dtypes[name]).split(lengths_B.tolist()) for name, value in quantities.items()}
+    found: Parts = {AS_TUPLE: torch.tensor(as_tuple)}
+    for b, (i, answer) in enumerate(answers.items()):
+        found[f"{i}.{ENTERING}"] = _kept(entering_BCD[b, : len(answer)])
+        found |= {f"{i}.{name}": _kept(values[b]) for name, values in parts.items()}
     return found
 
 
@@ -121,13 +147,19 @@ def _kept(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
+class _Enough(Exception):
+    """Raised inside a forward pass once everything is known that was asked."""
+
+
 @contextmanager
-def _output_of(layer: nn.Module) -> Iterator[list[Any]]:
-    """Inside, a list that will hold whether the layer returns a tuple, and its hidden states."""
+def _output_of(layer: nn.Module, stop: bool) -> Iterator[list[Any]]:
+    """Inside, a list that will hold whether the layer returns a tuple, and its hidden states; the pass may stop there."""
     kept: list[Any] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         kept.extend((isinstance(output, tuple), output[0] if isinstance(output, tuple) else output))
+        if stop:
+            raise _Enough
 
     handle = layer.register_forward_hook(keep)
     try:
