@@ -140,7 +140,7 @@ class Stub:
             for gate in made:
                 gate.layers[0].weight.fill_(1.0)
                 gate.layers[0].bias.zero_()
-        layers = [SimpleNamespace(index=i, grun_gate={"default": gate}) for i, gate in enumerate(made)]
+        layers = [SimpleNamespace(index=i, gates={"default": gate}) for i, gate in enumerate(made)]
         self.base_model = SimpleNamespace(runtime=SimpleNamespace(layers=layers))
 
     @staticmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["GateFeatures", "gate_features", "gated_layers", "gates_of"]
+__all__ = ["GateFeatures", "gate_features", "gates_of", "held_gates"]
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -94,62 +94,63 @@ class _Enough(Exception):
     """Raised inside a forward pass once every gate has what it reads."""
 
 
-def gated_layers(model: Any, adapter: str) -> list[GrunLayer]:
-    """The wrapped layers of a PEFT model that hold a gate of `adapter`, in order."""
-    return [layer for layer in model.base_model.runtime.layers if adapter in layer.grun_gate]
+def held_gates(model: Any, adapter: str) -> list[tuple[GrunLayer, str]]:
+    """Where the gates of an adapter of a PEFT model are: layer and part (of a stack there are many), in order."""
+    layers = model.base_model.runtime.layers
+    return [(layer, part) for layer in layers for part in layer.gates if part.partition("/")[0] == adapter]
 
 
 def gates_of(model: Any, adapter: str) -> list[tuple[int, Gate]]:
     """The gates of `adapter`, each with the index of its layer, in order."""
-    found = [(layer.index, layer.grun_gate[adapter]) for layer in gated_layers(model, adapter)]
-    return [(index, gate) for index, gate in found if isinstance(gate, Gate)]
+    return [(layer.index, layer.gates[part]) for layer, part in held_gates(model, adapter)]
 
 
 @torch.no_grad()
 def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
-    """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in layer order.
+    """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in order.
 
-    The forward pass stops at the highest layer that a gate reads.
+    The forward pass stops at the highest layer that a gate reads. Gates that read the same share an entry.
     """
-    layers = gated_layers(model, adapter)
-    found = [_DistinctStates() for _ in layers]
+    reading = [(layer, layer.configs[part]) for layer, part in held_gates(model, adapter)]
+    keys = [(layer.index, config.gate_layer is None, config.gate_reads == "last") for layer, config in reading]
+    found = {key: _DistinctStates() for key in keys}
+    points = {key[:2]: layer for key, (layer, _) in zip(keys, reading, strict=True)}
     for batch in batches:
-        with model.disable_adapter(), _recording(layers, adapter) as states, suppress(_Enough):
+        with model.disable_adapter(), _recording(points) as states, suppress(_Enough):
             model(**batch.model_inputs())
         span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
-        for states_of_gate, layer in zip(found, layers, strict=True):
-            only_last = layer.configs[adapter].gate_reads == "last"
-            for row, state_TD in enumerate(states[layer.index]):
+        for (index, at_output, only_last), distinct in found.items():
+            for row, state_TD in enumerate(states[index, at_output]):
                 end = int(span.end_B[row])
                 start = end if only_last else int(span.start_B[row])
-                states_of_gate.add(state_TD[start : end + 1])
-    return [one.features() for one in found]
+                distinct.add(state_TD[start : end + 1])
+    features = {key: distinct.features() for key, distinct in found.items()}
+    return [features[key] for key in keys]
 
 
 @contextmanager
-def _recording(layers: Sequence[GrunLayer], adapter: str) -> Iterator[dict[int, Tensor]]:
-    """Record the states that gates read, and stop the forward pass after the last of them."""
-    states: dict[int, Tensor] = {}
-    last = layers[-1].index
+def _recording(points: Mapping[tuple[int, bool], GrunLayer]) -> Iterator[dict[tuple[int, bool], Tensor]]:
+    """Record states at the input (False) or output (True) of layers, and stop the forward pass after the last of them."""
+    states: dict[tuple[int, bool], Tensor] = {}
 
-    def keep(index: int, state: Tensor) -> None:
-        states[index] = state
-        if index == last:
+    def keep(key: tuple[int, bool], state: Tensor) -> None:
+        states[key] = state
+        if len(states) == len(points):
             raise _Enough
 
-    def before(layer: GrunLayer) -> Any:
+    def before(key: tuple[int, bool], layer: GrunLayer) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(layer.index, args[0] if args else kwargs["hidden_states"])
+            keep(key, args[0] if args else kwargs["hidden_states"])
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def after(layer: GrunLayer) -> Any:
+    def after(key: tuple[int, bool], layer: GrunLayer) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            keep(layer.index, output[0] if isinstance(output, tuple) else output)
+            keep(key, output[0] if isinstance(output, tuple) else output)
 
         return layer.register_forward_hook(hook)
 
-    handles = [after(x) if x.configs[adapter].gate_layer is None else before(x) for x in layers]
+    handles = [(after if key[1] else before)(key, layer) for key, layer in points.items()]
     try:
         yield states
     finally:

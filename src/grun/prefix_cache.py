@@ -18,7 +18,7 @@ from grun.adapters.context import GateKey
 from grun.adapters.edit import Gate
 from grun.adapters.model import decoder_layers
 from grun.batches import Encoded
-from grun.gate_features import gate_features, gated_layers, gates_of
+from grun.gate_features import gate_features, gates_of, held_gates
 from grun.prefix_building import AS_TUPLE, ENTERING, KEYS_VALUES, base_model_parts, in_chunks
 from grun.prefix_signals import PrefixBatch, PrefixBatches, joined, parts_by_length, prefix_signals
 from grun.prefix_store import Parts, PartStore
@@ -79,7 +79,7 @@ class PrefixCache:
 
     def add(self, rows: Iterable[Encoded], references: Collection[str] = ()) -> None:
         """Compute what is not known yet of some rows; `references` are quantities of the base model to keep beside it."""
-        names = {"logps", *references}
+        names = set(references)
         missing = [row for row in dict.fromkeys(rows) if not self._knows(row, names)]
         started = time.monotonic()
         size = self._expected_bytes(missing, names)
@@ -150,7 +150,7 @@ class PrefixCache:
 
     def base_probability(self, rows: Sequence[Encoded]) -> float:
         """Mean over rows of the answer probability under the base model; rows that are not known yet are added."""
-        self.add(rows)
+        self.add(rows, {"logps"})
         return float(torch.stack([self._rows[row].references["logps"].mean().exp() for row in rows]).mean())
 
     def signals(self, batch: PrefixBatches, wanted: Collection[str], with_grad: bool = True) -> SideSignals:
@@ -189,7 +189,9 @@ class PrefixCache:
 
     def _computed(self, rows: Sequence[Encoded], names: Collection[str]) -> Parts:
         """One pass of the base model over some rows."""
-        return base_model_parts(self.model, rows, names, first=self.first, observed=self.observed, pad=self.pad)
+        return base_model_parts(
+            self.model, rows, names, first=self.first, observed=self.observed, pad=self.pad, overhead=self._overhead
+        )
 
     def _keep(self, rows: Sequence[Encoded], names: Collection[str], parts: Parts) -> None:
         self._as_tuple = bool(parts[AS_TUPLE])
@@ -202,7 +204,7 @@ class PrefixCache:
 
     def _read_gates(self, prompts: Collection[tuple[int, ...]]) -> None:
         """Keep the states of each prompt that gates read, except those that only the call itself has."""
-        configs = {layer.index: layer.configs[self.adapter] for layer in gated_layers(self.model, self.adapter)}
+        configs = {layer.index: layer.configs[self.adapter] for layer, _ in held_gates(self.model, self.adapter)}
         if all(c.gate_layer is None and c.gate_reads == "last" for c in configs.values()):
             return  # they read the first token of the call
         todo = [Encoded(prompt, len(prompt), 0) for prompt in sorted(prompts) if prompt not in self._states]
@@ -263,7 +265,7 @@ class PrefixCache:
 def first_edited(model: Any) -> int:
     """Index of the first layer that the active adapter of a PEFT model edits."""
     tuner = model.base_model
-    return min(layer.index for layer in tuner.runtime.layers if tuner.active_adapters[0] in layer.grun_edit)
+    return min(layer.index for layer in tuner.runtime.layers if tuner.active_adapters[0] in layer.edits)
 
 
 def _padded(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -194,7 +194,7 @@ def _readings(layers: nn.ModuleList, batch: PrefixBatch) -> tuple[dict[GateKey, 
     complete = set(readings)
     for (name, index), (h_BPD, mask_BP) in batch.gate_states.items():
         wrapped: Any = layers[index]
-        readings[name, index] = wrapped.grun_gate[name](h_BPD, mask_BP)
+        readings[name, index] = wrapped.gates[name](h_BPD, mask_BP)
         if wrapped.configs[name].gate_layer is not None:
             complete.add((name, index))
     return readings, frozenset(complete)

@@ -7,7 +7,14 @@ the first token that the cache ever saw, padding included.
 
 from __future__ import annotations
 
-__all__ = ["PromptSpan", "from_attention_mask", "from_labels", "from_prompt_lengths", "full_mask"]
+__all__ = [
+    "PromptSpan",
+    "from_attention_mask",
+    "from_labels",
+    "from_prompt_lengths",
+    "full_mask",
+    "last_prompt_states",
+]
 
 from dataclasses import dataclass
 
@@ -132,3 +139,12 @@ def _first(mask_BT: Tensor) -> Tensor:
 def _last(mask_BT: Tensor) -> Tensor:
     """Column of the last true entry of each row (the last column for a row without one)."""
     return mask_BT.shape[1] - 1 - _first(mask_BT.flip(1))
+
+
+def last_prompt_states(h_BTD: Tensor, span: PromptSpan, past: int) -> tuple[Tensor, Tensor]:
+    """States (B, 1, D) at the last prompt token, and whether it lies in this call (B, 1)."""
+    width = h_BTD.shape[1]
+    end_B = span.end_B - past
+    at_B = end_B.clamp(0, width - 1).to(h_BTD.device)
+    h_B1D = h_BTD[torch.arange(len(at_B), device=h_BTD.device), at_B][:, None]
+    return h_B1D, ((end_B >= 0) & (end_B < width))[:, None]

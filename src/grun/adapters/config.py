@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["PAPER_DEPTHS", "GrunConfig", "parsed_layer", "resolved_layer"]
+__all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name", "parsed_layer", "resolved_layer"]
 
-from collections.abc import Sequence
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import TaskType
+from torch import nn
 
 from grun.errors import UserError, nearest
 
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
 DEFAULT_WINDOW = 4
+MEMBER_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 CHOICES = {
     "gate": ("linear", "mlp", "none"),
     "gate_reads": ("last", "prompt"),
@@ -40,6 +44,8 @@ class GrunConfig(PeftConfig):
         dropout: dropout probability on the edit, in training.
         init_weights: start as the identity. False: random edit, as in the reference implementation.
         init_seed: seed of the initial weights, independent of the global random state.
+        scale: factor of the edits.
+        members: a stack of several adapters as one: their settings by name. All other settings here then mean nothing.
         hidden_size, num_layers: of the base model; filled in when the adapter is attached and checked when it is loaded.
         target_modules: names of the wrapped decoder layers; filled in.
 
@@ -60,6 +66,8 @@ class GrunConfig(PeftConfig):
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
     init_seed: int = field(default=0, metadata={"help": "Seed of the initial weights."})
+    scale: float = field(default=1.0, metadata={"help": "Factor of the edits."})
+    members: dict[str, dict[str, Any]] | None = field(default=None, metadata={"help": "Adapters of a stack, by name."})
     hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of the base model."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
     target_modules: list[str] | None = field(default=None, metadata={"help": "Wrapped decoder layers (filled in)."})
@@ -79,6 +87,7 @@ class GrunConfig(PeftConfig):
         self._check_number("rank", 1, None)
         self._check_number("init_seed", 0, None)
         self._check_number("dropout", 0.0, 1.0)
+        self._check_number("scale", 0.0, None)
         if self.gate_layer is not None:
             self._check_number("gate_layer", 0, None)
         if self.gate_window is not None:
@@ -95,6 +104,29 @@ class GrunConfig(PeftConfig):
                 f"gate_hidden is {self.gate_hidden}, expected one or more sizes of at least 1 for an mlp gate."
             )
         self.gate_hidden = sizes
+        self._members = {name: self._checked_member(name, given) for name, given in (self.members or {}).items()}
+        if self.members is not None and not self.members:
+            raise UserError("members is empty, expected at least one adapter in a stack.")
+
+    @property
+    def parts(self) -> dict[str, GrunConfig]:
+        """Configurations of the members of a stack by name; of any other adapter itself, without a name."""
+        return self._members or {"": self}
+
+    @classmethod
+    def stack(cls, members: Mapping[str, GrunConfig], **common: Any) -> GrunConfig:
+        """Several adapters as one, which act side by side: each has gates and edits of its own, and the edits add up."""
+        return cls(members={name: member.own_settings() for name, member in members.items()}, **common)
+
+    def own_settings(self) -> dict[str, Any]:
+        """The settings of this adapter alone, without those that PEFT has of any adapter."""
+        inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT saves it, members of a stack as they were resolved."""
+        members = {name: member.own_settings() for name, member in self._members.items()}
+        return {**super().to_dict(), "members": members or None}
 
     @classmethod
     def paper(cls, **overrides: Any) -> GrunConfig:
@@ -137,6 +169,20 @@ class GrunConfig(PeftConfig):
             )
         return indices
 
+    @staticmethod
+    def _checked_member(name: str, given: Any) -> GrunConfig:
+        if not is_member_name(name):
+            raise UserError(
+                f"members contains '{name}', expected names of letters, digits, - and _ (and not a reserved word)."
+            )
+        if not isinstance(given, Mapping) or given.get("members") is not None:
+            raise UserError(f"members: '{name}' holds no settings of an adapter.")
+        known = {f.name for f in dataclasses.fields(GrunConfig)}
+        for setting in given:
+            if setting not in known:
+                raise UserError(f"members: '{name}' has an unknown setting '{setting}'.{nearest(setting, known)}")
+        return GrunConfig(**given)
+
     def _check_number(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)
         ok = _is_int(value) if isinstance(low, int) else isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -155,6 +201,11 @@ class GrunConfig(PeftConfig):
                     f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1)."
                 )
         return list(layers)
+
+
+def is_member_name(name: str) -> bool:
+    """Whether a member of a stack may be called so: modules are registered under its name."""
+    return re.fullmatch(MEMBER_NAME, name) is not None and not hasattr(nn.ModuleDict, name)
 
 
 def parsed_layer(text: str, flag: str) -> int | float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GrunLayer"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from grun.adapters.context import CallContext, Runtime
 from grun.adapters.edit import Gate, LowRankEdit, compute_dtype
 from grun.adapters.stacks import EditStack, GateStack
 from grun.errors import UserError
-from grun.prompt_position import PromptSpan
+from grun.prompt_position import last_prompt_states
 
 NO_BOUNDARY = (
     "GRUN cannot know where the prompts end in this forward call. Pass prompt_lengths=tensor of shape (batch,), the number "
@@ -31,6 +31,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         base_layer: the decoder layer.
         index: its 0-based number.
         runtime: what the wrapped layers of the model share.
+
+    Attributes:
+        configs: of every part by name, a part being an adapter, or a member of one that is a stack (`adapter/member`).
+        gates, edits: those that this layer holds, by the names of their parts.
     """
 
     adapter_layer_names = ("grun_edit", "grun_gate")
@@ -41,6 +45,9 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         self.index = index
         self.runtime = runtime
         self.configs: dict[str, GrunConfig] = {}
+        self.gates: dict[str, Any] = {}
+        self.edits: dict[str, Any] = {}
+        self._parts: dict[str, list[str]] = {}
         self.grun_edit = nn.ModuleDict()
         self.grun_gate = nn.ModuleDict()
         self._disable_adapters = False
@@ -57,15 +64,21 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: GrunConfig) -> None:
         """Add the parts of an adapter that live at this layer: an edit, a gate, or both."""
-        assert config.hidden_size is not None
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(config.init_seed * 100_003 + self.index)
-            if self.index in config.layers:
-                edit = LowRankEdit(config.hidden_size, config.rank, config.dropout, config.init_weights)
-                self.grun_edit[adapter_name] = edit
-            if config.gate != "none" and (config.gate_layer in (None, self.index)):
-                self.grun_gate[adapter_name] = Gate(config.hidden_size, config.hidden_sizes_of_gate, config.window)
-        self.configs[adapter_name] = config
+        self._parts[adapter_name] = []
+        for member, own in config.parts.items():
+            assert own.hidden_size is not None
+            part = f"{adapter_name}/{member}" if member else adapter_name
+            self._parts[adapter_name].append(part)
+            self.configs[part] = own
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.default_generator.manual_seed(own.init_seed * 100_003 + self.index)
+                if self.index in own.layers:
+                    self.edits[part] = LowRankEdit(own.hidden_size, own.rank, own.dropout, own.init_weights)
+                    _hold(self.grun_edit, adapter_name, member, self.edits[part])
+                gated = self.index in own.layers if own.gate_layer is None else self.index == own.gate_layer
+                if own.gate != "none" and gated:
+                    self.gates[part] = Gate(own.hidden_size, own.hidden_sizes_of_gate, own.window)
+                    _hold(self.grun_gate, adapter_name, member, self.gates[part])
         self._move_to_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
@@ -86,13 +99,15 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer."""
         super().delete_adapter(adapter_name)
-        self.configs.pop(adapter_name, None)
+        for part in self._parts.pop(adapter_name, ()):
+            for held in (self.configs, self.gates, self.edits):
+                held.pop(part, None)
 
     def active_here(self) -> list[str]:
-        """Names of the adapters that act in a forward call and have a part at this layer."""
+        """Names of the parts of active adapters that may act at this layer in a forward call."""
         if self.disable_adapters:
             return []
-        return [name for name in self.active_adapters if name in self.configs]
+        return [part for name in self.active_adapters for part in self._parts.get(name, ())]
 
     @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; what follows depends on the call
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -115,7 +130,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _gate_reads(self, name: str, *, at_input: bool) -> bool:
         """Whether a gate of this adapter looks at the input of this layer, or at its output."""
-        return name in self.grun_gate and (self.configs[name].gate_layer is not None) == at_input
+        return name in self.gates and (self.configs[name].gate_layer is not None) == at_input
 
     @torch.compiler.disable
     def _read_all(self, names: list[str], h_BTD: Tensor, call: CallContext) -> None:
@@ -131,7 +146,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             for name in names:
                 self._read(name, h_BTD, call)
         logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
-        thresholds_N = torch.stack([gate.threshold for gate in _parts(self.grun_gate, names)])
+        thresholds_N = torch.stack([gate.threshold for gate in _held(self.gates, names)])
         open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut
         call.shut.update(name for name, is_open in zip(names, open_N, strict=True) if not is_open)
 
@@ -141,7 +156,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
-        stack = self._stack("gates", tuple(names), lambda: GateStack.of(_parts(self.grun_gate, names)))
+        stack = self._stack("gates", tuple(names), lambda: GateStack.of(_held(self.gates, names)))
         span = call.span_on(h_BTD.device)
         if stack is None or span is None or any((name, self.index) in call.complete for name in names):
             return False
@@ -153,7 +168,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
         """Update the reading of this layer's gate with the prompt tokens of this call."""
-        gate: Any = self.grun_gate[name]
+        gate = self.gates[name]
         device = gate.threshold.device  # the layer below may live on another one
         span = call.span_on(device)
         key = (name, self.index)
@@ -164,7 +179,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         before_BS = None if before_BS is None else before_BS.to(device)
         with torch.autocast(device.type, enabled=False):
             if self.configs[name].gate_reads == "last":
-                h_B1D, here_B1 = _only_last(h_BTD, span, call.past)
+                h_B1D, here_B1 = last_prompt_states(h_BTD, span, call.past)
                 reading_BS = gate(h_B1D.to(device), here_B1)
                 call.readings[key] = reading_BS if before_BS is None else torch.where(here_B1, reading_BS, before_BS)
             else:
@@ -173,7 +188,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     @torch.compiler.disable
     def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
-        out_BTD, configs, edits = h_BTD, self.configs, self.grun_edit
+        out_BTD, configs, edits = h_BTD, self.configs, self.edits
         if call.span is not None:
             for name in names:
                 if self._gate_reads(name, at_input=False):
@@ -191,17 +206,17 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return out_BTD
 
     def gate_value(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
-        """Gate values (B,) of an adapter for this layer's edit; ones without a gate."""
+        """What this layer's edit is multiplied by (B,): the gate's value, 1 without a gate, times the adapter's scale."""
         config = self.configs[name]
         if config.gate == "none":
-            return torch.ones(rows, device=device)
+            return torch.full((rows,), config.scale, device=device)
         source = self.index if config.gate_layer is None else config.gate_layer
         if (name, source) not in call.readings:
             raise UserError(NO_BOUNDARY)
         if (name, source) not in call.values or torch.is_grad_enabled():
-            gate = next(layer.grun_gate[name] for layer in self.runtime.layers if layer.index == source)
+            gate = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source)
             call.values[name, source] = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device))
-        return call.values[name, source].to(device)
+        return config.scale * call.values[name, source].to(device)
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
@@ -216,7 +231,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _edit_together(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         """The edits of several adapters from the last prompt token on, as one product."""
         dtype, span = compute_dtype(h_BTD), call.span_on(h_BTD.device)
-        stack = self._stack("edits", (dtype, *names), lambda: EditStack.of(_parts(self.grun_edit, names), dtype))
+        stack = self._stack("edits", (dtype, *names), lambda: EditStack.of(_held(self.edits, names), dtype))
         values_BTN = self._values_together(names, call, h_BTD)[:, None]
         if span is not None:
             after_BT = call.columns(h_BTD.shape[1], h_BTD.device) >= span.end_B[:, None]
@@ -226,7 +241,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
 
     def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
-        """Gate values (B, N) of several adapters; once for all layers, where one shared gate each decides."""
+        """What edits are multiplied by (B, N), as `gate_value`; once for all layers where one shared gate each decides."""
         configs = [self.configs[name] for name in names]
         sources = {None if config.gate == "none" else config.gate_layer for config in configs}
         source = None if len(sources) > 1 else sources.pop()
@@ -237,9 +252,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 call.values[key] = torch.stack(values, dim=1)
             else:
                 holder = next(layer for layer in self.runtime.layers if layer.index == source)
-                thresholds_N = torch.stack([gate.threshold for gate in _parts(holder.grun_gate, names)])
+                thresholds_N = torch.stack([gate.threshold for gate in _held(holder.gates, names)])
                 logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
-                call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, logits_BN.sigmoid())
+                scales_N = torch.tensor([config.scale for config in configs], device=logits_BN.device)
+                call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, scales_N * logits_BN.sigmoid())
         return call.values[key].to(h_BTD.device)
 
     def _stack(self, kind: str, names: tuple[Any, ...], build: Callable[[], Any]) -> Any:
@@ -266,13 +282,13 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _add(self, out_BTD: Tensor, h_BTD: Tensor, name: str, value_BT: Tensor) -> Tensor:
         """`out + value * phi(h)`; where the value is 0 the result is `out` itself, to the bit."""
         with torch.autocast(h_BTD.device.type, enabled=False):
-            edit_BTD = self.grun_edit[name](h_BTD, self._rotation(name, compute_dtype(h_BTD)))
+            edit_BTD = self.edits[name](h_BTD, self._rotation(name, compute_dtype(h_BTD)))
             sum_BTD = (out_BTD.to(edit_BTD.dtype) + value_BT[..., None] * edit_BTD).to(out_BTD.dtype)
         return torch.where(value_BT[..., None] != 0, sum_BTD, out_BTD)
 
     def _rotation(self, name: str, dtype: torch.dtype) -> Tensor | None:
         """The rotation of an edit, computed once per `generate` call; None outside of one (or while it is trained)."""
-        edit: Any = self.grun_edit[name]
+        edit = self.edits[name]
         kept = None if self.runtime.generation is None else self.runtime.generation.rotations
         if kept is None or (torch.is_grad_enabled() and edit.rotation.requires_grad):
             return None
@@ -281,14 +297,16 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return kept[name, self.index]
 
 
-def _parts(held: nn.ModuleDict, names: Sequence[str]) -> list[Any]:
-    return [held[name] for name in names]
+def _hold(modules: nn.ModuleDict, adapter: str, member: str, module: nn.Module) -> None:
+    """Register a module under its adapter, or under the member of the adapter that it belongs to."""
+    if not member:
+        modules[adapter] = module
+        return
+    if adapter not in modules:
+        modules[adapter] = nn.ModuleDict()
+    members: Any = modules[adapter]
+    members[member] = module
 
 
-def _only_last(h_BTD: Tensor, span: PromptSpan, past: int) -> tuple[Tensor, Tensor]:
-    """States (B, 1, D) at the last prompt token, and whether it lies in this call (B, 1)."""
-    width = h_BTD.shape[1]
-    end_B = span.end_B - past
-    at_B = end_B.clamp(0, width - 1).to(h_BTD.device)
-    h_B1D = h_BTD[torch.arange(len(at_B), device=h_BTD.device), at_B][:, None]
-    return h_B1D, ((end_B >= 0) & (end_B < width))[:, None]
+def _held(parts: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    return [parts[name] for name in names]

@@ -69,23 +69,26 @@ class GrunModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: GrunConfig, model_config: dict[str, Any]) -> GrunConfig:  # type: ignore[override]
         text = _text_config(self.model)
+        count = text.num_hidden_layers
         resolved = copy.deepcopy(peft_config)  # the caller's own stays as it is, fit for other models
-        for name, found in (("hidden_size", text.hidden_size), ("num_layers", text.num_hidden_layers)):
-            expected = getattr(peft_config, name)
-            if expected is not None and expected != found:
+        wrapped: set[int] = set()
+        for own in resolved.parts.values():
+            for name, found in (("hidden_size", text.hidden_size), ("num_layers", count)):
+                expected = getattr(own, name)
+                if expected is not None and expected != found:
+                    raise UserError(
+                        f"this adapter was made for a base model with {name} {expected}, but the model has {found}: "
+                        "load it on the model it was trained on."
+                    )
+                setattr(own, name, found)
+            if own.rank > text.hidden_size:
                 raise UserError(
-                    f"this adapter was made for a base model with {name} {expected}, but the model has {found}: "
-                    "load it on the model it was trained on."
+                    f"rank is {own.rank}, expected at most {text.hidden_size}, the hidden size of the model."
                 )
-            setattr(resolved, name, found)
-        if peft_config.rank > text.hidden_size:
-            raise UserError(
-                f"rank is {peft_config.rank}, expected at most {text.hidden_size}, the hidden size of the model."
-            )
-        resolved.layers = list(peft_config.resolved_layers(text.num_hidden_layers))
-        wrapped = {int(index) for index in resolved.layers}
-        if peft_config.gate != "none" and peft_config.gate_layer is not None:
-            wrapped.add(peft_config.gate_layer)
+            own.layers = list(own.resolved_layers(count))
+            wrapped.update(int(index) for index in own.layers)
+            if own.gate != "none" and own.gate_layer is not None:
+                wrapped.add(own.gate_layer)
         prefix, _ = decoder_layers(self.model)
         resolved.target_modules = [f"{prefix}.{index}" for index in sorted(wrapped)]
         self.peft_config.update({name: resolved for name, given in self.peft_config.items() if given is peft_config})
@@ -116,14 +119,14 @@ class GrunModel(BaseTuner):
 
     @property
     def last_gates(self) -> dict[str, Gates]:
-        """Gate decisions of the last call that read prompts, by adapter; adapters without a gate are left out."""
+        """Gate decisions of the last call that read prompts, by adapter (`adapter/member` in a stack), if it has a gate."""
         gates: dict[str, Gates] = {}
-        for name in self.active_adapters:
+        for name in self._active_parts():
             held = [layer for layer in self.runtime.layers if (name, layer.index) in self.runtime.last_logits]
             if not held:
                 continue
             logits = [self.runtime.last_logits[name, layer.index] for layer in held]
-            values = [layer.grun_gate[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
+            values = [layer.gates[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
             device = logits[0].device
             gates[name] = Gates(*(torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)))
         return gates
@@ -195,7 +198,7 @@ class GrunModel(BaseTuner):
         """Whether this is a step of decoding in which no active adapter has anything to do."""
         cache, scope = given.get("past_key_values"), self.runtime.generation
         shut = shut_of(cache)
-        if not shut or given.get("labels") is not None or not shut.issuperset(self.active_adapters):
+        if not shut or given.get("labels") is not None or not shut.issuperset(self._active_parts()):
             return False
         return scope is None or _cached(cache) >= scope.width
 
@@ -234,16 +237,19 @@ class GrunModel(BaseTuner):
         output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
         return output.to_tuple() if call.as_tuple else output
 
+    def _active_parts(self) -> dict[str, GrunConfig]:
+        """Configurations of all parts of the active adapters, by name."""
+        return {part: layer.configs[part] for layer in self.runtime.layers for part in layer.active_here()}
+
     def _shut(self, call: CallContext) -> frozenset[str]:
-        """Active adapters that have nothing to do in decoding: they edit no generated token, or are open for no row."""
+        """Active parts that have nothing to do in decoding: they edit no generated token, or are open for no row."""
         found = set()
-        for name in self.active_adapters:
-            config: Any = self.peft_config[name]
+        for name, config in self._active_parts().items():
             if config.edit_from == "last_prompt_only" or name in call.shut:
                 found.add(name)
             elif config.gate != "none" and config.gate_layer is None:
                 held = [layer for layer in self.runtime.layers if (name, layer.index) in call.readings]
-                values = [layer.grun_gate[name].value(call.readings[name, layer.index][:, 0]) for layer in held]
+                values = [layer.gates[name].value(call.readings[name, layer.index][:, 0]) for layer in held]
                 if not any(bool((value != 0).any()) for value in values):
                     found.add(name)
         return frozenset(found)
