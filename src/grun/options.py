@@ -6,7 +6,7 @@ __all__ = ["command_for", "read_config_file"]
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
@@ -20,10 +20,18 @@ C = TypeVar("C")
 CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
 
 
-def command_for(config_class: type[C], job: Callable[[C], None]) -> Callable[..., None]:
+def command_for(
+    config_class: type[C], job: Callable[[C], None], *, without: Collection[str] = (), files: str | None = None
+) -> Callable[..., None]:
     """A function with one typer option per field of a configuration, which builds it and runs the job.
 
     What is not given on the command line is taken from `--config`, then from the defaults of the class.
+
+    Args:
+        config_class: its fields are the options.
+        job: what to run.
+        without: fields that are no options of this command.
+        files: a field that is given as arguments, not as an option.
     """
     hints = get_type_hints(config_class)
 
@@ -34,7 +42,11 @@ def command_for(config_class: type[C], job: Callable[[C], None]) -> Callable[...
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
 
-    parameters = [_parameter(f, hints[f.name]) for f in _own_first(config_class)]
+    shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
+    parameters = [_parameter(f, hints[f.name]) for f in shown]
+    if files is not None:
+        argument = typer.Argument(help=_help(next(f for f in _own_first(config_class) if f.name == files), False))
+        parameters.insert(0, _named(files, Annotated[list[str] | None, argument]))
     parameters.append(_named("config", Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -35,6 +35,7 @@ FORMS: tuple[tuple[str, str], ...] = (
     ("instruction", "output"),
     ("prompt", "answer"),
 )
+PROMPTS = ("question", "prompt", "instruction")
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "subject": ("subject", "author", "entity"),
     "paraphrased_prompts": (
@@ -51,7 +52,7 @@ FIELDS = ("prompt", "answer", "input", "messages", "text", *OPTIONAL)
 EXPECTED = "question/answer, prompt/completion, instruction/output, messages or text"
 
 
-def read_examples(source: str, *, columns: Mapping[str, str] | None = None) -> list[Example]:
+def read_examples(source: str, *, columns: Mapping[str, str] | None = None, need_answers: bool = True) -> list[Example]:
     """Read all rows of `source`.
 
     Args:
@@ -60,6 +61,7 @@ def read_examples(source: str, *, columns: Mapping[str, str] | None = None) -> l
             `name:config:split` (`name::split` for a split alone).
         columns: `field -> column` where the names cannot be guessed. Fields: prompt, answer, input, messages, text,
             subject, paraphrased_prompts, paraphrased_answer, perturbed_answers, alternative_answers.
+        need_answers: False where only prompts are looked at: a column of them is enough, and `-` stands for the answers.
 
     Raises:
         UserError: one line that names the file, the row and what is wrong with it.
@@ -67,7 +69,7 @@ def read_examples(source: str, *, columns: Mapping[str, str] | None = None) -> l
     rows = read_rows(source)
     if not rows:
         raise UserError(f"{source} is empty: it holds no rows; expected one {EXPECTED} row per line.")
-    names = _columns(rows[0], dict(columns or {}), source)
+    names = _columns(rows[0], dict(columns or {}), source, need_answers)
     return [_example(row, names) for row in rows]
 
 
@@ -109,7 +111,7 @@ def check_disjoint(forget: Sequence[Example], retain: Sequence[Example]) -> int:
     return overlap(forget, retain)
 
 
-def _columns(first: Row, given: dict[str, str], source: str) -> dict[str, str]:
+def _columns(first: Row, given: dict[str, str], source: str, need_answers: bool) -> dict[str, str]:
     """The column of each field, from those given and, for the others, from the first row's columns."""
     for field, column in given.items():
         if field not in FIELDS:
@@ -119,7 +121,7 @@ def _columns(first: Row, given: dict[str, str], source: str) -> dict[str, str]:
             raise UserError(f"{source} has no column '{column}' (--columns {field}={column}).{hint} {_found(first)}")
     names = dict(given)
     if not names.keys() & {"messages", "text"}:
-        names |= _guess(first, given, source)
+        names |= _guess(first, given, source, need_answers)
     for field, candidates in OPTIONAL.items():
         present = [name for name in candidates if name in first.values]
         if field not in names and present:
@@ -127,7 +129,7 @@ def _columns(first: Row, given: dict[str, str], source: str) -> dict[str, str]:
     return names
 
 
-def _guess(first: Row, given: dict[str, str], source: str) -> dict[str, str]:
+def _guess(first: Row, given: dict[str, str], source: str, need_answers: bool) -> dict[str, str]:
     for prompt, answer in FORMS:
         form = {"prompt": given.get("prompt", prompt), "answer": given.get("answer", answer)}
         if form["prompt"] in first.values and form["answer"] in first.values:
@@ -137,6 +139,9 @@ def _guess(first: Row, given: dict[str, str], source: str) -> dict[str, str]:
     for name in ("messages", "text"):
         if name in first.values and not given.keys() & {"prompt", "answer"}:
             return {name: name}
+    alone = [column for column in (given.get("prompt"), *PROMPTS) if column in first.values]
+    if alone and not need_answers:
+        return {"prompt": str(alone[0])}
     missing = [f for f in ("prompt", "answer") if f not in given]
     lacks = f"a column for the {missing[0]}" if len(missing) == 1 else "columns for prompt and answer"
     raise UserError(f"{source} lacks {lacks}. {_found(first)} Expected {EXPECTED}, or --columns prompt=... answer=...")
@@ -167,7 +172,7 @@ def _example(row: Row, names: Mapping[str, str]) -> Example:
     prompt = _text(row, names["prompt"])
     if row.values.get(names.get("input", "")):
         prompt = f"{prompt}\n{_text(row, names['input'])}"
-    return Example(prompt, _text(row, names["answer"]), **optional)
+    return Example(prompt, _text(row, names["answer"]) if "answer" in names else "-", **optional)
 
 
 def _text(row: Row, column: str) -> str:

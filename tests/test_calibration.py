@@ -1,0 +1,103 @@
+"""`grun calibrate`: the promise is kept on the prompts given, thresholds reach the adapter, wrong input is one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from conftest import Material, invented_rows, write_rows
+from grun.calibration import calibrate
+from grun.cli import main
+from grun.config import UnlearnConfig
+from grun.errors import UserError
+from grun.request_config import CalibrateConfig
+from grun.unlearn import unlearn
+
+
+@pytest.fixture(params=["default", "paper"])
+def config(memorised: Material, tmp_path: Path, request: pytest.FixtureRequest) -> CalibrateConfig:
+    settings = {"model": str(memorised.model), "device": "cpu"}
+    rows = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
+    run = {"output": str(tmp_path / "run"), "batch_size": 4, "steps": 6, "layers": "1,3", "preset": request.param}
+    unlearn(UnlearnConfig(**settings, **rows, **run))
+    normal = [{"prompt": row["question"]} for row in invented_rows("calm", 100)]
+    file = write_rows(tmp_path / "normal.jsonl", normal)
+    return CalibrateConfig(
+        **settings,
+        adapter=str(tmp_path / "run"),
+        normal=[str(file)],
+        forget=[str(memorised.forget)],
+        output=str(tmp_path / "calibrated"),
+        alpha=0.05,
+        delta=0.1,
+    )
+
+
+def test_the_promise_is_kept_where_it_can_be_looked_at(config: CalibrateConfig) -> None:
+    target = calibrate(config)
+    found = json.loads((target.parent / "calibration.json").read_text())
+    assert (found["normal_prompts"], found["normal_prompts_needed"]) == (100, 45)
+    assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
+    gates = [gate for layer in model.base_model.runtime.layers for gate in layer.gates.values()]
+    assert [float(gate.threshold) for gate in gates] == pytest.approx(found["thresholds"])
+    before = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(config.model), str(Path(config.adapter) / "adapter")
+    )
+    for (name, one), other in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert calibrate(config) == target  # complete already
+
+
+def test_a_prompt_below_the_threshold_gets_the_base_models_own_bits(config: CalibrateConfig) -> None:
+    target = calibrate(replace(config, forget=[]))
+    base = AutoModelForCausalLM.from_pretrained(config.model).eval().requires_grad_(False)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
+    generator, shut = torch.Generator().manual_seed(0), 0
+    for _ in range(20):
+        ids = torch.randint(10, 60, (1, 7), generator=generator)
+        settings = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        settings["attention_mask"] = torch.ones_like(ids)
+        found, expected = model.generate(ids, **settings), base.generate(ids, **settings)
+        values = torch.cat([gates.values_BG for gates in model.base_model.last_gates.values()], dim=1)
+        if not bool((values != 0).any()):
+            shut += 1
+            assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
+    assert shut > 0
+
+
+def test_wrong_input_is_one_line(config: CalibrateConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(UserError, match=r"--normal has 100 prompts, too few for --alpha 0\.01 with --delta 0\.05: 299"):
+        calibrate(replace(config, alpha=0.01, delta=0.05))
+    with pytest.raises(UserError, match="--normal is missing"):
+        calibrate(replace(config, normal=[]))
+    with pytest.raises(UserError, match="--adapter is missing"):
+        calibrate(replace(config, adapter=""))
+    with pytest.raises(UserError, match="alpha is 0.0, expected"):
+        replace(config, alpha=0.0)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        calibrate(replace(config, normal=[str(empty)]))
+    without = write_rows(tmp_path / "without.jsonl", [{"reply": "yes"}])
+    with pytest.raises(UserError, match="lacks columns for prompt"):
+        calibrate(replace(config, normal=[str(without)]))
+    assert main(["calibrate", "--model", config.model, "--adapter", config.adapter, "--normal", str(empty)]) == 2
+    assert "is empty" in capsys.readouterr().err
+
+
+def test_an_adapter_without_a_gate_is_refused(config: CalibrateConfig, memorised: Material, tmp_path: Path) -> None:
+    rows = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
+    for adapt in ("reft", "lora"):
+        run = UnlearnConfig(
+            model=config.model, **rows, output=str(tmp_path / adapt), adapt=adapt, steps=2, device="cpu"
+        )
+        unlearn(replace(run, layers="1,3" if adapt == "reft" else None))
+        with pytest.raises(UserError, match="has no gate"):
+            calibrate(replace(config, adapter=str(tmp_path / adapt)))
