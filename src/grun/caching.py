@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cache_directory", "content_of_adapter", "content_of_model", "subject_folder"]
+__all__ = ["cache_directory", "content_of_folder", "content_of_model", "subject_folder"]
 
 import hashlib
 import json
@@ -14,10 +14,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from grun.files import read_json, write_json
+from grun.files import read_json, sha256, write_json
 
 DIGESTS = "digests.json"
-CHUNK = 1 << 24
 OWN_CODE = Path(__file__).parent
 
 
@@ -37,8 +36,8 @@ def content_of_model(model: PreTrainedModel) -> str | None:
     return f"{model.name_or_path}@{commit}" if commit else None
 
 
-def content_of_adapter(folder: str) -> str | None:
-    """The same for the folder of an adapter; the revision of one from the hub is not known."""
+def content_of_folder(folder: str) -> str | None:
+    """A hash of a folder; None if there is none (the revision of an adapter from the hub is not known)."""
     return _digest_of_folder(Path(folder)) if Path(folder).is_dir() else None
 
 
@@ -67,19 +66,11 @@ def _digest_of_folder(folder: Path) -> str:
         state = file.stat()
         key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
         if key not in known:
-            fresh[key] = _digest_of_file(file)
+            fresh[key] = sha256(file)
         digest.update(f"{file.name} {known.get(key) or fresh[key]}\n".encode())
     if fresh:
         register.parent.mkdir(parents=True, exist_ok=True)
         write_json(register, known | fresh)
-    return digest.hexdigest()
-
-
-def _digest_of_file(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
     return digest.hexdigest()
 
 

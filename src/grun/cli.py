@@ -20,6 +20,8 @@ import grun
 from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
 from grun.errors import RunsFailed, TrainingDiverged, UserError
 from grun.options import command_for
+from grun.request_commands import requests_app
+from grun.request_config import CalibrateConfig, ImportConfig
 
 app = typer.Typer(
     help="Make a language model forget chosen data, without touching its weights.",
@@ -59,8 +61,8 @@ def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
     return run
 
 
-def _add(name: str, config_class: type, module: str, after: str, help: str) -> None:
-    job = _job(module, name, after)
+def _add(name: str, config_class: type, module: str, after: str, help: str, function: str = "") -> None:
+    job = _job(module, function or name, after)
     app.command(name, help=help)(command_for(config_class, job))
 
 
@@ -87,6 +89,21 @@ _add(
     "Measure a model before and after, on every split of a benchmark or of your own files.",
 )
 _add(
+    "calibrate",
+    CalibrateConfig,
+    "grun.calibration",
+    "The adapter with its new thresholds is in {result}.",
+    "Set the thresholds of gates so that at most a share of normal prompts opens any of them, with a guarantee.",
+)
+_add(
+    "import",
+    ImportConfig,
+    "grun.importing",
+    "The adapter is in {result}.",
+    "Take over an adapter that the reference implementation of GRUN has trained.",
+    "import_reference",
+)
+_add(
     "sweep",
     SweepConfig,
     "grun.sweep",
@@ -108,6 +125,9 @@ _add(
     "",
     "See it work: a small model learns invented people by heart, forgets some of them, and keeps the rest.",
 )
+
+
+app.add_typer(requests_app, name="request")
 
 
 @app.command("compare")

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from grun.batches import resolve_template
-from grun.caching import content_of_adapter, content_of_model, subject_folder
+from grun.caching import content_of_folder, content_of_model, subject_folder
 from grun.config import EvaluateConfig
 from grun.errors import UserError
 from grun.evidence_store import EvidenceStore
@@ -192,5 +192,5 @@ def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module, str | None]
                 quantize=config.quantize,
             )[0]
             return other, content_of_model(other) if config.cache else None
-    content = content_of_adapter(adapter_folder(str(config.adapter))) if config.cache else None
+    content = content_of_folder(adapter_folder(str(config.adapter))) if config.cache else None
     return load_adapter(model, str(config.adapter)), content

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["atomic_directory", "read_json", "write_json", "write_text"]
+__all__ = ["atomic_directory", "read_json", "sha256", "write_json", "write_text"]
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+CHUNK = 1 << 24
 
 
 def write_text(file: Path, text: str) -> None:
@@ -32,6 +35,15 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

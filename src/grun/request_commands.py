@@ -1,0 +1,139 @@
+"""`grun request ...`: the commands of a ledger of removal requests."""
+
+from __future__ import annotations
+
+__all__ = ["requests_app"]
+
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from grun.errors import UserError
+from grun.options import command_for
+from grun.request_config import CalibrateRequestsConfig, RequestConfig
+
+requests_app = typer.Typer(
+    help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger knows where its adapters are, and holds only gated ones
+LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger.")]
+Id = Annotated[str, typer.Argument(help="Id of the request.")]
+
+
+def _job(name: str) -> Any:
+    return getattr(importlib.import_module("grun.requests"), name)
+
+
+def _add(config: RequestConfig) -> None:
+    if not config.ledger:
+        raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
+    id = _job("add")(config)
+    typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
+
+
+requests_app.command("add", help="Learn an adapter for the rows in FILES and put it into force beside all others.")(
+    command_for(RequestConfig, _add, without=NOT_ASKED, files="forget")
+)
+
+
+def _calibrate(config: CalibrateRequestsConfig) -> None:
+    if not config.ledger:
+        raise UserError("--ledger is missing: give the directory of the ledger.")
+    _job("calibrate")(config)
+
+
+requests_app.command("calibrate", help="Promise that normal prompts open no gate of any request in force.")(
+    command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite", "forget"))
+)
+
+
+@requests_app.command("list")
+def list_requests(ledger: LedgerOption) -> None:
+    """Show every request and its state."""
+    found = importlib.import_module("grun.ledger").Ledger.read(ledger)
+    table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
+    for request in found.requests.values():
+        new = request.metrics.get("in_force", {}).get("new", {})
+        forgotten = "" if not new else f"{new['probability_before']:.3f} to {new['probability']:.3f}"
+        since = request.history[-1]["when"][:10]
+        cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
+        table.add_row(*cells)
+    Console().print(table)
+
+
+@requests_app.command("show")
+def show(id: Id, ledger: LedgerOption) -> None:
+    """Show everything that the ledger says about a request, as JSON."""
+    dataclasses = importlib.import_module("dataclasses")
+    request = importlib.import_module("grun.ledger").Ledger.read(ledger).get(id)
+    typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
+
+
+@requests_app.command("suspend")
+def suspend(id: Id, ledger: LedgerOption) -> None:
+    """Take a request out of force for now; `resume` puts it back."""
+    _changed(ledger, id, "suspend")
+
+
+@requests_app.command("resume")
+def resume(id: Id, ledger: LedgerOption) -> None:
+    """Put a suspended request back into force."""
+    _changed(ledger, id, "resume")
+
+
+@requests_app.command("withdraw")
+def withdraw(id: Id, ledger: LedgerOption) -> None:
+    """Take a request out of force for good; the ledger still says that it was there."""
+    _changed(ledger, id, "withdraw")
+
+
+@requests_app.command("export")
+def export(
+    output: Annotated[str, typer.Argument(help="Directory to write the adapter to.")],
+    ledger: LedgerOption,
+    scale: Annotated[float | None, typer.Option(help="Factor of all edits. Default: 1.", min=0.0)] = None,
+    reference_scale: Annotated[
+        bool,
+        typer.Option("--reference-scale", help="Take the factor 0.6 n + 0.6 for n requests, as the reference does."),
+    ] = False,
+) -> None:
+    """Write everything in force as one adapter, for `PeftModel.from_pretrained` and every command with --adapter."""
+    if scale is not None and reference_scale:
+        raise UserError("--scale and --reference-scale were both given; choose one of them.")
+    typer.echo(f"The adapter is in {_job('export')(ledger, output, scale, reference_scale)}.")
+
+
+@requests_app.command("verify")
+def verify(
+    ledger: LedgerOption,
+    model: Annotated[str | None, typer.Option(help="Base model, to compare with the ledger's.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="The rows of a request, as ID=FILE. May be given several times.")
+    ] = None,
+) -> None:
+    """Check adapters against their checksums, data against fingerprints, and measure that it is still forgotten."""
+    sources: dict[str, list[str]] = {}
+    for text in data or ():
+        id, equals, file = text.partition("=")
+        if not equals or not file:
+            raise UserError(f"--data is '{text}', expected ID=FILE.")
+        sources.setdefault(id, []).append(file)
+    found = _job("verify")(ledger, model, sources)
+    for id, said in found.items():
+        typer.echo(f"{id}: {said}")
+    wrong = sum(not said.startswith("ok") for said in found.values())
+    if wrong:
+        raise importlib.import_module("grun.errors").RunsFailed(
+            f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be."
+        )
+
+
+def _changed(ledger: str, id: str, what: str) -> None:
+    typer.echo(f"Request {id} is {_job('change')(ledger, id, what).state}.")
