@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,15 @@ from hypothesis import strategies as st
 from adapter_kit import attach
 from grun.adapters.edit import Gate
 from grun.batches import Encoded, collate
-from grun.gate_features import GateFeatures, gate_features, gates_of
+from grun.errors import UserError
+from grun.gate_features import (
+    GateFeatures,
+    concatenated,
+    gate_features,
+    gates_of,
+    load_features,
+    save_features,
+)
 from grun.gate_fitting import calibrate, fit_gates
 from helpers import tiny_model
 
@@ -75,6 +85,22 @@ def test_distinct_states_give_the_logits_of_whole_prompts(window: int) -> None:
             h_1PD = found.row(i)[None]
             expected = gate(h_1PD, torch.ones(h_1PD.shape[:2], dtype=torch.bool))[0, 0]
             torch.testing.assert_close(said[i], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_features_are_kept_and_put_one_after_the_other(tmp_path: Path) -> None:
+    model = attach(gate_layer=0, gate_hidden=[32], gate_window=3)
+    ((_, gate),) = gates_of(model, "default")
+    (first,), (second,) = features(model, prompts(NAMES, 6, 0)), features(model, prompts(OTHERS, 9, 1)[:5])
+    second = dataclasses.replace(second, at_NP=second.at_NP[:, :-2], mask_NP=second.mask_NP[:, :-2])  # shorter prompts
+    with torch.no_grad():
+        both = concatenated([first, second]).logits(gate)
+        torch.testing.assert_close(both, torch.cat([first.logits(gate), second.logits(gate)]))
+        save_features(tmp_path / "kept", [first, second])
+        for kept, own in zip(load_features(tmp_path / "kept"), (first, second), strict=True):
+            assert torch.equal(kept.logits(gate), own.logits(gate))
+    (tmp_path / "kept").write_bytes(b"something else")
+    with pytest.raises(UserError, match="holds no gate features"):
+        load_features(tmp_path / "kept")
 
 
 def fitted(seed: int = 0, **options: object) -> tuple[object, dict[str, list[GateFeatures]]]:

@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Material, invented_rows, write_rows
+from grun.calibration import gate_logits
 from grun.cli import main
 from grun.errors import UserError
 from grun.ledger import Ledger
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
 from grun.requests import add, calibrate, change, export, verify
+from grun.rows import RowEncoder
+from grun.templates import resolve_template
 
 
 @pytest.fixture
@@ -139,6 +142,26 @@ def test_the_export_is_what_is_in_force_and_withdrawing_takes_exactly_one_away(
     ]
 
 
+def test_a_gate_learns_to_stay_shut_for_earlier_requests_if_their_features_were_kept(
+    halves: list[RequestConfig], tmp_path: Path
+) -> None:
+    """Logits of the second request's gate on the first one's prompts, whose words it has never seen otherwise."""
+    found = []
+    for keep in (False, True):
+        ledger = str(tmp_path / f"ledger-{keep}")
+        for one in halves:
+            add(replace(one, ledger=ledger, keep_features=keep))
+        now = Ledger.read(ledger)
+        assert now.features("r0001").is_file() == keep
+        assert len(now.get("r0002").settings["shut_for"]) == keep
+        model = AutoModelForCausalLM.from_pretrained(halves[0].model)
+        model = PeftModel.from_pretrained(model, str(now.adapter("r0002"))).eval()
+        tokenizer = AutoTokenizer.from_pretrained(halves[0].model)
+        rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, 4, torch.device("cpu"))
+        found.append(gate_logits(model, rows, now.data("r0001")))
+    assert found[1].mean() < found[0].mean() - 1.0
+
+
 def test_the_reference_scale_multiplies_by_what_the_paper_multiplies_by(
     halves: list[RequestConfig], tmp_path: Path
 ) -> None:
@@ -218,6 +241,19 @@ def test_what_an_interrupted_add_left_behind_is_deleted(config: RequestConfig) -
     shutil.copytree(orphan.with_name("r0001"), orphan)
     change(config.ledger, "r0001", "suspend")
     assert not orphan.exists()
+    (Path(config.ledger) / "ledger.json").unlink()  # the first request was interrupted just before it was written down
+    assert add(config) == "r0001"
+
+
+def test_a_ledger_in_a_hub_repository_is_read(config: RequestConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(config)
+    monkeypatch.setattr("grun.ledger.snapshot_download", {"owner/ledger": config.ledger}.__getitem__)
+    assert list(Ledger.read("owner/ledger", hub=True).active) == ["r0001"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no such directory, and no hub repository could be downloaded"):
+        Ledger.read("owner/other", hub=True)
+    with pytest.raises(UserError, match="there is no ledger in it"):
+        change("owner/ledger", "r0001", "suspend")
 
 
 def test_two_at_once_wait_for_each_other(halves: list[RequestConfig]) -> None:

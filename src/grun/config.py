@@ -165,6 +165,15 @@ class UnlearnConfig(TrainConfig):
     false_positive_rate: float = option(
         0.01, "Share of withheld normal prompts that may open a gate.", minimum=0.0, maximum=1.0
     )
+    shut_for: list[str] = option(
+        [],
+        "Files of gate features that runs with --keep-features wrote: the gate learns to stay shut for their prompts.",
+    )
+    keep_features: bool = option(
+        False,
+        "Keep what the gate reads of the forget prompts, for later runs to stay shut for. It gives the prompts away: at the "
+        "embeddings, every token can be read off.",
+    )
     withhold: float = option(0.2, "Share of the retain subjects set aside for validation.", minimum=0.0, maximum=0.9)
     evaluate_every: int | None = option(
         None, "Steps between validations, each a candidate for the best state.", minimum=1

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-__all__ = ["GateFeatures", "gate_features", "gates_of", "held_gates"]
+__all__ = [
+    "GateFeatures",
+    "concatenated",
+    "gate_features",
+    "gates_of",
+    "held_gates",
+    "load_features",
+    "save_features",
+]
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from grun.adapters.edit import Gate
 from grun.adapters.layer import GrunLayer
+from grun.errors import UserError
 from grun.prompt_position import from_prompt_lengths
 from grun.records import Batch
 
@@ -60,6 +74,46 @@ class GateFeatures:
             first_N1 = logits_NP.argmax(1, keepdim=True)
         window_NW = at_NT.gather(1, first_N1 + torch.arange(gate.window, device=at_NT.device))
         return gate.windows(nn.functional.embedding(window_NW, x_UK))[:, 0]
+
+
+def concatenated(parts: Sequence[GateFeatures]) -> GateFeatures:
+    """The prompts of all parts, one after the other."""
+    width, offset, at, mask = max(part.at_NP.shape[1] for part in parts), 0, [], []
+    for part in parts:
+        missing = (0, width - part.at_NP.shape[1])
+        at.append(nn.functional.pad(part.at_NP + offset, missing))
+        mask.append(nn.functional.pad(part.mask_NP, missing))
+        offset += len(part.h_UD)
+    return GateFeatures(torch.cat([part.h_UD for part in parts]), torch.cat(at), torch.cat(mask))
+
+
+def save_features(file: Path, features: Sequence[GateFeatures]) -> None:
+    """Write what gates read of prompts, all of it or nothing. At a low layer this is as good as the prompts themselves."""
+    tensors = {
+        f"{gate}.{field.name}": getattr(part, field.name).cpu().contiguous()
+        for gate, part in enumerate(features)
+        for field in dataclasses.fields(part)
+    }
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary)
+    temporary.replace(file)
+
+
+def load_features(file: str | Path, device: torch.device | str = "cpu") -> list[GateFeatures]:
+    """What `save_features` wrote, one entry per gate.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    try:
+        tensors = load_file(file, device=str(device))
+        gates = range(1 + max(int(name.partition(".")[0]) for name in tensors))
+        fields = [field.name for field in dataclasses.fields(GateFeatures)]
+        return [GateFeatures(*(tensors[f"{gate}.{name}"] for name in fields)) for gate in gates]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"'{file}' holds no gate features that an earlier run kept: {' '.join(str(error).split())}"
+        ) from error
 
 
 class _DistinctStates:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["ACTIVE", "SUSPENDED", "WITHDRAWN", "Ledger", "Request", "new_id"]
 
+import errno
 import fcntl
 import logging
 import os
@@ -20,7 +21,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from grun import files
 from grun.adapters.config import is_member_name
@@ -29,9 +33,11 @@ from grun.records import Example
 
 logger = logging.getLogger("grun")
 FORMAT = 1
-RECORD, LOCK, WORK, REQUESTS, DATA = "ledger.json", ".lock", ".work", "requests", "data.json"
+RECORD, LOCK, WORK, REQUESTS = "ledger.json", ".lock", ".work", "requests"
+DATA, FEATURES = "data.json", "gate_features.safetensors"
 ACTIVE, SUSPENDED, WITHDRAWN = "active", "suspended", "withdrawn"
 ID = r"[a-z0-9][a-z0-9-]*"
+HUB_ID = r"[\w.-]+/[\w.-]+"
 CHANGES = {"suspend": (ACTIVE, SUSPENDED), "resume": (SUSPENDED, ACTIVE), "withdraw": (None, WITHDRAWN)}
 
 
@@ -81,13 +87,15 @@ class Ledger:
     calibration: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> Ledger:
-        """The ledger in a directory.
+    def read(cls, path: str | Path, *, hub: bool = False) -> Ledger:
+        """The ledger in a directory; with `hub` also one in a hub repository, of which the newest state is downloaded.
 
         Raises:
             UserError: if there is none, or one that this version cannot read.
         """
         where = Path(path).expanduser()
+        if hub and not where.exists() and re.fullmatch(HUB_ID, str(path)):
+            where = _downloaded(str(path))
         record = files.read_json(where / RECORD)
         if not isinstance(record, dict):
             state = f"its {RECORD} is damaged" if (where / RECORD).exists() else "there is no ledger in it"
@@ -106,7 +114,8 @@ class Ledger:
         where = Path(path).expanduser()
         if (where / RECORD).exists():
             return cls.read(where)
-        if where.exists() and (not where.is_dir() or any(not p.name.startswith(".") for p in where.iterdir())):
+        own = (LOCK, WORK, REQUESTS)  # what an interrupted first request leaves
+        if where.exists() and (not where.is_dir() or any(p.name not in own for p in where.iterdir())):
             raise UserError(
                 f"--ledger '{where}' holds something else; name a ledger, or a directory that is new or empty."
             )
@@ -119,21 +128,27 @@ class Ledger:
         Raises:
             UserError: if it cannot be written.
         """
+        with self._lock() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("Another process is changing %s; waiting for it.", self.path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            now = Ledger.read_or_new(self.path)
+            now._delete_orphans()
+            yield now
+
+    def _lock(self) -> IO[str]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / LOCK).open("a") as lock:
-                if not os.access(self.path, os.W_OK | os.X_OK):
-                    raise PermissionError(13, "Permission denied")
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    logger.info("Another process is changing %s; waiting for it.", self.path)
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                now = Ledger.read_or_new(self.path)
-                now._delete_orphans()
-                yield now
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return (self.path / LOCK).open("a")
         except OSError as error:
-            raise UserError(f"--ledger '{self.path}' cannot be written: {error.strerror}.") from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> UserError:
+        return UserError(f"--ledger '{self.path}' cannot be written: {error.strerror or error}.")
 
     @property
     def active(self) -> dict[str, Request]:
@@ -181,13 +196,21 @@ class Ledger:
         """Where an adapter is being learnt; a run that was interrupted goes on there, if it is the same (`key`)."""
         return self.path / WORK / key
 
-    def with_request(self, request: Request, adapter: Path, data: Sequence[Example] | None = None) -> Ledger:
-        """The ledger with one more request, whose adapter (and data) is copied in; call it inside `changing`."""
+    def features(self, id: str) -> Path:
+        """The file with what gates read of a request's prompts; it is there if that was asked for."""
+        return self.folder(id) / FEATURES
+
+    def with_request(
+        self, request: Request, adapter: Path, *, data: Sequence[Example] | None, features: Path | None
+    ) -> Ledger:
+        """The ledger with one more request, whose adapter (data, features) is copied in; call it inside `changing`."""
         target = self.folder(request.id)
         with files.atomic_directory(target) as directory:
             shutil.copytree(adapter, directory / "adapter")
             if data is not None:
                 files.write_json(directory / DATA, [asdict(row) for row in data])
+            if features is not None:
+                shutil.copyfile(features, directory / FEATURES)
         own = target / "adapter"
         checksums = {
             str(file.relative_to(own)): files.sha256(file) for file in sorted(own.rglob("*")) if file.is_file()
@@ -224,12 +247,25 @@ class Ledger:
         """Write the record, all of it or nothing."""
         requests = [asdict(request) for request in self.requests.values()]
         record = {"format": FORMAT, "base": self.base, "requests": requests, "calibration": self.calibration}
-        files.write_json(self.path / RECORD, record)
+        try:
+            files.write_json(self.path / RECORD, record)
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def _delete_orphans(self) -> None:
         for folder in (self.path / REQUESTS).glob("*"):
             if folder.name not in self.requests:
                 shutil.rmtree(folder)
+
+
+def _downloaded(repository: str) -> Path:
+    try:
+        return Path(snapshot_download(repository))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--ledger '{repository}': there is no such directory, and no hub repository could be downloaded: {reason}"
+        ) from error
 
 
 def new_id(ledger: Ledger, asked: str | None) -> str:

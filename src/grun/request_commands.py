@@ -23,7 +23,7 @@ requests_app = typer.Typer(
     rich_markup_mode=None,
 )
 NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger knows where its adapters are, and holds only gated ones
-LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger.")]
+LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger (to read, also a hub id).")]
 Id = Annotated[str, typer.Argument(help="Id of the request.")]
 
 
@@ -57,7 +57,7 @@ requests_app.command("calibrate", help="Promise that normal prompts open no gate
 @requests_app.command("list")
 def list_requests(ledger: LedgerOption) -> None:
     """Show every request and its state."""
-    found = importlib.import_module("grun.ledger").Ledger.read(ledger)
+    found = importlib.import_module("grun.ledger").Ledger.read(ledger, hub=True)
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
         new = request.metrics.get("in_force", {}).get("new", {})
@@ -72,7 +72,7 @@ def list_requests(ledger: LedgerOption) -> None:
 def show(id: Id, ledger: LedgerOption) -> None:
     """Show everything that the ledger says about a request, as JSON."""
     dataclasses = importlib.import_module("dataclasses")
-    request = importlib.import_module("grun.ledger").Ledger.read(ledger).get(id)
+    request = importlib.import_module("grun.ledger").Ledger.read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
 

@@ -39,10 +39,9 @@ from grun.sides import load_sides
 from grun.signals import adapters_off, longest_row
 from grun.stacking import write_stack
 from grun.templates import resolve_template
-from grun.unlearn import unlearn
+from grun.unlearn import FEATURES, unlearn
 
 logger = logging.getLogger("grun")
-OWN = {f.name for f in dataclasses.fields(RequestConfig)} - {f.name for f in dataclasses.fields(UnlearnConfig)}
 ADAPTER = "default"
 REFERENCE_SCALE = 0.6  # times n + 1
 TOLERATED = 0.05
@@ -67,10 +66,12 @@ def add(config: RequestConfig) -> str:
     with ledger.changing() as now:
         _check_base(now, base, config.model)
         id = new_id(now, config.id)
-        same = [request for request in now.requests.values() if request.data["fingerprint"] == found["fingerprint"]]
-        if any(request.state != WITHDRAWN for request in same):
-            raise UserError(f"--forget holds the data of request '{same[-1].id}', which is {same[-1].state} already.")
+        for known in now.requests.values():
+            if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
+                raise UserError(f"--forget holds the data of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
+        kept = [now.features(earlier) for earlier in now.active]
+        settings["shut_for"] = [*config.shut_for, *(str(file) for file in kept if file.is_file())]
         key = hashlib.sha256(json.dumps([settings, found], sort_keys=True).encode()).hexdigest()[:16]
         work = now.work(key)
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
@@ -80,7 +81,12 @@ def add(config: RequestConfig) -> str:
         metrics["in_force"] = _measured(now, folders, config, data.forget, data.validation or data.retain)
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
-        now.with_request(request, adapter, data.forget if config.keep_data else None)
+        now.with_request(
+            request,
+            adapter,
+            data=data.forget if config.keep_data else None,
+            features=work / FEATURES if config.keep_features else None,
+        )
     return id
 
 
@@ -107,7 +113,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     Raises:
         UserError: if nothing is in force, or an adapter is damaged.
     """
-    now, target = Ledger.read(ledger), Path(output).expanduser()
+    now, target = Ledger.read(ledger, hub=True), Path(output).expanduser()
     if not now.active:
         raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
     holds_adapter = (target / "adapter_config.json").is_file()
@@ -136,7 +142,7 @@ def verify(ledger: str, model: str | None = None, data: Mapping[str, Sequence[st
     Raises:
         UserError: for another base model, an unknown request, or data that cannot be read.
     """
-    now, given = Ledger.read(ledger), dict(data or {})
+    now, given = Ledger.read(ledger, hub=True), dict(data or {})
     for id in given:
         now.get(id)
     if model is not None:

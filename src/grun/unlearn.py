@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["unlearn"]
+__all__ = ["FEATURES", "unlearn"]
 
 import dataclasses
 import logging
@@ -25,6 +25,7 @@ from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
 from grun.errors import UserError
 from grun.files import atomic_directory
+from grun.gate_features import GateFeatures, concatenated, load_features, save_features
 from grun.gate_fitting import calibrate, fit_gates
 from grun.losses import Recipe
 from grun.memory import peak_memory
@@ -46,6 +47,7 @@ from grun.training import StopCleanly, train_or_resume, training_arguments
 logger = logging.getLogger("grun")
 GATES = "gates.json"
 ALTERNATIVES = "alternatives.json"
+FEATURES = "gate_features.safetensors"
 SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
@@ -122,6 +124,10 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     """
     config = with_presets(config)
     recipe = recipe_of(config)
+    if (config.shut_for or config.keep_features) and not config.fit_gate_first:
+        raise UserError(
+            "--shut-for and --keep-features need a gate that is fitted first: --adapt grun, --fit-gate-first."
+        )
     data = load_sides(config)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
@@ -239,7 +245,11 @@ def _fit(job: _Job) -> dict[str, Any]:
     if not resumed:
         features = {name: job.rows.features(model, part) for name, part in job.encoded.items() if part}
         normal = features.get("validation", features["retain"])
-        fits = fit_gates(model, features["forget"], features["retain"], normal, seed=config.seed)
+        others = [_known(file, features["retain"], job.rows.device) for file in config.shut_for]
+        shut_for = [concatenated(parts) for parts in zip(features["retain"], *others, strict=True)]
+        fits = fit_gates(model, features["forget"], shut_for, normal, seed=config.seed)
+        if config.keep_features and is_main():
+            save_features(run.path / FEATURES, features["forget"])
         facts["gates"] = [dataclasses.asdict(fit) for fit in fits]
         if config.calibrate:
             rate = calibrate(model, features["forget"], normal, config.false_positive_rate)
@@ -251,6 +261,14 @@ def _fit(job: _Job) -> dict[str, Any]:
         if ".grun_gate." in name:
             parameter.requires_grad = False
     return facts
+
+
+def _known(file: str, own: Sequence[GateFeatures], device: torch.device) -> list[GateFeatures]:
+    """Gate features that another run kept, of gates that read the same as this run's."""
+    found = load_features(file, device)
+    if [part.h_UD.shape[1] for part in found] != [part.h_UD.shape[1] for part in own]:
+        raise UserError(f"--shut-for '{file}' is of other gates than this run's: their number or hidden size differs.")
+    return found
 
 
 def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:

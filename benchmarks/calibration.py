@@ -1,0 +1,127 @@
+"""The guarantee for normal prompts, looked at: 10,000 prompts that nothing has seen, at two levels.
+
+    python benchmarks/sequential.py --output runs/sequential      # makes the model and the ledger
+    python benchmarks/calibration.py --work runs/sequential
+
+Normal prompts are questions about invented people, one each of so many, drawn independently: some calibrate everything that is
+in force in the ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20
+tokens) is not that of the base model, bit for bit. Writes `docs/results/calibration.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grun.batches import encode_prompt
+from grun.benchmarks import load_benchmark
+from grun.calibration import gate_logits, share_open
+from grun.gate_features import gates_of
+from grun.models import load_adapter, load_model_and_tokenizer
+from grun.records import Example
+from grun.request_config import CalibrateRequestsConfig
+from grun.requests import calibrate, export
+from grun.rows import RowEncoder
+from grun.signals import adapters_off, context_length, greedy
+from grun.templates import resolve_template
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
+DELTA, ASKED, TOKENS, PEOPLE = 0.05, 10_000, 20, 400
+FIRST_SEED = 1_000  # no benchmark has one of these
+
+
+def normal_prompts(count: int) -> list[Example]:
+    """One question each about so many invented people."""
+    found: list[Example] = []
+    seed = FIRST_SEED
+    while len(found) < count:
+        draw = random.Random(seed)
+        data = load_benchmark("fictional", seed=seed, options={"people": str(PEOPLE), "phrasings": "1"})
+        rows: dict[str, list[Example]] = {}
+        for split in ("forget", "retain", "retain_heldout"):
+            for row in data.splits[split]:
+                rows.setdefault(str(row.subject), []).append(row)
+        found += [Example(draw.choice(own).prompt, "-") for own in rows.values()]
+        seed += 1
+    random.Random(0).shuffle(found)
+    return found[:count]
+
+
+@torch.no_grad()
+def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list[Example]) -> dict[str, Any]:
+    """How many prompts open a gate, and how many answers differ."""
+    base, tokenizer = load_model_and_tokenizer(model_folder, device="cpu")
+    template = resolve_template("auto", tokenizer)
+    rows = RowEncoder(tokenizer, template, None, 64, base.device)
+    model = load_adapter(base, str(adapter))
+    threshold_G = torch.stack([gate.threshold for _, gate in gates_of(model, "default")])
+    logits_NG = gate_logits(model, rows, prompts)
+    ids = [encode_prompt(row, tokenizer, template, context_length(model)) for row in prompts]
+    after = greedy(model, tokenizer, ids, TOKENS, 64)
+    with adapters_off(model):
+        before = greedy(model, tokenizer, ids, TOKENS, 64)
+    same = [one == other for one, other in zip(before, after, strict=True)]
+    shut = (~(logits_NG > threshold_G).any(1)).tolist()
+    return {
+        "normal": share_open(logits_NG, threshold_G),
+        "forget": share_open(gate_logits(model, rows, forget), threshold_G),
+        "identical": sum(same) / len(same),
+        "identical_where_shut": sum(s for s, x in zip(same, shut, strict=True) if x) / sum(shut),
+    }
+
+
+def main() -> None:
+    """Calibrate at both levels, ask, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="runs/sequential", help="folder that sequential.py made")
+    folder = Path(parser.parse_args().work)
+    model, ledger = str(folder / "target" / "model"), folder / "calibrated-ledger"
+    shutil.rmtree(ledger, ignore_errors=True)
+    shutil.copytree(folder / "ledger", ledger)
+    pool = normal_prompts(ASKED + sum(LEVELS.values()))
+    asked_prompts, rest = pool[:ASKED], pool[ASKED:]
+    records = json.loads((ledger / "ledger.json").read_text(encoding="utf-8"))["requests"]
+    numbers = [i + 1 for i, record in enumerate(records) if record["state"] == "active"]
+    forget = [
+        Example(json.loads(line)["prompt"], "-")
+        for i in numbers
+        for line in (folder / f"request-{i}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    found: dict[str, Any] = {
+        "as learnt": asked(model, export(str(ledger), str(folder / "as-learnt")), asked_prompts, forget)
+    }
+    for alpha, count in LEVELS.items():
+        file = folder / f"normal-{alpha}.jsonl"
+        file.write_text("".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rest[:count]), encoding="utf-8")
+        rest = rest[count:]
+        promise = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
+        said = calibrate(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
+        adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
+        found[f"alpha {alpha}"] = asked(model, adapter, asked_prompts, forget) | {"calibration": said}
+    lines = [
+        "| thresholds | calibration prompts | normal prompts that open a gate, of 10,000 | share (95 % interval) | greedy "
+        "answer identical | where gates are shut | forget prompts that open a gate |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, one in found.items():
+        normal, (low, high) = one["normal"], one["normal"]["interval"]
+        count = one["calibration"]["normal_prompts"] if "calibration" in one else "–"
+        share = f"{normal['share']:.4f} ({low:.4f} to {high:.4f})"
+        ends = f"{one['identical']:.4f} | {one['identical_where_shut']:.4f} | {one['forget']['share']:.3f}"
+        lines.append(f"| {name} | {count} | {normal['open']} | {share} | {ends} |")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "calibration.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "calibration.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Ten requests, one after the other: what stays forgotten, what is kept, and what taking one back restores.
+
+    python benchmarks/sequential.py --output runs/sequential
+
+50 invented people (`fictional`); ten of them ask to be forgotten, one by one. After every request the forget probability of
+all requests so far is measured, and what is kept of people that unlearning never saw and of general knowledge. A ledger of
+GRUN adapters is compared with LoRA (merged after every request) and full fine-tuning, each going on from where the request
+before left the model, with the same objective; then with one GRUN adapter for all ten, and with a model that never saw the
+ten. At the end request 3 is withdrawn. Killed and started again it goes on where it stopped.
+Writes `docs/results/sequential.json`, `.md` and `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grun.benchmarks import load_benchmark
+from grun.calibration import gate_logits
+from grun.config import FinetuneConfig, UnlearnConfig
+from grun.files import read_json, write_json
+from grun.finetune import finetune
+from grun.gate_features import gates_of
+from grun.ledger import Ledger
+from grun.models import load_adapter, load_model_and_tokenizer
+from grun.records import Example
+from grun.request_config import RequestConfig
+from grun.requests import add, change, export
+from grun.rows import RowEncoder
+from grun.templates import resolve_template
+from grun.unlearn import unlearn
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+REQUESTS, WITHDRAWN = 10, 3
+OPTIONS = {"people": "50", "forget_share": "0.2"}
+KEPT = {"retain_heldout": "people never shown to unlearning", "general": "general knowledge"}
+COLOURS = {
+    "GRUN, a ledger": "#4477AA",
+    "GRUN, features kept": "#66CCEE",
+    "LoRA, merged": "#EE6677",
+    "full fine-tuning": "#CCBB44",
+}
+
+
+class Work:
+    """Models, data and what was measured, in one folder."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.seed = seed
+        data = load_benchmark("fictional", seed=seed, options=OPTIONS)
+        people = list(dict.fromkeys(row.subject for row in data.splits["forget"]))
+        assert len(people) == REQUESTS
+        self.requests = [[row for row in data.splits["forget"] if row.subject == person] for person in people]
+        self.kept = {name: list(data.splits[name]) for name in KEPT}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.retain = self._file("retain", data.splits["retain"])
+        self.files = [self._file(f"request-{i + 1}", rows) for i, rows in enumerate(self.requests)]
+        finetune(FinetuneConfig(**self.common(), output=str(folder / "target")))
+        self.target = folder / "target" / "model"
+
+    def common(self) -> dict[str, Any]:
+        """Settings of training a target model."""
+        return {"benchmark": "fictional", "benchmark_options": OPTIONS, "seed": self.seed}
+
+    def _file(self, name: str, rows: Sequence[Example]) -> str:
+        file = self.folder / f"{name}.jsonl"
+        lines = [json.dumps({"prompt": r.prompt, "answer": r.answer, "subject": r.subject}) for r in rows]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(file)
+
+    def settings(self, model: Path, files: Sequence[str]) -> dict[str, Any]:
+        """Settings of unlearning."""
+        return {"model": str(model), "forget": list(files), "retain": [self.retain], "seed": self.seed}
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What was found before under this name, or is found now."""
+        file = self.folder / "found" / f"{name}.json"
+        if (known := read_json(file)) is None:
+            file.parent.mkdir(exist_ok=True)
+            known = find()
+            write_json(file, known)
+        return known
+
+    @torch.no_grad()
+    def measured(self, model: Path, adapter: Path | None = None) -> dict[str, Any]:
+        """Answer probabilities of every request and of what is to be kept; where there are gates, how often each opens."""
+        base, tokenizer = load_model_and_tokenizer(str(model), device="cpu")
+        rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, 16, base.device)
+        adapted: Any = base if adapter is None else load_adapter(base, str(adapter))
+        found: dict[str, Any] = {
+            "requests": [rows.probability(adapted, rows.encode(own)) for own in self.requests],
+            "kept": {name: rows.probability(adapted, rows.encode(own)) for name, own in self.kept.items()},
+        }
+        if adapter is not None:
+            threshold_G = torch.stack([gate.threshold for _, gate in gates_of(adapted, "default")])
+            sets = {**{str(i + 1): own for i, own in enumerate(self.requests)}, **self.kept}
+            found["open"] = {
+                name: (gate_logits(adapted, rows, own) > threshold_G).float().mean(0).tolist()
+                for name, own in sets.items()
+            }
+        return found
+
+
+def with_ledger(work: Work, folder: str, **options: Any) -> list[dict[str, Any]]:
+    """After every request: a ledger of GRUN adapters."""
+    ledger, found = work.folder / folder, []
+    for i, file in enumerate(work.files):
+        name, export_to = f"r{i + 1:04d}", work.folder / "exports" / f"{folder}-{i + 1}"
+
+        def one(file: str = file, name: str = name, export_to: Path = export_to) -> dict[str, Any]:
+            start = time.perf_counter()
+            if not (ledger / "ledger.json").exists() or name not in Ledger.read(ledger).requests:
+                add(RequestConfig(**work.settings(work.target, [file]), ledger=str(ledger), id=name, **options))
+            seconds = time.perf_counter() - start
+            return {**work.measured(work.target, export(str(ledger), str(export_to))), "seconds": seconds}
+
+        found.append(work.once(f"{folder}-{i + 1}", one))
+    return found
+
+
+def by_weights(work: Work, adapt: str) -> list[dict[str, Any]]:
+    """After every request: the same objective on what the request before left of the model."""
+    model, found = work.target, []
+    for i, file in enumerate(work.files):
+        run = work.folder / adapt / str(i + 1)
+
+        def one(file: str = file, model: Path = model, run: Path = run) -> dict[str, Any]:
+            start = time.perf_counter()
+            made = unlearn(UnlearnConfig(**work.settings(model, [file]), output=str(run), adapt=adapt))
+            if adapt != "full":
+                merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), made)
+                merged.merge_and_unload().save_pretrained(run / "model")
+                AutoTokenizer.from_pretrained(model).save_pretrained(run / "model")
+            seconds = time.perf_counter() - start
+            return {**work.measured(run / "model"), "seconds": seconds}
+
+        found.append(work.once(f"{adapt}-{i + 1}", one))
+        model = run / "model"
+    return found
+
+
+def taken_back(work: Work, before: dict[str, Any]) -> dict[str, Any]:
+    """What withdrawing one request changes."""
+    ledger = str(work.folder / "ledger")
+    if Ledger.read(ledger).get(f"r{WITHDRAWN:04d}").state == "active":
+        change(ledger, f"r{WITHDRAWN:04d}", "withdraw")
+    after = work.measured(work.target, export(ledger, str(work.folder / "exports" / "withdrawn")))
+    others = [i for i in range(REQUESTS) if i != WITHDRAWN - 1]
+    moved = [abs(after["requests"][i] - before["requests"][i]) for i in others]
+    kept = [abs(after["kept"][name] - before["kept"][name]) for name in KEPT]
+    return {"after": after, "restored": after["requests"][WITHDRAWN - 1], "largest_other_change": max(moved + kept)}
+
+
+def row(name: str, found: dict[str, Any], target: dict[str, Any], count: int = REQUESTS) -> str:
+    """A line of the table."""
+    own = found["requests"][:count]
+    kept = [found["kept"][key] / target["kept"][key] for key in KEPT]
+    seconds = f"{found['seconds']:.0f}" if "seconds" in found else "–"
+    cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept), seconds]
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(found: dict[str, Any]) -> str:
+    """Everything as Markdown."""
+    target = found["target"]
+    lines = [
+        "| after ten requests | forget probability, mean | at worst | "
+        + " | ".join(KEPT.values())
+        + " | s per request |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        row("target model", target, target),
+    ]
+    for name, steps in found["sequential"].items():
+        mean = sum(step["seconds"] for step in steps) / len(steps)
+        lines.append(row(name, {**steps[-1], "seconds": mean}, target))
+    lines += [row(name, one, target) for name, one in found["at_once"].items()]
+    back = found["withdrawn"]
+    lines += [
+        "",
+        f"Request {WITHDRAWN} withdrawn: its probability goes from "
+        f"{found['sequential']['GRUN, a ledger'][-1]['requests'][WITHDRAWN - 1]:.3f} back to {back['restored']:.3f} (target "
+        f"model: {target['requests'][WITHDRAWN - 1]:.3f}); the largest change of anything else is "
+        f"{back['largest_other_change']:.1g}.",
+        "",
+    ]
+    for name in ("GRUN, a ledger", "GRUN, features kept"):
+        crossing = cross_talk(found["sequential"][name][-1])
+        lines += [
+            f"{name}: share of the prompts of each request (rows) for which each request's gate (columns) opens.",
+            "",
+            "| | " + " | ".join(str(i + 1) for i in range(REQUESTS)) + " |",
+            "| ---: |" + " ---: |" * REQUESTS,
+        ]
+        lines += [f"| {i + 1} | " + " | ".join(f"{x:.2f}" for x in shares) + " |" for i, shares in enumerate(crossing)]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def cross_talk(last: dict[str, Any]) -> list[list[float]]:
+    """Share of the prompts of each request for which the gate of each request opens."""
+    return [last["open"][str(i + 1)] for i in range(REQUESTS)]
+
+
+def drawn(found: dict[str, Any]) -> Figure:
+    """Forgetting and what is kept against the number of requests."""
+    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, steps in found["sequential"].items():
+        counts = list(range(1, len(steps) + 1))
+        left.plot(counts, [max(s["requests"][: i + 1]) for i, s in enumerate(steps)], "o-", color=COLOURS[name], ms=3)
+        kept = [s["kept"]["retain_heldout"] / found["target"]["kept"]["retain_heldout"] for s in steps]
+        right.plot(counts, kept, "o-", color=COLOURS[name], label=name, ms=3)
+    left.set(xlabel="requests so far", ylabel="worst forget probability", ylim=(-0.02, 1.02))
+    right.set(xlabel="requests so far", ylabel="kept of unseen people", ylim=(-0.02, 1.05))
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/sequential")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    work = Work(Path(given.output), given.seed)
+    found: dict[str, Any] = {"target": work.once("target", lambda: work.measured(work.target))}
+    found["sequential"] = {
+        "GRUN, a ledger": with_ledger(work, "ledger"),
+        "GRUN, features kept": with_ledger(work, "ledger-with-features", keep_features=True),
+        "LoRA, merged": by_weights(work, "lora"),
+        "full fine-tuning": by_weights(work, "full"),
+    }
+
+    def union() -> dict[str, Any]:
+        start = time.perf_counter()
+        made = unlearn(UnlearnConfig(**work.settings(work.target, work.files), output=str(work.folder / "union")))
+        return {**work.measured(work.target, made), "seconds": time.perf_counter() - start}
+
+    def retrained() -> dict[str, Any]:
+        made = finetune(FinetuneConfig(**work.common(), split="retain", output=str(work.folder / "retrained")))
+        return work.measured(made)
+
+    def scaled() -> dict[str, Any]:
+        folder = export(str(work.folder / "ledger"), str(work.folder / "exports" / "scaled"), reference_scale=True)
+        return work.measured(work.target, folder)
+
+    found["at_once"] = {
+        "GRUN, the same ledger with the reference's scale": work.once("scaled", scaled),
+        "GRUN, one adapter for all": work.once("union", union),
+        "trained again without the ten": work.once("retrained", retrained),
+    }
+    last = found["sequential"]["GRUN, a ledger"][-1]
+    found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, last))
+    record = {
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "options": OPTIONS,
+        "seed": given.seed,
+        **found,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "sequential.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "sequential.md").write_text(table(found), encoding="utf-8")
+    drawn(found).savefig(RESULTS / "sequential.png", dpi=130)
+    sys.stdout.write(table(found))
+
+
+if __name__ == "__main__":
+    main()
