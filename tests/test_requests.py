@@ -177,7 +177,10 @@ def test_calibration_covers_everything_in_force(halves: list[RequestConfig], tmp
         add(one)
     normal = write_rows(tmp_path / "normal.jsonl", [{"prompt": r["question"]} for r in invented_rows("calm", 60)])
     settings = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
-    found = calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
+    found = calibrate(
+        CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1, forget=halves[1].forget)
+    )
+    assert found["forget_open"]["prompts"] == 4
     assert found["requests"] == ["r0001", "r0002"]
     assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
     ledger = Ledger.read(halves[0].ledger)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["calibrate", "calibrated", "gate_logits", "promised", "say", "share_open", "usual_place"]
+__all__ = ["calibrate", "calibrated", "gate_logits", "promised", "prompts_of", "say", "share_open", "usual_place"]
 
 import logging
 import time
@@ -49,7 +49,7 @@ def calibrate(config: CalibrateConfig) -> Path:
     if not config.adapter:
         raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
     guarantee, normal = promised(config)
-    forget = _prompts(config.forget, config)
+    forget = prompts_of(config.forget, config)
     run = RunDirectory.open(
         config.output, config, "calibrate", config.overwrite, data=fingerprint({"normal": normal, "forget": forget})
     )
@@ -92,7 +92,7 @@ def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
     """
     if not config.normal:
         raise UserError("--normal is missing: give a file of normal prompts that unlearning has not seen.")
-    guarantee, normal = Guarantee(config.alpha, config.delta), _prompts(config.normal, config)
+    guarantee, normal = Guarantee(config.alpha, config.delta), prompts_of(config.normal, config)
     if len(normal) < guarantee.prompts_needed:
         raise UserError(
             f"--normal has {len(normal)} prompts, too few for --alpha {config.alpha:g} with --delta {config.delta:g}: "
@@ -148,5 +148,6 @@ def say(found: dict[str, Any]) -> None:
     )
 
 
-def _prompts(sources: Sequence[str], config: CalibrateConfig) -> list[Example]:
+def prompts_of(sources: Sequence[str], config: CalibrateConfig) -> list[Example]:
+    """Prompts in files or hub data sets; answers are not looked at."""
     return [row for source in sources for row in read_examples(source, columns=config.columns, need_answers=False)]

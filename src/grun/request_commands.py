@@ -50,7 +50,7 @@ def _calibrate(config: CalibrateRequestsConfig) -> None:
 
 
 requests_app.command("calibrate", help="Promise that normal prompts open no gate of any request in force.")(
-    command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite", "forget"))
+    command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite"))
 )
 
 

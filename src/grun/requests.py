@@ -22,7 +22,7 @@ import torch
 from transformers import AutoConfig
 
 from grun.caching import content_of_folder
-from grun.calibration import calibrated, gate_logits, promised, say, share_open, usual_place
+from grun.calibration import calibrated, gate_logits, promised, prompts_of, say, share_open, usual_place
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
@@ -278,6 +278,7 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
         UserError: as `grun calibrate` does; if no request is active.
     """
     guarantee, normal = promised(config)
+    forget = prompts_of(config.forget, config)
     with Ledger.read(config.ledger).changing() as now:
         _check_base(now, identity(config.model, config.trust_remote_code), config.model)
         if not now.active:
@@ -289,6 +290,8 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
         held = held_gates(model, ADAPTER)
         before_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
         threshold_G, found = calibrated(gate_logits(model, rows, normal), usual_place(before_G), guarantee)
+        if forget:
+            found["forget_open"] = share_open(gate_logits(model, rows, forget), threshold_G)
         found |= {"requests": list(now.active), **event("calibrated")}
         changed = {}
         for id, request in now.active.items():
