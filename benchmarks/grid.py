@@ -1,11 +1,11 @@
 """Every adaptation under the same objectives, on `fictional`: what is forgotten, what is kept, and what it costs.
 
-    python benchmarks/grid.py --output runs/grid
+    python benchmarks/grid.py --output runs/grid [--times-only]
 
 Trains a target model per seed, runs the grid of objectives, adaptations and seeds with `grun sweep`, then once more for one
 seed with nothing beside it on the machine for the training times, counts the parameters that each adaptation would train in a
 model of the shape of Llama 2 7B (built without memory), and writes `docs/results/grid.json` and `.md`. Killed and started
-again it goes on where it stopped.
+again it goes on where it stopped. `--times-only` measures the training times again and takes everything else from `grid.json`.
 """
 
 from __future__ import annotations
@@ -85,10 +85,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/grid"))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--times-only", action="store_true")
     given = parser.parse_args()
-    for seed in SEEDS:
+    for seed in SEEDS[:1] if given.times_only else SEEDS:
         finetune(FinetuneConfig(output=str(given.output / f"target-{seed}"), benchmark="fictional", seed=seed))
-    found = run_grid(given.output / "sweep", SEEDS, given.jobs, 120)
+    if given.times_only:
+        known = json.loads((RESULTS / "grid.json").read_text(encoding="utf-8"))["runs"]
+        found = [Finished(**one) for one in known]
+    else:
+        found = run_grid(given.output / "sweep", SEEDS, given.jobs, 120)
     runs = with_times(found, run_grid(given.output / "timing", SEEDS[:1], 1, 1))
     large = parameters_at_7b()
     machine = {"processor": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
