@@ -38,6 +38,17 @@ def test_a_started_run_holds_what_repeats_it(tmp_path: Path) -> None:
     assert {"grun", "python", "torch", "transformers", "peft"} <= set(record["versions"])
 
 
+def test_what_a_kill_at_the_start_left_is_no_obstacle(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    (run.path / "run.json").rename(run.path / ".run.json.123.tmp")
+    again = started(tmp_path / "run")
+    assert json.loads((again.path / "run.json").read_text())["complete"] is False
+    (again.path / "run.json").unlink()
+    (again.path / "settings.json").write_text('{"theme": "dark"}')  # somebody else's
+    with pytest.raises(UserError, match="holds no run of grun"):
+        RunDirectory.open(tmp_path / "run", CONFIG, "unlearn")
+
+
 @pytest.mark.parametrize("changes", [{}, {"output": "elsewhere"}, {"device": "cpu"}, {"overwrite": False}])
 def test_the_same_run_is_resumed(tmp_path: Path, changes: dict) -> None:
     first = started(tmp_path / "run")

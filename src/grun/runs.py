@@ -70,7 +70,7 @@ class RunDirectory:
         _check_writable(where)
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "overwrite"}
         run = cls(where, {"command": command, "data": data, "complete": False, **_versions()}, settings)
-        if not where.exists() or not any(where.iterdir()):
+        if not where.exists() or all(_is_leftover(file, settings) for file in where.iterdir()):
             return run
         found = files.read_json(where / RECORD)
         if found is None:
@@ -157,6 +157,14 @@ def settings_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if name not in WHEREABOUTS and was.get(name) != wanted:
             return f"{flag(name)} was {was.get(name)}, now {wanted}"
     return ""
+
+
+def _is_leftover(file: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a kill within `start`, which writes the record last, may have left this."""
+    if file.name == CONFIG:
+        found = files.read_json(file)
+        return isinstance(found, dict) and found.keys() == settings.keys()
+    return file.name.startswith((f".{CONFIG}.", f".{RECORD}.")) and file.suffix == ".tmp"
 
 
 def _check_writable(where: Path) -> None:
