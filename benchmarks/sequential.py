@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -121,11 +120,9 @@ def with_ledger(work: Work, folder: str, **options: Any) -> list[dict[str, Any]]
         name, export_to = f"r{i + 1:04d}", work.folder / "exports" / f"{folder}-{i + 1}"
 
         def one(file: str = file, name: str = name, export_to: Path = export_to) -> dict[str, Any]:
-            start = time.perf_counter()
             if not (ledger / "ledger.json").exists() or name not in Ledger.read(ledger).requests:
                 add(RequestConfig(**work.settings(work.target, [file]), ledger=str(ledger), id=name, **options))
-            seconds = time.perf_counter() - start
-            return {**work.measured(work.target, export(str(ledger), str(export_to))), "seconds": seconds}
+            return work.measured(work.target, export(str(ledger), str(export_to)))
 
         found.append(work.once(f"{folder}-{i + 1}", one))
     return found
@@ -138,14 +135,12 @@ def by_weights(work: Work, adapt: str) -> list[dict[str, Any]]:
         run = work.folder / adapt / str(i + 1)
 
         def one(file: str = file, model: Path = model, run: Path = run) -> dict[str, Any]:
-            start = time.perf_counter()
             made = unlearn(UnlearnConfig(**work.settings(model, [file]), output=str(run), adapt=adapt))
             if adapt != "full":
                 merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), made)
                 merged.merge_and_unload().save_pretrained(run / "model")
                 AutoTokenizer.from_pretrained(model).save_pretrained(run / "model")
-            seconds = time.perf_counter() - start
-            return {**work.measured(run / "model"), "seconds": seconds}
+            return work.measured(run / "model")
 
         found.append(work.once(f"{adapt}-{i + 1}", one))
         model = run / "model"
@@ -168,8 +163,7 @@ def row(name: str, found: dict[str, Any], target: dict[str, Any], count: int = R
     """A line of the table."""
     own = found["requests"][:count]
     kept = [found["kept"][key] / target["kept"][key] for key in KEPT]
-    seconds = f"{found['seconds']:.0f}" if "seconds" in found else "–"
-    cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept), seconds]
+    cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept)]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -177,15 +171,12 @@ def table(found: dict[str, Any]) -> str:
     """Everything as Markdown."""
     target = found["target"]
     lines = [
-        "| after ten requests | forget probability, mean | at worst | "
-        + " | ".join(KEPT.values())
-        + " | s per request |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| after ten requests | forget probability, mean | at worst | " + " | ".join(KEPT.values()) + " |",
+        "| --- | ---: | ---: | ---: | ---: |",
         row("target model", target, target),
     ]
     for name, steps in found["sequential"].items():
-        mean = sum(step["seconds"] for step in steps) / len(steps)
-        lines.append(row(name, {**steps[-1], "seconds": mean}, target))
+        lines.append(row(name, steps[-1], target))
     lines += [row(name, one, target) for name, one in found["at_once"].items()]
     back = found["withdrawn"]
     lines += [
@@ -247,9 +238,8 @@ def main() -> None:
     }
 
     def union() -> dict[str, Any]:
-        start = time.perf_counter()
         made = unlearn(UnlearnConfig(**work.settings(work.target, work.files), output=str(work.folder / "union")))
-        return {**work.measured(work.target, made), "seconds": time.perf_counter() - start}
+        return work.measured(work.target, made)
 
     def retrained() -> dict[str, Any]:
         made = finetune(FinetuneConfig(**work.common(), split="retain", output=str(work.folder / "retrained")))
