@@ -21,6 +21,7 @@ from grun.gate_features import (
     gate_features,
     gates_of,
     load_features,
+    readings_of_gates,
     save_features,
 )
 from grun.gate_fitting import calibrate, fit_gates
@@ -95,12 +96,16 @@ def test_features_are_kept_and_put_one_after_the_other(tmp_path: Path) -> None:
     with torch.no_grad():
         both = concatenated([first, second]).logits(gate)
         torch.testing.assert_close(both, torch.cat([first.logits(gate), second.logits(gate)]))
-        save_features(tmp_path / "kept", [first, second])
-        for kept, own in zip(load_features(tmp_path / "kept"), (first, second), strict=True):
+        read = [*readings_of_gates(model), *readings_of_gates(model)]
+        save_features(tmp_path / "kept", [first, second], read)
+        for kept, own in zip(load_features(tmp_path / "kept", read), (first, second), strict=True):
             assert torch.equal(kept.logits(gate), own.logits(gate))
+    other = attach(gate_layer=1, gate_hidden=[32], gate_window=3)
+    with pytest.raises(UserError, match="read something else"):
+        load_features(tmp_path / "kept", 2 * readings_of_gates(other))
     (tmp_path / "kept").write_bytes(b"something else")
     with pytest.raises(UserError, match="holds no gate features"):
-        load_features(tmp_path / "kept")
+        load_features(tmp_path / "kept", read)
 
 
 def fitted(seed: int = 0, **options: object) -> tuple[object, dict[str, list[GateFeatures]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -96,7 +97,7 @@ def test_requests_are_learnt_measured_and_written_down(halves: list[RequestConfi
     assert set(measured["new"]["open"]) == {"r0001", "r0002"}
     assert measured["new"]["probability"] < measured["new"]["probability_before"]
     assert ledger.data("r0001") != ledger.data("r0002")
-    assert not (ledger.path / ".work").exists()
+    assert not list((ledger.path / ".work").iterdir())
     assert verify(halves[0].ledger, halves[0].model)["r0002"].startswith("ok (forget probability")
 
 
@@ -160,6 +161,31 @@ def test_a_gate_learns_to_stay_shut_for_earlier_requests_if_their_features_were_
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, 4, torch.device("cpu"))
         found.append(gate_logits(model, rows, now.data("r0001")))
     assert found[1].mean() < found[0].mean() - 1.0
+
+
+def test_features_of_gates_that_read_something_else_are_left_out(
+    halves: list[RequestConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("grun").propagate = True
+    add(replace(halves[0], keep_features=True))
+    add(replace(halves[1], gate_layer=1))
+    assert "What was kept of request r0001 is left out" in caplog.text
+    assert Ledger.read(halves[0].ledger).get("r0002").settings["shut_for"] == []
+
+
+def test_what_a_calibration_does_not_cover_is_said(
+    halves: list[RequestConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("grun").propagate = True
+    normal = write_rows(tmp_path / "normal.jsonl", [{"prompt": r["question"]} for r in invented_rows("calm", 60)])
+    add(halves[0])
+    settings = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
+    calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
+    export(halves[0].ledger, str(tmp_path / "out"))
+    assert "does not cover" not in caplog.text
+    add(halves[1])
+    assert "does not cover r0002: run `grun request calibrate` again" in caplog.text
+    assert Ledger.read(halves[0].ledger).uncovered == ["r0002"]
 
 
 def test_the_reference_scale_multiplies_by_what_the_paper_multiplies_by(
@@ -230,7 +256,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if (ledger / "ledger.json").exists():  # it was quicker than the kill
+        if (ledger / "ledger.json").exists() and Ledger.read(ledger).requests:  # it was quicker than the kill
             assert verify(str(ledger)) == {"r0001": "ok (active)"}
             shutil.rmtree(ledger)
     finish(start(command(config)))
@@ -238,14 +264,24 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
     assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
 
 
-def test_what_an_interrupted_add_left_behind_is_deleted(config: RequestConfig) -> None:
-    add(config)
-    orphan = Path(config.ledger) / "requests" / "r0002"
-    shutil.copytree(orphan.with_name("r0001"), orphan)
-    change(config.ledger, "r0001", "suspend")
-    assert not orphan.exists()
-    (Path(config.ledger) / "ledger.json").unlink()  # the first request was interrupted just before it was written down
-    assert add(config) == "r0001"
+def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[RequestConfig]) -> None:
+    """They are those of an `add` that was killed just before it was written down, or of a newer ledger that was lost."""
+    add(halves[0])
+    folder = Path(halves[0].ledger) / "requests"
+    shutil.copytree(folder / "r0001", folder / "r0002")
+    (folder / ".r0003.abc").mkdir()  # half written
+    assert add(halves[1]) == "r0003"
+    assert not (folder / ".r0003.abc").exists()
+    assert (folder / "r0002" / "adapter" / "adapter_config.json").is_file()
+    change(halves[0].ledger, "r0001", "withdraw")
+    with pytest.raises(UserError, match=r"--id 'r0002'.*is there, but not in the ledger"):
+        add(replace(halves[0], id="r0002"))
+    (folder.parent / "ledger.json").unlink()
+    with pytest.raises(UserError, match="holds something else"):
+        add(halves[0])
+    with pytest.raises(UserError, match="restore it from a backup"):
+        Ledger.read(folder.parent)
+    assert (folder / "r0001" / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_ledger_in_a_hub_repository_is_read(config: RequestConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +334,11 @@ def test_wrong_input_is_one_line(
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "ledger.json").write_text('{"format": 1,')
+    (tmp_path / "keyless").mkdir()
+    (tmp_path / "keyless" / "ledger.json").write_text('{"format": 1, "requests": [{"id": "a"}]}')
+    (tmp_path / "filled").mkdir()
+    (tmp_path / "filled" / "adapter_config.json").write_text("{}")
+    (tmp_path / "filled" / "README.md").write_text("mine")
     other = replace(config, forget=[str(material.forget)], model=str(material.model))
     cases = {
         "nothing to withdraw": ["request", "withdraw", "r0001", *ledger],
@@ -308,12 +349,15 @@ def test_wrong_input_is_one_line(
         "no active request": ["request", "export", str(tmp_path / "o"), *ledger],
         "there is no ledger in it": ["request", "list", "--ledger", str(tmp_path / "nowhere")],
         "has format 2": ["request", "list", "--ledger", str(newer)],
-        "is damaged": ["request", "list", "--ledger", str(broken)],
+        "is damaged (": ["request", "list", "--ledger", str(tmp_path / "keyless")],
+        "its ledger.json is damaged;": ["request", "list", "--ledger", str(broken)],
         "another model": command(other),
         "holds something else": command(replace(config, ledger=str(tmp_path))),
         "is taken": command(config, "--id", "r0001"),
         "expected lower-case letters": command(config, "--id", "No 1"),
-        "reserved word": command(config, "--id", "keys"),
+        "(and not a reserved word)": command(config, "--id", "keys"),
+        "reserved word": command(config, "--id", "training"),
+        "only gated adapters": command(config, "--gate", "none"),
         "--ledger is missing": command(config)[:3],
         "--forget is missing": ["request", "add", *command(config)[3:]],
         "expected ID=FILE": ["request", "verify", *ledger, "--data", "r0001"],

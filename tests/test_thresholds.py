@@ -48,7 +48,7 @@ def test_coverage_in_simulation(alpha: float, delta: float, n: int, gates: int) 
     place_G = torch.linspace(-0.3, 0.1, gates)  # below the logits, so that no gap hides what the bound does
     shares = torch.tensor(
         [
-            share_above(guaranteed_thresholds(uniform_logits(n, gates, generator), place_G, guarantee))
+            share_above(guaranteed_thresholds(uniform_logits(n, gates, generator), place_G, guarantee, slack=0.0))
             for _ in range(repeats)
         ]
     )
@@ -71,7 +71,7 @@ def test_no_more_prompts_exceed_than_allowed_whatever_the_ties(logits: list[int]
     assert exceeding <= guarantee.allowed(len(normal_NG))
     margin_N = (normal_NG - place_G).amax(1)
     if bool((margin_N < 0).all()):  # a gap: thresholds lie inside it
-        assert bool((threshold_G <= place_G).all())
+        assert bool((threshold_G < place_G + 0.1).all())
 
 
 def test_a_promise_without_enough_prompts_is_refused() -> None:

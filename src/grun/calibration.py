@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["calibrate", "calibrated", "gate_logits", "promised", "prompts_of", "say", "share_open", "usual_place"]
+__all__ = [
+    "ADAPTER",
+    "calibrate",
+    "calibrated",
+    "gate_logits",
+    "promised",
+    "prompts_of",
+    "say",
+    "share_open",
+    "usual_place",
+]
 
 import logging
 import time
@@ -14,10 +24,14 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from grun import files
+from grun.adapters.config import GrunConfig
+from grun.adapters.edit import Gate
+from grun.caching import content_of_folder
 from grun.errors import UserError
 from grun.files import atomic_directory
 from grun.gate_features import gates_of
-from grun.models import load_adapter, load_model_and_tokenizer
+from grun.models import adapter_folder, load_adapter, load_model_and_tokenizer
 from grun.readers import read_examples
 from grun.records import Example
 from grun.request_config import CalibrateConfig
@@ -25,11 +39,11 @@ from grun.rows import RowEncoder
 from grun.runs import RunDirectory, fingerprint
 from grun.signals import longest_row
 from grun.templates import resolve_template
-from grun.thresholds import Guarantee, guaranteed_thresholds
+from grun.thresholds import LOW_QUANTILE, Guarantee, guaranteed_thresholds
 
 logger = logging.getLogger("grun")
 ADAPTER = "default"
-LOW_QUANTILE = 0.05  # of the forget logits: where a gate is to open, if normal prompts allow it
+RECORD = "calibration.json"
 
 
 def calibrate(config: CalibrateConfig) -> Path:
@@ -50,9 +64,8 @@ def calibrate(config: CalibrateConfig) -> Path:
         raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
     guarantee, normal = promised(config)
     forget = prompts_of(config.forget, config)
-    run = RunDirectory.open(
-        config.output, config, "calibrate", config.overwrite, data=fingerprint({"normal": normal, "forget": forget})
-    )
+    data = f"{fingerprint({'normal': normal, 'forget': forget})} {content_of_folder(adapter_folder(config.adapter))}"
+    run = RunDirectory.open(config.output, config, "calibrate", config.overwrite, data=data)
     target = run.path / "adapter"
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
@@ -62,15 +75,20 @@ def calibrate(config: CalibrateConfig) -> Path:
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     model: Any = load_adapter(base, config.adapter)
-    gates = [gate for _, gate in gates_of(model, ADAPTER)] if hasattr(model.base_model, "runtime") else []
-    if not gates:
-        raise UserError(f"--adapter '{config.adapter}' has no gate, so there is nothing to calibrate.")
+    adapter: Any = model.peft_config[ADAPTER]
+    parts = adapter.parts.values() if isinstance(adapter, GrunConfig) else ()
+    if not parts or any(part.gate == "none" for part in parts):
+        raise UserError(
+            f"--adapter '{config.adapter}' has no gate (or a part of it has none), so nothing can be promised."
+        )
+    gates = [gate for _, gate in gates_of(model, ADAPTER)]
     template = resolve_template(config.template, tokenizer)
     rows = RowEncoder(tokenizer, template, longest_row(base, config.max_length), config.batch_size, base.device)
     run.start()
     forget_NG = gate_logits(model, rows, forget) if forget else None
-    before_G = torch.stack([gate.threshold for gate in gates]).cpu()
-    place_G = usual_place(before_G) if forget_NG is None else forget_NG.quantile(LOW_QUANTILE, dim=0)
+    place_G = _places(config.adapter, gates)
+    if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
+        place_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
     threshold_G, found = calibrated(gate_logits(model, rows, normal), place_G, guarantee)
     for gate, threshold in zip(gates, threshold_G, strict=True):
         gate.threshold.copy_(threshold)
@@ -78,10 +96,18 @@ def calibrate(config: CalibrateConfig) -> Path:
         found["forget_open"] = share_open(forget_NG, threshold_G)
     with atomic_directory(target) as directory:
         model.save_pretrained(str(directory))
-    run.write_json("calibration.json", found)
+    run.write_json(RECORD, found)
     run.mark_complete(time.monotonic() - started)
     say(found)
     return target
+
+
+def _places(adapter: str, gates: Sequence[Gate]) -> Tensor:
+    """Where gates open as they were learnt, also if the adapter was calibrated since: its thresholds are not independent."""
+    known = files.read_json(Path(adapter_folder(adapter)).parent / RECORD)
+    if known is not None:
+        return torch.tensor(known["places"])
+    return usual_place(torch.stack([gate.threshold for gate in gates]).cpu())
 
 
 def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
@@ -111,6 +137,7 @@ def calibrated(normal_NG: Tensor, place_G: Tensor, guarantee: Guarantee) -> tupl
         "normal_prompts_needed": guarantee.prompts_needed,
         "normal_prompts_allowed_open": guarantee.allowed(len(normal_NG)),
         "thresholds": threshold_G.tolist(),
+        "places": place_G.tolist(),
         "normal_open": share_open(normal_NG, threshold_G),
     }
 

@@ -19,7 +19,7 @@ import typer
 import grun
 from grun.config import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
 from grun.errors import RunsFailed, TrainingDiverged, UserError
-from grun.options import command_for
+from grun.options import Stopped, command_for
 from grun.request_commands import requests_app
 from grun.request_config import CalibrateConfig, ImportConfig
 
@@ -42,19 +42,12 @@ FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
-class _Stopped(Exception):
-    """The user stopped a job; the option parser would swallow a `KeyboardInterrupt` and its message."""
-
-
 def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
     """A job that is imported when it runs, so that `--help` need not wait for torch."""
 
     def run(config: Any) -> None:
         job = getattr(importlib.import_module(module), name)
-        try:
-            result = job(config)
-        except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
-            raise _Stopped(str(error) or "stopped.") from error
+        result = job(config)
         if after and _is_first_process():
             typer.echo(after.format(result=result, config=config))
 
@@ -206,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), DIVERGED)
     except RunsFailed as error:
         return _failed(str(error), FAILED)
-    except _Stopped as error:
+    except Stopped as error:
         return _failed(str(error), INTERRUPTED)
 
 

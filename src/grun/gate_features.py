@@ -9,11 +9,13 @@ __all__ = [
     "gates_of",
     "held_gates",
     "load_features",
+    "readings_of_gates",
     "save_features",
 ]
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,6 +34,8 @@ from grun.adapters.layer import GrunLayer
 from grun.errors import UserError
 from grun.prompt_position import from_prompt_lengths
 from grun.records import Batch
+
+Reading = tuple[int, bool, bool, int]  # layer, its output (not input), the last token only, hidden size
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def concatenated(parts: Sequence[GateFeatures]) -> GateFeatures:
     return GateFeatures(torch.cat([part.h_UD for part in parts]), torch.cat(at), torch.cat(mask))
 
 
-def save_features(file: Path, features: Sequence[GateFeatures]) -> None:
+def save_features(file: Path, features: Sequence[GateFeatures], read: Sequence[Reading]) -> None:
     """Write what gates read of prompts, all of it or nothing. At a low layer this is as good as the prompts themselves."""
     tensors = {
         f"{gate}.{field.name}": getattr(part, field.name).cpu().contiguous()
@@ -95,25 +99,32 @@ def save_features(file: Path, features: Sequence[GateFeatures]) -> None:
         for field in dataclasses.fields(part)
     }
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary)
+    save_file(tensors, temporary, metadata={"read": json.dumps(read)})
     temporary.replace(file)
 
 
-def load_features(file: str | Path, device: torch.device | str = "cpu") -> list[GateFeatures]:
+def load_features(file: str | Path, read: Sequence[Reading], device: torch.device | str = "cpu") -> list[GateFeatures]:
     """What `save_features` wrote, one entry per gate.
+
+    Args:
+        file: to read.
+        read: what this model's gates read (`readings_of_gates`); it must be the same.
+        device: of the tensors.
 
     Raises:
         UserError: if the file holds something else.
     """
     try:
+        with safe_open(file, framework="pt") as opened:
+            kept = json.loads((opened.metadata() or {})["read"])
+        if [tuple(one) for one in kept] != list(read):
+            raise ValueError("they are of gates that read something else: other layers, tokens or another model")
         tensors = load_file(file, device=str(device))
         gates = range(1 + max(int(name.partition(".")[0]) for name in tensors))
         fields = [field.name for field in dataclasses.fields(GateFeatures)]
         return [GateFeatures(*(tensors[f"{gate}.{name}"] for name in fields)) for gate in gates]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"'{file}' holds no gate features that an earlier run kept: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"'{file}' holds no gate features for this run: {' '.join(str(error).split())}") from error
 
 
 class _DistinctStates:
@@ -159,21 +170,29 @@ def gates_of(model: Any, adapter: str) -> list[tuple[int, Gate]]:
     return [(layer.index, layer.gates[part]) for layer, part in held_gates(model, adapter)]
 
 
+def readings_of_gates(model: Any, adapter: str = "default") -> list[Reading]:
+    """What each gate of an adapter reads, in order."""
+    held = [(layer, layer.configs[part]) for layer, part in held_gates(model, adapter)]
+    return [
+        (layer.index, config.gate_layer is None, config.gate_reads == "last", int(config.hidden_size or 0))
+        for layer, config in held
+    ]
+
+
 @torch.no_grad()
 def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
     """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in order.
 
     The forward pass stops at the highest layer that a gate reads. Gates that read the same share an entry.
     """
-    reading = [(layer, layer.configs[part]) for layer, part in held_gates(model, adapter)]
-    keys = [(layer.index, config.gate_layer is None, config.gate_reads == "last") for layer, config in reading]
+    keys = readings_of_gates(model, adapter)
     found = {key: _DistinctStates() for key in keys}
-    points = {key[:2]: layer for key, (layer, _) in zip(keys, reading, strict=True)}
+    points = {key[:2]: layer for key, (layer, _) in zip(keys, held_gates(model, adapter), strict=True)}
     for batch in batches:
         with model.disable_adapter(), _recording(points) as states, suppress(_Enough):
             model(**batch.model_inputs())
         span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
-        for (index, at_output, only_last), distinct in found.items():
+        for (index, at_output, only_last, _), distinct in found.items():
             for row, state_TD in enumerate(states[index, at_output]):
                 end = int(span.end_B[row])
                 start = end if only_last else int(span.start_B[row])

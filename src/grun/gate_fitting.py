@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from grun.adapters.edit import Gate
 from grun.gate_features import GateFeatures, gates_of
+from grun.thresholds import LOW_QUANTILE, POSITION
 
 MAX_STEPS = 400
 CHECK_EVERY = 10
@@ -26,8 +27,6 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
 COMPARED_TOKENS = 20_000  # retain tokens at most that prototypes are compared with
 SAME_STATE = 1e-3  # squared distance, relative to the squared norm, below which two states are the same token
-POSITION = 2 / 3  # of a threshold in a gap: forget prompts are known, normal ones may be anything
-LOW_QUANTILE = 0.05  # of the forget logits, the far side of the gap that a threshold is put into
 
 
 @dataclass(frozen=True)

@@ -99,14 +99,20 @@ class Ledger:
         record = files.read_json(where / RECORD)
         if not isinstance(record, dict):
             state = f"its {RECORD} is damaged" if (where / RECORD).exists() else "there is no ledger in it"
-            raise UserError(f"--ledger '{where}': {state}; `grun request add` makes a new one.")
+            advice = "restore it from a backup" if (where / REQUESTS).exists() else "`grun request add` makes a new one"
+            raise UserError(f"--ledger '{where}': {state}; {advice}.")
         if record.get("format") != FORMAT:
             raise UserError(
                 f"--ledger '{where}' has format {record.get('format')}, but this version of grun knows format {FORMAT}: "
                 "install the version of grun that wrote it, or a newer one."
             )
-        requests = {given["id"]: Request(**given) for given in record["requests"]}
-        return cls(where, record["base"], requests, record["calibration"])
+        try:
+            requests = {given["id"]: Request(**given) for given in record["requests"]}
+            return cls(where, record["base"], requests, record["calibration"])
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"--ledger '{where}': its {RECORD} is damaged ({error}); restore it from a backup."
+            ) from error
 
     @classmethod
     def read_or_new(cls, path: str | Path) -> Ledger:
@@ -114,8 +120,7 @@ class Ledger:
         where = Path(path).expanduser()
         if (where / RECORD).exists():
             return cls.read(where)
-        own = (LOCK, WORK, REQUESTS)  # what an interrupted first request leaves
-        if where.exists() and (not where.is_dir() or any(p.name not in own for p in where.iterdir())):
+        if where.exists() and (not where.is_dir() or any(p.name != LOCK for p in where.iterdir())):
             raise UserError(
                 f"--ledger '{where}' holds something else; name a ledger, or a directory that is new or empty."
             )
@@ -123,7 +128,7 @@ class Ledger:
 
     @contextmanager
     def changing(self) -> Iterator[Ledger]:
-        """Inside, nobody else changes the ledger; gives it as it is now. What an interrupted `add` left is deleted.
+        """Inside, nobody else changes the ledger; gives it as it is now.
 
         Raises:
             UserError: if it cannot be written.
@@ -135,7 +140,8 @@ class Ledger:
                 logger.info("Another process is changing %s; waiting for it.", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             now = Ledger.read_or_new(self.path)
-            now._delete_orphans()
+            for unfinished in (self.path / REQUESTS).glob(".*"):
+                shutil.rmtree(unfinished, ignore_errors=True)  # of an `add` that was killed
             yield now
 
     def _lock(self) -> IO[str]:
@@ -154,6 +160,11 @@ class Ledger:
     def active(self) -> dict[str, Request]:
         """The requests in force."""
         return {id: request for id, request in self.requests.items() if request.state == ACTIVE}
+
+    @property
+    def uncovered(self) -> list[str]:
+        """Requests in force that the last calibration knows nothing of; none if nothing was ever promised."""
+        return [] if self.calibration is None else [id for id in self.active if id not in self.calibration["requests"]]
 
     def get(self, id: str) -> Request:
         """A request.
@@ -216,7 +227,6 @@ class Ledger:
             str(file.relative_to(own)): files.sha256(file) for file in sorted(own.rglob("*")) if file.is_file()
         }
         changed = self.with_changed({request.id: replace(request, files=checksums)})
-        shutil.rmtree(self.path / WORK, ignore_errors=True)
         return changed
 
     def with_state(self, id: str, change: str) -> Ledger:
@@ -252,11 +262,6 @@ class Ledger:
         except OSError as error:
             raise self._not_written(error) from error
 
-    def _delete_orphans(self) -> None:
-        for folder in (self.path / REQUESTS).glob("*"):
-            if folder.name not in self.requests:
-                shutil.rmtree(folder)
-
 
 def _downloaded(repository: str) -> Path:
     try:
@@ -276,11 +281,13 @@ def new_id(ledger: Ledger, asked: str | None) -> str:
     """
     if asked is None:
         numbered = (f"r{number:04d}" for number in count(len(ledger.requests) + 1))
-        return next(id for id in numbered if id not in ledger.requests)
+        return next(id for id in numbered if id not in ledger.requests and not ledger.folder(id).exists())
     if not re.fullmatch(ID, asked) or not is_member_name(asked):
         raise UserError(f"--id is '{asked}', expected lower-case letters, digits and dashes (and not a reserved word).")
     if asked in ledger.requests:
         raise UserError(f"--id '{asked}' is taken: it is {ledger.requests[asked].state}. Choose another one.")
+    if ledger.folder(asked).exists():
+        raise UserError(f"--id '{asked}': {ledger.folder(asked)} is there, but not in the ledger. Choose another id.")
     return asked
 
 

@@ -58,14 +58,16 @@ requests_app.command("calibrate", help="Promise that normal prompts open no gate
 def list_requests(ledger: LedgerOption) -> None:
     """Show every request and its state."""
     found = importlib.import_module("grun.ledger").Ledger.read(ledger, hub=True)
+    plain_text = importlib.import_module("grun.report.table").plain_text
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
         new = request.metrics.get("in_force", {}).get("new", {})
         forgotten = "" if not new else f"{new['probability_before']:.3f} to {new['probability']:.3f}"
         since = request.history[-1]["when"][:10]
         cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
-        table.add_row(*cells)
+        table.add_row(*map(plain_text, cells))
     Console().print(table)
+    _job("say_uncovered")(found)
 
 
 @requests_app.command("show")
@@ -117,6 +119,8 @@ def verify(
     data: Annotated[
         list[str] | None, typer.Option(help="The rows of a request, as ID=FILE. May be given several times.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with a hub repository.")] = False,
 ) -> None:
     """Check adapters against their checksums, data against fingerprints, and measure that it is still forgotten."""
     sources: dict[str, list[str]] = {}
@@ -125,7 +129,7 @@ def verify(
         if not equals or not file:
             raise UserError(f"--data is '{text}', expected ID=FILE.")
         sources.setdefault(id, []).append(file)
-    found = _job("verify")(ledger, model, sources)
+    found = _job("verify")(ledger, model, sources, device=device, trust_remote_code=trust_remote_code)
     for id, said in found.items():
         typer.echo(f"{id}: {said}")
     wrong = sum(not said.startswith("ok") for said in found.values())

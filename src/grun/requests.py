@@ -7,22 +7,25 @@ they do nothing there; how many rows they are open for is measured and written d
 
 from __future__ import annotations
 
-__all__ = ["add", "calibrate", "change", "export", "verify"]
+__all__ = ["add", "calibrate", "change", "export", "say_uncovered", "verify"]
 
 import dataclasses
 import hashlib
 import json
 import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from grun.adapters import with_presets
 from grun.caching import content_of_folder
-from grun.calibration import calibrated, gate_logits, promised, prompts_of, say, share_open, usual_place
+from grun.calibration import ADAPTER, calibrated, gate_logits, promised, prompts_of, say, share_open, usual_place
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
@@ -35,14 +38,15 @@ from grun.request_config import CalibrateRequestsConfig, RequestConfig
 from grun.rows import RowEncoder
 from grun.runs import fingerprint
 from grun.settings import from_mapping
-from grun.sides import load_sides
+from grun.sides import chunk_running_text, load_sides
 from grun.signals import adapters_off, longest_row
 from grun.stacking import write_stack
 from grun.templates import resolve_template
 from grun.unlearn import FEATURES, unlearn
 
 logger = logging.getLogger("grun")
-ADAPTER = "default"
+READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
+EXPORTED = ("adapter_config.json", "adapter_model.safetensors")
 REFERENCE_SCALE = 0.6  # times n + 1
 TOLERATED = 0.05
 
@@ -56,8 +60,13 @@ def add(config: RequestConfig) -> str:
     Raises:
         UserError: for wrong input, another base model than the ledger's, or data that a request was made for already.
     """
-    if config.adapt != "grun":
-        raise UserError(f"--adapt is {config.adapt}, expected grun: only gated adapters can be stacked.")
+    wanted = with_presets(config)
+    if config.adapt != "grun" or wanted.gate == "none":
+        raise UserError(
+            f"--adapt is {config.adapt}, --gate is {wanted.gate}: only gated adapters (grun) can be stacked."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("`grun request add` runs in one process: a ledger is changed by one at a time.")
     data = load_sides(config)
     found = {"fingerprint": fingerprint({"forget": data.forget}), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
@@ -65,18 +74,18 @@ def add(config: RequestConfig) -> str:
     _check_base(ledger, base, config.model)
     with ledger.changing() as now:
         _check_base(now, base, config.model)
+        now = dataclasses.replace(now, base=now.base or base)
+        now.save()  # from here on what is missing was lost
         id = new_id(now, config.id)
         for known in now.requests.values():
             if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
                 raise UserError(f"--forget holds the data of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
-        kept = [now.features(earlier) for earlier in now.active]
-        settings["shut_for"] = [*config.shut_for, *(str(file) for file in kept if file.is_file())]
-        key = hashlib.sha256(json.dumps([settings, found], sort_keys=True).encode()).hexdigest()[:16]
-        work = now.work(key)
+        settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
+        key = json.dumps([settings, fingerprint(vars(data))], sort_keys=True)
+        work = now.work(hashlib.sha256(key.encode()).hexdigest()[:16])
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
-        now = dataclasses.replace(now, base=now.base or base)
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
         metrics["in_force"] = _measured(now, folders, config, data.forget, data.validation or data.retain)
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
@@ -87,6 +96,8 @@ def add(config: RequestConfig) -> str:
             data=data.forget if config.keep_data else None,
             features=work / FEATURES if config.keep_features else None,
         )
+        shutil.rmtree(work, ignore_errors=True)
+    say_uncovered(Ledger.read(config.ledger))
     return id
 
 
@@ -98,7 +109,9 @@ def change(ledger: str, id: str, what: str) -> Request:
     """
     Ledger.read(ledger).get(id)
     with Ledger.read(ledger).changing() as now:
-        return now.with_state(id, what).get(id)
+        changed = now.with_state(id, what)
+    say_uncovered(changed)
+    return changed.get(id)
 
 
 def export(ledger: str, output: str, scale: float | None = None, reference_scale: bool = False) -> Path:
@@ -116,16 +129,36 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     now, target = Ledger.read(ledger, hub=True), Path(output).expanduser()
     if not now.active:
         raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
-    holds_adapter = (target / "adapter_config.json").is_file()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not holds_adapter):
-        raise UserError(f"'{output}' holds something else; name a new directory.")
-    with atomic_directory(target) as directory:
-        factor = REFERENCE_SCALE * (len(now.active) + 1) if reference_scale else scale
-        _write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
+    if target.is_file() or (target.is_dir() and any(file.name not in EXPORTED for file in target.iterdir())):
+        raise UserError(f"'{output}' holds something else; name a new directory, or one that an export made.")
+    factor = REFERENCE_SCALE * (len(now.active) + 1) if reference_scale else scale
+    try:
+        with atomic_directory(target) as directory:
+            _write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
+    except OSError as error:
+        raise UserError(f"'{output}' cannot be written: {error.strerror or error}.") from error
+    say_uncovered(now)
     return target
 
 
-def verify(ledger: str, model: str | None = None, data: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
+def say_uncovered(ledger: Ledger) -> None:
+    """Warn that the guarantee for normal prompts does not hold for everything in force."""
+    if ledger.uncovered:
+        logger.warning(
+            "The calibration of %s does not cover %s: run `grun request calibrate` again.",
+            (ledger.calibration or {})["when"],
+            ", ".join(ledger.uncovered),
+        )
+
+
+def verify(
+    ledger: str,
+    model: str | None = None,
+    data: Mapping[str, Sequence[str]] | None = None,
+    *,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
     """Check every request that was not withdrawn, and measure what is in force.
 
     Files are compared with their checksums and, where rows are given or were kept, these with the fingerprint. With a model
@@ -135,6 +168,7 @@ def verify(ledger: str, model: str | None = None, data: Mapping[str, Sequence[st
         ledger: directory of the ledger.
         model: the base model.
         data: files of rows, by request.
+        device, trust_remote_code: as in the other commands.
 
     Returns:
         What was found, by request: beginning with `ok`, or what is wrong.
@@ -146,7 +180,7 @@ def verify(ledger: str, model: str | None = None, data: Mapping[str, Sequence[st
     for id in given:
         now.get(id)
     if model is not None:
-        _check_base(now, identity(model), model)
+        _check_base(now, identity(model, trust_remote_code), model)
     found: dict[str, str] = {}
     known: dict[str, list[Example]] = {}
     for id, request in now.requests.items():
@@ -166,12 +200,17 @@ def verify(ledger: str, model: str | None = None, data: Mapping[str, Sequence[st
         if rows and request.state == ACTIVE:
             known[id] = rows
     intact = {id: now.adapter(id) for id in now.active if found[id].startswith("ok")}
+    say_uncovered(now)
     if model is None or not known or len(intact) < len(now.active):
         return found
+    here = {"model": model, "device": device, "trust_remote_code": trust_remote_code}
+    settings = {
+        id: from_mapping(UnlearnConfig, {**now.requests[id].settings, **here}, f"request '{id}'") for id in known
+    }
+    adapted, tokenizer = _loaded(now, intact, next(iter(settings.values())))
     for id, examples in known.items():
-        settings = from_mapping(UnlearnConfig, {**now.requests[id].settings, "model": model}, f"request '{id}'")
-        adapted, encoder = _loaded(now, intact, settings)
-        is_now = encoder.probability(adapted, encoder.encode(examples))
+        encoder = _encoder(adapted, tokenizer, settings[id])
+        is_now = encoder.probability(adapted, encoder.encode(_as_trained(examples, encoder)))
         was = now.requests[id].metrics["in_force"]["new"]["probability"]
         words = f"forget probability {is_now:.3f}, {was:.3f} when it was added"
         found[id] = f"ok ({words})" if is_now <= was + TOLERATED else f"is not forgotten as it was: {words}."
@@ -212,21 +251,37 @@ def _write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, s
     write_stack(folders, target, scale=scale, thresholds={id: torch.tensor(own) for id, own in known.items()})
 
 
-def _loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, RowEncoder]:
-    """The model with some adapters in force, and what encodes rows for it."""
+def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
+    """Files of features that requests in force have kept, of gates that read what this one will read."""
+    found = []
+    for id, request in ledger.active.items():
+        if not ledger.features(id).is_file():
+            continue
+        if wanted.fit_gate_first and all(request.settings[name] == getattr(wanted, name) for name in READS):
+            found.append(str(ledger.features(id)))
+        else:
+            logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
+    return found
+
+
+def _as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
+    """Rows as training has seen them: running text in pieces."""
+    return chunk_running_text(examples, rows.tokenizer, rows.max_length)
+
+
+def _encoder(model: Any, tokenizer: PreTrainedTokenizerBase, config: Any) -> RowEncoder:
+    template = resolve_template(config.template, tokenizer)
+    return RowEncoder(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
+
+
+def _loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model with some adapters in force, and its tokenizer."""
     base, tokenizer = load_model_and_tokenizer(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    rows = RowEncoder(
-        tokenizer,
-        resolve_template(config.template, tokenizer),
-        longest_row(base, config.max_length),
-        config.batch_size,
-        base.device,
-    )
     with tempfile.TemporaryDirectory() as folder:
         _write_in_force(ledger, folders, Path(folder))
-        return load_adapter(base, folder), rows
+        return load_adapter(base, folder), tokenizer
 
 
 def _measured(
@@ -241,11 +296,13 @@ def _measured(
     `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
     data was kept is there under its id.
     """
-    model, rows = _loaded(ledger, folders, config)
+    model, tokenizer = _loaded(ledger, folders, config)
+    rows = _encoder(model, tokenizer, config)
     sets = {"new": list(forget), "normal": list(normal)}
     sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
     found: dict[str, Any] = {}
-    for name, examples in sets.items():
+    for name, whole in sets.items():
+        examples = _as_trained(whole, rows)
         encoded = rows.encode(examples)
         with adapters_off(model):
             before = rows.probability(model, encoded)
@@ -269,7 +326,7 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
     """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
 
     Gates are placed by the thresholds that they were learnt with, which know nothing of these prompts. Requests that are added
-    later are not covered until this is done again; suspended and withdrawn ones only lower the share.
+    or resumed later are not covered until this is done again; those that are suspended or withdrawn only lower the share.
 
     Returns:
         What was found, as `grun calibrate` writes it; kept in the ledger.
@@ -286,7 +343,8 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
         own = dataclasses.replace(
             now, requests={id: dataclasses.replace(r, thresholds=None) for id, r in now.active.items()}
         )
-        model, rows = _loaded(own, {id: now.adapter(id) for id in now.active}, config)
+        model, tokenizer = _loaded(own, {id: now.adapter(id) for id in now.active}, config)
+        rows = _encoder(model, tokenizer, config)
         held = held_gates(model, ADAPTER)
         before_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
         threshold_G, found = calibrated(gate_logits(model, rows, normal), usual_place(before_G), guarantee)

@@ -10,7 +10,7 @@ conformal prediction (Vovk, 2012, proposition 2a). A higher threshold keeps the 
 
 from __future__ import annotations
 
-__all__ = ["POSITION", "Guarantee", "guaranteed_thresholds"]
+__all__ = ["LOW_QUANTILE", "POSITION", "Guarantee", "guaranteed_thresholds"]
 
 import math
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+LOW_QUANTILE = 0.05  # of forget logits: where a gate is to open, if normal prompts allow it
+SLACK = 1e-3  # relative: a prompt that is read in another batch, or by other code, has another rounding
 POSITION = 2 / 3  # of a threshold in a gap: forget prompts are known, normal ones may be anything
 
 
@@ -49,7 +51,7 @@ class Guarantee:
         return k
 
 
-def guaranteed_thresholds(normal_NG: Tensor, place_G: Tensor, guarantee: Guarantee) -> Tensor:
+def guaranteed_thresholds(normal_NG: Tensor, place_G: Tensor, guarantee: Guarantee, *, slack: float = SLACK) -> Tensor:
     """A float32 threshold (G,) for each gate, for which the guarantee holds for all gates together.
 
     Where normal prompts lie clear below the gates' places, thresholds are put into the gap, nearer to the places: they are
@@ -60,6 +62,7 @@ def guaranteed_thresholds(normal_NG: Tensor, place_G: Tensor, guarantee: Guarant
         place_G: where each gate is to open if normal prompts allow it (a low quantile of its forget logits, say); must not
             depend on the calibration prompts.
         guarantee: what to promise.
+        slack: how far above the deciding prompt, relative to 1 + its distance from 0.
 
     Raises:
         ValueError: for too few prompts.
@@ -70,6 +73,7 @@ def guaranteed_thresholds(normal_NG: Tensor, place_G: Tensor, guarantee: Guarant
     margin_N = (normal_NG.double() - place_G.double()).amax(1)
     margin = float(margin_N.sort(descending=True).values[allowed])
     exact_G = place_G.double() + (margin if margin > 0 else margin * (1 - POSITION))
+    exact_G = exact_G + slack * (1 + exact_G.abs())
     threshold_G = exact_G.float()
     above_G = torch.nextafter(threshold_G, torch.full_like(threshold_G, math.inf))
     return torch.where(threshold_G.double() < exact_G, above_G, threshold_G)  # rounded up: the bound must survive it

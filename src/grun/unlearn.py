@@ -25,7 +25,7 @@ from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
 from grun.errors import UserError
 from grun.files import atomic_directory
-from grun.gate_features import GateFeatures, concatenated, load_features, save_features
+from grun.gate_features import concatenated, load_features, readings_of_gates, save_features
 from grun.gate_fitting import calibrate, fit_gates
 from grun.losses import Recipe
 from grun.memory import peak_memory
@@ -245,11 +245,11 @@ def _fit(job: _Job) -> dict[str, Any]:
     if not resumed:
         features = {name: job.rows.features(model, part) for name, part in job.encoded.items() if part}
         normal = features.get("validation", features["retain"])
-        others = [_known(file, features["retain"], job.rows.device) for file in config.shut_for]
+        others = [load_features(file, readings_of_gates(model), job.rows.device) for file in config.shut_for]
         shut_for = [concatenated(parts) for parts in zip(features["retain"], *others, strict=True)]
         fits = fit_gates(model, features["forget"], shut_for, normal, seed=config.seed)
         if config.keep_features and is_main():
-            save_features(run.path / FEATURES, features["forget"])
+            save_features(run.path / FEATURES, features["forget"], readings_of_gates(model))
         facts["gates"] = [dataclasses.asdict(fit) for fit in fits]
         if config.calibrate:
             rate = calibrate(model, features["forget"], normal, config.false_positive_rate)
@@ -261,14 +261,6 @@ def _fit(job: _Job) -> dict[str, Any]:
         if ".grun_gate." in name:
             parameter.requires_grad = False
     return facts
-
-
-def _known(file: str, own: Sequence[GateFeatures], device: torch.device) -> list[GateFeatures]:
-    """Gate features that another run kept, of gates that read the same as this run's."""
-    found = load_features(file, device)
-    if [part.h_UD.shape[1] for part in found] != [part.h_UD.shape[1] for part in own]:
-        raise UserError(f"--shut-for '{file}' is of other gates than this run's: their number or hidden size differs.")
-    return found
 
 
 def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:

@@ -205,7 +205,8 @@ class GrunConfig(PeftConfig):
 
 def is_member_name(name: str) -> bool:
     """Whether a member of a stack may be called so: modules are registered under its name."""
-    return re.fullmatch(MEMBER_NAME, name) is not None and not hasattr(nn.ModuleDict, name)
+    free = not hasattr(nn.ModuleDict(), name) and "grun_" not in name  # PEFT cuts keys there
+    return free and re.fullmatch(MEMBER_NAME, name) is not None
 
 
 def parsed_layer(text: str, flag: str) -> int | float:

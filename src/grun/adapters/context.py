@@ -143,7 +143,7 @@ class _GateKeeping:
         return out
 
     def reset(self) -> Any:
-        self._grun_readings, self._grun_values = {}, {}
+        self._grun_readings, self._grun_values, self._grun_shut = {}, {}, frozenset()
         return super().reset()  # type: ignore[misc]
 
     def _grun_each(self, change: Callable[[Tensor], Tensor]) -> None:

@@ -157,12 +157,13 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
         stack = self._stack("gates", tuple(names), lambda: GateStack.of(_held(self.gates, names)))
-        span = call.span_on(h_BTD.device)
+        device = self.gates[names[0]].threshold.device  # the layer below may live on another one
+        span = call.span_on(device)
         if stack is None or span is None or any((name, self.index) in call.complete for name in names):
             return False
-        earlier_NBS = None if before[0] is None else torch.stack(before)
-        with torch.autocast(h_BTD.device.type, enabled=False):
-            found_NBS = stack(h_BTD, span.is_prompt(call.past, h_BTD.shape[1]), earlier_NBS)
+        earlier_NBS = None if before[0] is None else torch.stack(before).to(device)
+        with torch.autocast(device.type, enabled=False):
+            found_NBS = stack(h_BTD.to(device), span.is_prompt(call.past, h_BTD.shape[1]), earlier_NBS)
         call.readings.update({(name, self.index): one for name, one in zip(names, found_NBS, strict=True)})
         return True
 
@@ -250,6 +251,8 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             if source is None:
                 values = [self.gate_value(name, call, len(h_BTD), h_BTD.device) for name in names]
                 call.values[key] = torch.stack(values, dim=1)
+            elif any((name, source) not in call.readings for name in names):
+                raise UserError(NO_BOUNDARY)
             else:
                 holder = next(layer for layer in self.runtime.layers if layer.index == source)
                 thresholds_N = torch.stack([gate.threshold for gate in _held(holder.gates, names)])
