@@ -15,33 +15,26 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from grun.adapters import with_presets
-from grun.caching import content_of_folder
 from grun.calibration import ADAPTER, calibrated, gate_logits, promised, prompts_of, say, share_open, usual_place
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
 from grun.gate_features import held_gates
+from grun.in_force import as_trained, check_base, encoder_for, identity, loaded, measured, write_in_force
 from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, new_id
-from grun.models import load_adapter, load_model_and_tokenizer, model_folder
 from grun.readers import read_examples
 from grun.records import Example
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
-from grun.rows import RowEncoder
 from grun.runs import fingerprint
 from grun.settings import from_mapping
-from grun.sides import chunk_running_text, load_sides
-from grun.signals import adapters_off, longest_row
-from grun.stacking import write_stack
-from grun.templates import resolve_template
+from grun.sides import load_sides
 from grun.unlearn import FEATURES, unlearn
 
 logger = logging.getLogger("grun")
@@ -71,9 +64,9 @@ def add(config: RequestConfig) -> str:
     found = {"fingerprint": fingerprint({"forget": data.forget}), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
-    _check_base(ledger, base, config.model)
+    check_base(ledger, base, config.model)
     with ledger.changing() as now:
-        _check_base(now, base, config.model)
+        check_base(now, base, config.model)
         now = dataclasses.replace(now, base=now.base or base)
         now.save()  # from here on what is missing was lost
         id = new_id(now, config.id)
@@ -87,7 +80,7 @@ def add(config: RequestConfig) -> str:
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
-        metrics["in_force"] = _measured(now, folders, config, data.forget, data.validation or data.retain)
+        metrics["in_force"] = measured(now, folders, config, data.forget, data.validation or data.retain)
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
         now.with_request(
@@ -134,7 +127,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     factor = REFERENCE_SCALE * (len(now.active) + 1) if reference_scale else scale
     try:
         with atomic_directory(target) as directory:
-            _write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
+            write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
     except OSError as error:
         raise UserError(f"'{output}' cannot be written: {error.strerror or error}.") from error
     say_uncovered(now)
@@ -180,7 +173,7 @@ def verify(
     for id in given:
         now.get(id)
     if model is not None:
-        _check_base(now, identity(model, trust_remote_code), model)
+        check_base(now, identity(model, trust_remote_code), model)
     found: dict[str, str] = {}
     known: dict[str, list[Example]] = {}
     for id, request in now.requests.items():
@@ -207,48 +200,14 @@ def verify(
     settings = {
         id: from_mapping(UnlearnConfig, {**now.requests[id].settings, **here}, f"request '{id}'") for id in known
     }
-    adapted, tokenizer = _loaded(now, intact, next(iter(settings.values())))
+    adapted, tokenizer = loaded(now, intact, next(iter(settings.values())))
     for id, examples in known.items():
-        encoder = _encoder(adapted, tokenizer, settings[id])
-        is_now = encoder.probability(adapted, encoder.encode(_as_trained(examples, encoder)))
+        encoder = encoder_for(adapted, tokenizer, settings[id])
+        is_now = encoder.probability(adapted, encoder.encode(as_trained(examples, encoder)))
         was = now.requests[id].metrics["in_force"]["new"]["probability"]
         words = f"forget probability {is_now:.3f}, {was:.3f} when it was added"
         found[id] = f"ok ({words})" if is_now <= was + TOLERATED else f"is not forgotten as it was: {words}."
     return found
-
-
-def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What tells a base model from others, without loading its weights.
-
-    Raises:
-        UserError: if it cannot be found.
-    """
-    folder = model_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
-    text = config.get_text_config()
-    return {
-        "name": name,
-        "content": content_of_folder(folder) or getattr(config, "_commit_hash", None),
-        "hidden_size": text.hidden_size,
-        "num_layers": text.num_hidden_layers,
-    }
-
-
-def _check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
-    """Raise if a ledger is of another base model; where its folder is does not matter."""
-    if ledger.base and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
-        raise UserError(
-            f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their files "
-            "differ. Every ledger is of one base model; name another ledger."
-        )
-
-
-def _write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
-    known = {id: request.thresholds for id, request in ledger.requests.items() if request.thresholds is not None}
-    write_stack(folders, target, scale=scale, thresholds={id: torch.tensor(own) for id, own in known.items()})
 
 
 def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
@@ -261,64 +220,6 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
             found.append(str(ledger.features(id)))
         else:
             logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
-    return found
-
-
-def _as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
-    """Rows as training has seen them: running text in pieces."""
-    return chunk_running_text(examples, rows.tokenizer, rows.max_length)
-
-
-def _encoder(model: Any, tokenizer: PreTrainedTokenizerBase, config: Any) -> RowEncoder:
-    template = resolve_template(config.template, tokenizer)
-    return RowEncoder(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
-
-
-def _loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model with some adapters in force, and its tokenizer."""
-    base, tokenizer = load_model_and_tokenizer(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        _write_in_force(ledger, folders, Path(folder))
-        return load_adapter(base, folder), tokenizer
-
-
-def _measured(
-    ledger: Ledger,
-    folders: Mapping[str, Path],
-    config: RequestConfig,
-    forget: Sequence[Example],
-    normal: Sequence[Example],
-) -> dict[str, Any]:
-    """Answer probabilities before and after with everything in force, and how often each request's gates open.
-
-    `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
-    data was kept is there under its id.
-    """
-    model, tokenizer = _loaded(ledger, folders, config)
-    rows = _encoder(model, tokenizer, config)
-    sets = {"new": list(forget), "normal": list(normal)}
-    sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
-    found: dict[str, Any] = {}
-    for name, whole in sets.items():
-        examples = _as_trained(whole, rows)
-        encoded = rows.encode(examples)
-        with adapters_off(model):
-            before = rows.probability(model, encoded)
-        logits_NG = gate_logits(model, rows, examples)
-        held = held_gates(model, ADAPTER)
-        threshold_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
-        opened = {}
-        for request in folders:
-            own = [i for i, (_, part) in enumerate(held) if part.partition("/")[2] == request]
-            opened[request] = share_open(logits_NG[:, own], threshold_G[own])["share"]
-        found[name] = {
-            "rows": len(encoded),
-            "probability_before": before,
-            "probability": rows.probability(model, encoded),
-            "open": opened,
-        }
     return found
 
 
@@ -337,14 +238,14 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
     guarantee, normal = promised(config)
     forget = prompts_of(config.forget, config)
     with Ledger.read(config.ledger).changing() as now:
-        _check_base(now, identity(config.model, config.trust_remote_code), config.model)
+        check_base(now, identity(config.model, config.trust_remote_code), config.model)
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
         own = dataclasses.replace(
             now, requests={id: dataclasses.replace(r, thresholds=None) for id, r in now.active.items()}
         )
-        model, tokenizer = _loaded(own, {id: now.adapter(id) for id in now.active}, config)
-        rows = _encoder(model, tokenizer, config)
+        model, tokenizer = loaded(own, {id: now.adapter(id) for id in now.active}, config)
+        rows = encoder_for(model, tokenizer, config)
         held = held_gates(model, ADAPTER)
         before_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
         threshold_G, found = calibrated(gate_logits(model, rows, normal), usual_place(before_G), guarantee)

@@ -1,0 +1,129 @@
+"""What is in force in a ledger, put on its base model: loaded and measured."""
+
+from __future__ import annotations
+
+__all__ = [
+    "as_trained",
+    "check_base",
+    "encoder_for",
+    "identity",
+    "loaded",
+    "measured",
+    "write_in_force",
+]
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from grun.caching import content_of_folder
+from grun.calibration import ADAPTER, gate_logits, share_open
+from grun.errors import UserError
+from grun.gate_features import held_gates
+from grun.ledger import Ledger
+from grun.models import load_adapter, load_model_and_tokenizer, model_folder
+from grun.records import Example
+from grun.request_config import RequestConfig
+from grun.rows import RowEncoder
+from grun.sides import chunk_running_text
+from grun.signals import adapters_off, longest_row
+from grun.stacking import write_stack
+from grun.templates import resolve_template
+
+
+def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What tells a base model from others, without loading its weights.
+
+    Raises:
+        UserError: if it cannot be found.
+    """
+    folder = model_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+    text = config.get_text_config()
+    return {
+        "name": name,
+        "content": content_of_folder(folder) or getattr(config, "_commit_hash", None),
+        "hidden_size": text.hidden_size,
+        "num_layers": text.num_hidden_layers,
+    }
+
+
+def check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
+    """Raise if a ledger is of another base model; where its folder is does not matter."""
+    if ledger.base and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
+        raise UserError(
+            f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their files "
+            "differ. Every ledger is of one base model; name another ledger."
+        )
+
+
+def write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
+    """Write adapters of a ledger as one, with the thresholds that the ledger has for them."""
+    known = {id: request.thresholds for id, request in ledger.requests.items() if request.thresholds is not None}
+    write_stack(folders, target, scale=scale, thresholds={id: torch.tensor(own) for id, own in known.items()})
+
+
+def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
+    """Rows as training has seen them: running text in pieces."""
+    return chunk_running_text(examples, rows.tokenizer, rows.max_length)
+
+
+def encoder_for(model: Any, tokenizer: PreTrainedTokenizerBase, config: Any) -> RowEncoder:
+    """Encodes and batches rows as a job's settings say."""
+    template = resolve_template(config.template, tokenizer)
+    return RowEncoder(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
+
+
+def loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model with some adapters in force, and its tokenizer."""
+    base, tokenizer = load_model_and_tokenizer(
+        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_in_force(ledger, folders, Path(folder))
+        return load_adapter(base, folder), tokenizer
+
+
+def measured(
+    ledger: Ledger,
+    folders: Mapping[str, Path],
+    config: RequestConfig,
+    forget: Sequence[Example],
+    normal: Sequence[Example],
+) -> dict[str, Any]:
+    """Answer probabilities before and after with everything in force, and how often each request's gates open.
+
+    `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
+    data was kept is there under its id.
+    """
+    model, tokenizer = loaded(ledger, folders, config)
+    rows = encoder_for(model, tokenizer, config)
+    sets = {"new": list(forget), "normal": list(normal)}
+    sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
+    found: dict[str, Any] = {}
+    for name, whole in sets.items():
+        examples = as_trained(whole, rows)
+        encoded = rows.encode(examples)
+        with adapters_off(model):
+            before = rows.probability(model, encoded)
+        logits_NG = gate_logits(model, rows, examples)
+        held = held_gates(model, ADAPTER)
+        threshold_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
+        opened = {}
+        for request in folders:
+            own = [i for i, (_, part) in enumerate(held) if part.partition("/")[2] == request]
+            opened[request] = share_open(logits_NG[:, own], threshold_G[own])["share"]
+        found[name] = {
+            "rows": len(encoded),
+            "probability_before": before,
+            "probability": rows.probability(model, encoded),
+            "open": opened,
+        }
+    return found
