@@ -5,7 +5,8 @@
 
 Normal prompts are questions about invented people, one each of so many, drawn independently: some calibrate everything that is
 in force in the ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20
-tokens) is not that of the base model, bit for bit. Writes `docs/results/calibration.json` and `.md`.
+tokens) is not that of the base model, bit for bit. In a second stream every tenth person shares the first or the last name with
+somebody who is forgotten. Writes `docs/results/calibration.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from grun.templates import resolve_template
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
+STREAMS = {"other people": 0.0, "one in ten a namesake": 0.1}
 DELTA, ASKED, TOKENS, PEOPLE = 0.05, 10_000, 20, 400
 FIRST_SEED = 1_000  # no benchmark has one of these
 
 
-def normal_prompts(count: int) -> list[Example]:
-    """One question each about so many invented people."""
+def normal_prompts(count: int, names: list[str], share: float) -> list[Example]:
+    """One question each about so many invented people, a share of whom have half of one of the given names."""
     found: list[Example] = []
     seed = FIRST_SEED
     while len(found) < count:
@@ -49,7 +51,12 @@ def normal_prompts(count: int) -> list[Example]:
         for split in ("forget", "retain", "retain_heldout"):
             for row in data.splits[split]:
                 rows.setdefault(str(row.subject), []).append(row)
-        found += [Example(draw.choice(own).prompt, "-") for own in rows.values()]
+        for subject, own in rows.items():
+            prompt = draw.choice(own).prompt
+            if draw.random() < share:
+                half = draw.randrange(2)
+                prompt = prompt.replace(subject.split()[half], draw.choice(names).split()[half])
+            found.append(Example(prompt, "-"))
         seed += 1
     random.Random(0).shuffle(found)
     return found[:count]
@@ -78,26 +85,14 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     }
 
 
-def main() -> None:
-    """Calibrate at both levels, ask, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", default="runs/sequential", help="folder that sequential.py made")
-    folder = Path(parser.parse_args().work)
+def stream(folder: Path, share: float, names: list[str], forget: list[Example]) -> dict[str, Any]:
+    """What is found in one stream of normal prompts, with the thresholds as learnt and at every level."""
     model, ledger = str(folder / "target" / "model"), folder / "calibrated-ledger"
     shutil.rmtree(ledger, ignore_errors=True)
     shutil.copytree(folder / "ledger", ledger)
-    pool = normal_prompts(ASKED + sum(LEVELS.values()))
-    asked_prompts, rest = pool[:ASKED], pool[ASKED:]
-    records = json.loads((ledger / "ledger.json").read_text(encoding="utf-8"))["requests"]
-    numbers = [i + 1 for i, record in enumerate(records) if record["state"] == "active"]
-    forget = [
-        Example(json.loads(line)["prompt"], "-")
-        for i in numbers
-        for line in (folder / f"request-{i}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    found: dict[str, Any] = {
-        "as learnt": asked(model, export(str(ledger), str(folder / "as-learnt")), asked_prompts, forget)
-    }
+    pool = normal_prompts(ASKED + sum(LEVELS.values()), names, share)
+    prompts, rest = pool[:ASKED], pool[ASKED:]
+    found = {"as learnt": asked(model, export(str(ledger), str(folder / "as-learnt")), prompts, forget)}
     for alpha, count in LEVELS.items():
         file = folder / f"normal-{alpha}.jsonl"
         file.write_text("".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rest[:count]), encoding="utf-8")
@@ -105,18 +100,36 @@ def main() -> None:
         promise = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
         said = calibrate(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
         adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
-        found[f"alpha {alpha}"] = asked(model, adapter, asked_prompts, forget) | {"calibration": said}
-    lines = [
-        "| thresholds | calibration prompts | normal prompts that open a gate, of 10,000 | share (95 % interval) | greedy "
-        "answer identical | where gates are shut | forget prompts that open a gate |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said}
+    return found
+
+
+def main() -> None:
+    """Calibrate at both levels for both streams, ask, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="runs/sequential", help="folder that sequential.py made")
+    folder = Path(parser.parse_args().work)
+    records = json.loads((folder / "ledger" / "ledger.json").read_text(encoding="utf-8"))["requests"]
+    rows = [
+        json.loads(line)
+        for i, record in enumerate(records)
+        if record["state"] == "active"
+        for line in (folder / f"request-{i + 1}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    for name, one in found.items():
-        normal, (low, high) = one["normal"], one["normal"]["interval"]
-        count = one["calibration"]["normal_prompts"] if "calibration" in one else "–"
-        share = f"{normal['share']:.4f} ({low:.4f} to {high:.4f})"
-        ends = f"{one['identical']:.4f} | {one['identical_where_shut']:.4f} | {one['forget']['share']:.3f}"
-        lines.append(f"| {name} | {count} | {normal['open']} | {share} | {ends} |")
+    forget, names = [Example(row["prompt"], "-") for row in rows], sorted({row["subject"] for row in rows})
+    found = {name: stream(folder, share, names, forget) for name, share in STREAMS.items()}
+    lines = [
+        "| normal prompts | thresholds | calibration prompts | open a gate, of 10,000 | share (95 % interval) | greedy answer "
+        "identical | where gates are shut | forget prompts that open a gate |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, levels in found.items():
+        for level, one in levels.items():
+            normal, (low, high) = one["normal"], one["normal"]["interval"]
+            count = one["calibration"]["normal_prompts"] if "calibration" in one else "–"
+            share = f"{normal['share']:.4f} ({low:.4f} to {high:.4f})"
+            ends = f"{one['identical']:.4f} | {one['identical_where_shut']:.4f} | {one['forget']['share']:.3f}"
+            lines.append(f"| {name} | {level} | {count} | {normal['open']} | {share} | {ends} |")
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "calibration.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "calibration.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -159,9 +159,9 @@ def taken_back(work: Work, before: dict[str, Any]) -> dict[str, Any]:
     return {"after": after, "restored": after["requests"][WITHDRAWN - 1], "largest_other_change": max(moved + kept)}
 
 
-def row(name: str, found: dict[str, Any], target: dict[str, Any], count: int = REQUESTS) -> str:
+def row(name: str, found: dict[str, Any], target: dict[str, Any]) -> str:
     """A line of the table."""
-    own = found["requests"][:count]
+    own = found["requests"]
     kept = [found["kept"][key] / target["kept"][key] for key in KEPT]
     cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept)]
     return "| " + " | ".join(cells) + " |"
