@@ -5,8 +5,8 @@
 
 Normal prompts are questions about invented people, one each of so many, drawn independently: some calibrate everything that is
 in force in the ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20
-tokens) is not that of the base model, bit for bit. In a second stream every tenth person shares the first or the last name with
-somebody who is forgotten. Writes `docs/results/calibration.json` and `.md`.
+tokens) is not that of the base model, bit for bit. In a second stream every tenth person shares the first or the last name
+with somebody who is forgotten. Writes `docs/results/calibration.json` and `.md`.
 """
 
 from __future__ import annotations
