@@ -1,13 +1,15 @@
 """Ten requests, one after the other: what stays forgotten, what is kept, and what taking one back restores.
 
     python benchmarks/sequential.py --output runs/sequential
+    python benchmarks/sequential.py --output runs/sequential-tofu --tofu "$GRUN_TOFU_DIR"
 
 50 invented people (`fictional`); ten of them ask to be forgotten, one by one. After every request the forget probability of
 all requests so far is measured, and what is kept of people that unlearning never saw and of general knowledge. A ledger of
 GRUN adapters is compared with LoRA (merged after every request) and full fine-tuning, each going on from where the request
 before left the model, with the same objective; then with one GRUN adapter for all ten, and with a model that never saw the
-ten. At the end request 3 is withdrawn. Killed and started again it goes on where it stopped.
-Writes `docs/results/sequential.json`, `.md` and `.png`.
+ten. At the end request 3 is withdrawn. With `--tofu` it is the ten authors of forget05, beside 400 retain rows, and the model
+is that of `benchmarks/tofu.py`. Killed and started again it goes on where it stopped.
+Writes `docs/results/sequential.json` (or `sequential_tofu.json`), `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import tofu
 import torch
 from matplotlib.figure import Figure
 from peft import PeftModel
@@ -43,8 +46,11 @@ from grun.unlearn import unlearn
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 REQUESTS, WITHDRAWN = 10, 3
-OPTIONS = {"people": "50", "forget_share": "0.2"}
-KEPT = {"retain_heldout": "people never shown to unlearning", "general": "general knowledge"}
+OPTIONS = {"fictional": {"people": "50", "forget_share": "0.2"}, "tofu": tofu.OPTIONS}
+KEPT = {
+    "fictional": {"retain_heldout": "people never shown to unlearning", "general": "general knowledge"},
+    "tofu": {"retain_withheld": "authors never shown to unlearning", "retain": "authors to be kept"},
+}
 COLOURS = {
     "GRUN, a ledger": "#4477AA",
     "GRUN, features kept": "#66CCEE",
@@ -56,23 +62,22 @@ COLOURS = {
 class Work:
     """Models, data and what was measured, in one folder."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, benchmark: str, data_dir: str | None) -> None:
         self.folder = folder
         self.seed = seed
-        data = load_benchmark("fictional", seed=seed, options=OPTIONS)
+        self.names = KEPT[benchmark]
+        options = OPTIONS[benchmark]
+        self.common = {"benchmark": benchmark, "data_dir": data_dir, "benchmark_options": options, "seed": seed}
+        self.common |= tofu.TARGET if benchmark == "tofu" else {}
+        data = load_benchmark(benchmark, data_dir=data_dir, seed=seed, options=options)
         people = list(dict.fromkeys(row.subject for row in data.splits["forget"]))
         assert len(people) == REQUESTS
         self.requests = [[row for row in data.splits["forget"] if row.subject == person] for person in people]
-        self.kept = {name: list(data.splits[name]) for name in KEPT}
+        self.kept = {name: list(data.splits[name]) for name in self.names}
         folder.mkdir(parents=True, exist_ok=True)
         self.retain = self._file("retain", data.splits["retain"])
         self.files = [self._file(f"request-{i + 1}", rows) for i, rows in enumerate(self.requests)]
-        finetune(FinetuneConfig(**self.common(), output=str(folder / "target")))
-        self.target = folder / "target" / "model"
-
-    def common(self) -> dict[str, Any]:
-        """Settings of training a target model."""
-        return {"benchmark": "fictional", "benchmark_options": OPTIONS, "seed": self.seed}
+        self.target = finetune(FinetuneConfig(**self.common, output=str(folder / "target")))
 
     def _file(self, name: str, rows: Sequence[Example]) -> str:
         file = self.folder / f"{name}.jsonl"
@@ -155,23 +160,23 @@ def taken_back(work: Work, before: dict[str, Any]) -> dict[str, Any]:
     after = work.measured(work.target, export(ledger, str(work.folder / "exports" / "withdrawn")))
     others = [i for i in range(REQUESTS) if i != WITHDRAWN - 1]
     moved = [abs(after["requests"][i] - before["requests"][i]) for i in others]
-    kept = [abs(after["kept"][name] - before["kept"][name]) for name in KEPT]
+    kept = [abs(after["kept"][name] - before["kept"][name]) for name in work.names]
     return {"after": after, "restored": after["requests"][WITHDRAWN - 1], "largest_other_change": max(moved + kept)}
 
 
 def row(name: str, found: dict[str, Any], target: dict[str, Any]) -> str:
     """A line of the table."""
     own = found["requests"]
-    kept = [found["kept"][key] / target["kept"][key] for key in KEPT]
+    kept = [value / target["kept"][name] for name, value in found["kept"].items()]
     cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept)]
     return "| " + " | ".join(cells) + " |"
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any], names: Mapping[str, str]) -> str:
     """Everything as Markdown."""
     target = found["target"]
     lines = [
-        "| after ten requests | forget probability, mean | at worst | " + " | ".join(KEPT.values()) + " |",
+        "| after ten requests | forget probability, mean | at worst | " + " | ".join(names.values()) + " |",
         "| --- | ---: | ---: | ---: | ---: |",
         row("target model", target, target),
     ]
@@ -212,7 +217,8 @@ def drawn(found: dict[str, Any]) -> Figure:
     for name, steps in found["sequential"].items():
         counts = list(range(1, len(steps) + 1))
         left.plot(counts, [max(s["requests"][: i + 1]) for i, s in enumerate(steps)], "o-", color=COLOURS[name], ms=3)
-        kept = [s["kept"]["retain_heldout"] / found["target"]["kept"]["retain_heldout"] for s in steps]
+        unseen = next(iter(found["target"]["kept"]))
+        kept = [s["kept"][unseen] / found["target"]["kept"][unseen] for s in steps]
         right.plot(counts, kept, "o-", color=COLOURS[name], label=name, ms=3)
     left.set(xlabel="requests so far", ylabel="worst forget probability", ylim=(-0.02, 1.02))
     right.set(xlabel="requests so far", ylabel="kept of unseen people", ylim=(-0.02, 1.05))
@@ -227,8 +233,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/sequential")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tofu", metavar="FOLDER", help="take TOFU instead of invented people, from this folder")
     given = parser.parse_args()
-    work = Work(Path(given.output), given.seed)
+    benchmark = "tofu" if given.tofu else "fictional"
+    work = Work(Path(given.output), given.seed, benchmark, given.tofu)
     found: dict[str, Any] = {"target": work.once("target", lambda: work.measured(work.target))}
     found["sequential"] = {
         "GRUN, a ledger": with_ledger(work, "ledger"),
@@ -242,7 +250,7 @@ def main() -> None:
         return work.measured(work.target, made)
 
     def retrained() -> dict[str, Any]:
-        made = finetune(FinetuneConfig(**work.common(), split="retain", output=str(work.folder / "retrained")))
+        made = finetune(FinetuneConfig(**work.common, split="retain", output=str(work.folder / "retrained")))
         return work.measured(made)
 
     def scaled() -> dict[str, Any]:
@@ -259,15 +267,16 @@ def main() -> None:
     record = {
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
-        "options": OPTIONS,
+        "options": OPTIONS[benchmark],
         "seed": given.seed,
         **found,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "sequential.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "sequential.md").write_text(table(found), encoding="utf-8")
-    drawn(found).savefig(RESULTS / "sequential.png", dpi=130)
-    sys.stdout.write(table(found))
+    name, text = "sequential" if benchmark == "fictional" else f"sequential_{benchmark}", table(found, work.names)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    drawn(found).savefig(RESULTS / f"{name}.png", dpi=130)
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":
