@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["atomic_directory", "read_json", "sha256", "write_json", "write_text"]
+__all__ = ["atomic_directory", "atomic_file", "read_json", "sha256", "write_json", "write_text"]
 
 import hashlib
 import json
@@ -18,10 +18,9 @@ CHUNK = 1 << 24
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file under a temporary name beside it, then rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    """Write a text file, all of it or nothing."""
+    with atomic_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -44,6 +43,14 @@ def sha256(file: Path) -> str:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`; what is written there takes its place once the block has ended without an error."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    yield temporary
+    temporary.replace(target)
 
 
 @contextmanager

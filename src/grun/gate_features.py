@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 __all__ = [
+    "FEATURES",
     "GateFeatures",
     "concatenated",
     "gate_features",
+    "gate_logits",
+    "gates_by_member",
     "gates_of",
     "held_gates",
+    "joined",
     "load_features",
     "readings_of_gates",
     "save_features",
+    "thresholds_of",
 ]
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,9 +37,12 @@ from torch import Tensor, nn
 from grun.adapters.edit import Gate
 from grun.adapters.layer import GrunLayer
 from grun.errors import UserError
+from grun.files import atomic_file
 from grun.prompt_position import from_prompt_lengths
 from grun.records import Batch
+from grun.signals import Enough
 
+FEATURES = "gate_features.safetensors"
 Reading = tuple[int, bool, bool, int]  # layer, its output (not input), the last token only, hidden size
 
 
@@ -80,15 +88,27 @@ class GateFeatures:
         return gate.windows(nn.functional.embedding(window_NW, x_UK))[:, 0]
 
 
+def joined(parts: Sequence[GateFeatures]) -> list[GateFeatures]:
+    """The parts with one numbering of their states."""
+    h_UD = torch.cat([part.h_UD for part in parts])
+    starts = itertools.accumulate((len(part.h_UD) for part in parts), initial=0)
+    return [GateFeatures(h_UD, part.at_NP + start, part.mask_NP) for part, start in zip(parts, starts, strict=False)]
+
+
 def concatenated(parts: Sequence[GateFeatures]) -> GateFeatures:
     """The prompts of all parts, one after the other."""
-    width, offset, at, mask = max(part.at_NP.shape[1] for part in parts), 0, [], []
-    for part in parts:
-        missing = (0, width - part.at_NP.shape[1])
-        at.append(nn.functional.pad(part.at_NP + offset, missing))
-        mask.append(nn.functional.pad(part.mask_NP, missing))
-        offset += len(part.h_UD)
-    return GateFeatures(torch.cat([part.h_UD for part in parts]), torch.cat(at), torch.cat(mask))
+    width, parts = max(part.at_NP.shape[1] for part in parts), joined(parts)
+
+    def rows(name: str) -> Tensor:
+        values = [getattr(part, name) for part in parts]
+        return torch.cat([nn.functional.pad(value, (0, width - value.shape[1])) for value in values])
+
+    return GateFeatures(parts[0].h_UD, rows("at_NP"), rows("mask_NP"))
+
+
+def gate_logits(features: Sequence[GateFeatures], gates: Sequence[Gate]) -> Tensor:
+    """What gates say of the prompts whose features were read for each of them: (N, G)."""
+    return torch.stack([part.logits(gate) for part, gate in zip(features, gates, strict=True)], dim=1)
 
 
 def save_features(file: Path, features: Sequence[GateFeatures], read: Sequence[Reading]) -> None:
@@ -98,9 +118,8 @@ def save_features(file: Path, features: Sequence[GateFeatures], read: Sequence[R
         for gate, part in enumerate(features)
         for field in dataclasses.fields(part)
     }
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"read": json.dumps(read)})
-    temporary.replace(file)
+    with atomic_file(file) as temporary:
+        save_file(tensors, temporary, metadata={"read": json.dumps(read)})
 
 
 def load_features(file: str | Path, read: Sequence[Reading], device: torch.device | str = "cpu") -> list[GateFeatures]:
@@ -155,19 +174,28 @@ class _DistinctStates:
         return GateFeatures(h_UD, at_NP.to(h_UD.device), mask_NP.to(h_UD.device))
 
 
-class _Enough(Exception):
-    """Raised inside a forward pass once every gate has what it reads."""
-
-
-def held_gates(model: Any, adapter: str) -> list[tuple[GrunLayer, str]]:
+def held_gates(model: Any, adapter: str = "default") -> list[tuple[GrunLayer, str]]:
     """Where the gates of an adapter of a PEFT model are: layer and part (of a stack there are many), in order."""
     layers = model.base_model.runtime.layers
     return [(layer, part) for layer in layers for part in layer.gates if part.partition("/")[0] == adapter]
 
 
-def gates_of(model: Any, adapter: str) -> list[tuple[int, Gate]]:
+def gates_of(model: Any, adapter: str = "default") -> list[tuple[int, Gate]]:
     """The gates of `adapter`, each with the index of its layer, in order."""
     return [(layer.index, layer.gates[part]) for layer, part in held_gates(model, adapter)]
+
+
+def thresholds_of(model: Any, adapter: str = "default") -> Tensor:
+    """The thresholds (G,) of the gates of `adapter`, on the CPU."""
+    return torch.stack([gate.threshold.cpu() for _, gate in gates_of(model, adapter)])
+
+
+def gates_by_member(model: Any, adapter: str = "default") -> dict[str, list[int]]:
+    """Which of the gates of a stack, counted as in `gates_of`, belong to each member."""
+    found: dict[str, list[int]] = {}
+    for i, (_, part) in enumerate(held_gates(model, adapter)):
+        found.setdefault(part.partition("/")[2], []).append(i)
+    return found
 
 
 def readings_of_gates(model: Any, adapter: str = "default") -> list[Reading]:
@@ -189,7 +217,7 @@ def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "defau
     found = {key: _DistinctStates() for key in keys}
     points = {key[:2]: layer for key, (layer, _) in zip(keys, held_gates(model, adapter), strict=True)}
     for batch in batches:
-        with model.disable_adapter(), _recording(points) as states, suppress(_Enough):
+        with model.disable_adapter(), _recording(points) as states, suppress(Enough):
             model(**batch.model_inputs())
         span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
         for (index, at_output, only_last, _), distinct in found.items():
@@ -209,7 +237,7 @@ def _recording(points: Mapping[tuple[int, bool], GrunLayer]) -> Iterator[dict[tu
     def keep(key: tuple[int, bool], state: Tensor) -> None:
         states[key] = state
         if len(states) == len(points):
-            raise _Enough
+            raise Enough
 
     def before(key: tuple[int, bool], layer: GrunLayer) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.adapters.edit import Gate
-from grun.gate_features import GateFeatures, gates_of
+from grun.gate_features import GateFeatures, gate_logits, gates_of, joined
 from grun.thresholds import LOW_QUANTILE, POSITION
 
 MAX_STEPS = 400
@@ -86,8 +86,7 @@ def calibrate(
         false_positive_rate: largest share of `normal` that may open a gate, in [0, 1].
     """
     gates = [gate for _, gate in gates_of(model, adapter)]
-    normal_NG = torch.stack([f.logits(g) for f, g in zip(normal, gates, strict=True)], dim=1)
-    forget_NG = torch.stack([f.logits(g) for f, g in zip(forget, gates, strict=True)], dim=1)
+    normal_NG, forget_NG = gate_logits(normal, gates), gate_logits(forget, gates)
     allowed = int(false_positive_rate * len(normal_NG))
     descending_NG = normal_NG.sort(dim=0, descending=True).values
     for exceeding in range(min(allowed, len(normal_NG) - 1), -1, -1):
@@ -118,13 +117,6 @@ def _with_borrowed_token(normal: GateFeatures, forget: GateFeatures, generator: 
     return replace(normal, at_NP=at_NP)
 
 
-def _joined(first: GateFeatures, second: GateFeatures) -> tuple[GateFeatures, GateFeatures]:
-    """Both parts with one numbering of their states."""
-    h_UD = torch.cat([first.h_UD, second.h_UD])
-    at_NP = second.at_NP + len(first.h_UD)
-    return replace(first, h_UD=h_UD), replace(second, h_UD=h_UD, at_NP=at_NP)
-
-
 def _scale(parts: Sequence[GateFeatures]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) over all tokens of parts with one numbering."""
     h_UD = parts[0].h_UD.float()
@@ -138,14 +130,14 @@ def _fit(
     gate: Gate, index: int, forget: GateFeatures, retain: GateFeatures, validation: GateFeatures, seed: int
 ) -> GateFit:
     """Full-batch AdamW on standardised features until the validation loss stops falling; the best state is kept."""
-    mean_D, std_D = _scale(_joined(forget, retain))
+    mean_D, std_D = _scale(joined([forget, retain]))
     forget, retain, validation = (
         replace(part, h_UD=(part.h_UD.float() - mean_D) / std_D) for part in (forget, retain, validation)
     )
-    learning, checking = _joined(forget, retain), _joined(forget, validation)
+    learning, checking = joined([forget, retain]), joined([forget, validation])
     generator = torch.Generator().manual_seed(seed)
     if gate.window > 1:
-        _start_at_prototypes(gate, *learning, generator)
+        _start_at_prototypes(gate, learning[0], learning[1], generator)
     optimizer = torch.optim.AdamW(gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, best_step, best_state = math.inf, 0, _copied(gate)
     step = 0

@@ -17,7 +17,7 @@ from grun.batches import Encoded
 from grun.prefix_signals import continued_signals, parts_by_length
 from grun.prefix_store import Parts
 from grun.scoring import selected_rows
-from grun.signals import adapters_off, evaluating, forward_parameters
+from grun.signals import Enough, adapters_off, evaluating, forward_parameters
 
 AS_TUPLE = "as_tuple"  # whether decoder layers of the model return tuples
 ENTERING = "entering"  # output of the first edited layer, from the last prompt token on
@@ -97,7 +97,7 @@ def _answered(
     answer_BA = torch.arange(longest - 1, device=device) < lengths_B[:, None]
     quantities: dict[str, Tensor] = {}
     stop = not names and real_BP.shape[1] > 0  # nothing is asked of the layers above, and their shapes are known
-    with _output_of(layer, stop) as kept, suppress(_Enough):
+    with _output_of(layer, stop) as kept, suppress(Enough):
         # the last token of an answer enters the trained part too, so all columns are read
         side = continued_signals(base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer)
         quantities = {name: side.quantities[name] for name in names}
@@ -147,10 +147,6 @@ def _kept(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-class _Enough(Exception):
-    """Raised inside a forward pass once everything is known that was asked."""
-
-
 @contextmanager
 def _output_of(layer: nn.Module, stop: bool) -> Iterator[list[Any]]:
     """Inside, a list that will hold whether the layer returns a tuple, and its hidden states; the pass may stop there."""
@@ -159,7 +155,7 @@ def _output_of(layer: nn.Module, stop: bool) -> Iterator[list[Any]]:
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         kept.extend((isinstance(output, tuple), output[0] if isinstance(output, tuple) else output))
         if stop:
-            raise _Enough
+            raise Enough
 
     handle = layer.register_forward_hook(keep)
     try:

@@ -7,7 +7,6 @@ __all__ = ["PartStore", "Parts"]
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grun.batches import Encoded
+from grun.files import atomic_file
 
 Parts = dict[str, Tensor]  # of the rows of one batch, by "<number of the row>.<name>", and what holds for all of them
 
@@ -62,9 +62,8 @@ class PartStore:
         """Keep a batch, all of it or nothing."""
         file = self._file(rows, names)
         if file is not None:
-            temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            save_file(parts, temporary)
-            temporary.replace(file)
+            with atomic_file(file) as temporary:
+                save_file(parts, temporary)
 
     def _file(self, rows: Sequence[Encoded], names: Collection[str]) -> Path | None:
         if self.folder is None:

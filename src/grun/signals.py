@@ -8,6 +8,7 @@ __all__ = [
     "context_length",
     "evaluating",
     "forward_parameters",
+    "Enough",
     "gates_of_last_call",
     "greedy",
     "longest_row",
@@ -38,6 +39,10 @@ IGNORED = -100
 def accepts_prompt_lengths(model: nn.Module) -> bool:
     """Whether the model's forward call takes `prompt_lengths`, as one with GRUN adapters does."""
     return bool(getattr(getattr(_unwrapped(model), "base_model", None), "takes_prompt_lengths", False))
+
+
+class Enough(Exception):
+    """Raised inside a forward pass once everything is known that was asked."""
 
 
 def side_signals(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal"]
+__all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal", "pooled", "windowed"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -27,6 +27,36 @@ def orthonormal(free_DR: Tensor) -> Tensor:
     q_DR, r_RR = torch.linalg.qr(free_DR)
     negative_R = torch.diagonal(r_RR, dim1=-2, dim2=-1) < 0
     return q_DR * torch.where(negative_R, -1.0, 1.0).to(q_DR.dtype)[..., None, :]
+
+
+def windowed(x_XTK: Tensor, window: int) -> Tensor:
+    """The largest value of every `window` tokens in a row (..., T - window + 1, K)."""
+    length = x_XTK.shape[-2] - window + 1
+    return reduce(torch.maximum, (x_XTK[..., i : i + length, :] for i in range(window)))
+
+
+def pooled(
+    x_XTK: Tensor, prompt_BT: Tensor, before_XS: Tensor | None, window: int, logits: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The reading (..., B, S) of a gate, or of several, as `Gate` gives it.
+
+    Args:
+        x_XTK: what the detectors say of the tokens (..., B, T, K).
+        prompt_BT: bool, true on the tokens to read.
+        before_XS: the reading of the part before this one; None at the beginning.
+        window: tokens over which detectors are pooled.
+        logits: of every window (..., B, T) from (..., B, T + window - 1, K).
+    """
+    x_XTK = x_XTK.masked_fill(~prompt_BT[..., None], 0.0)
+    *rows, _, detectors = x_XTK.shape
+    if before_XS is None:
+        before_XS = x_XTK.new_zeros(*rows, 1 + (window - 1) * detectors)
+        before_XS[..., 0] = -math.inf
+    x_XTK = torch.cat([before_XS[..., 1:].reshape(*rows, window - 1, detectors).to(x_XTK), x_XTK], dim=-2)
+    kept_XS = x_XTK[..., x_XTK.shape[-2] - (window - 1) :, :].flatten(-2)
+    logit_X = logits(x_XTK).masked_fill(~prompt_BT, -math.inf).amax(-1)
+    logit_X = torch.maximum(before_XS[..., 0].to(logit_X), logit_X)
+    return torch.cat([logit_X[..., None], kept_XS], dim=-1)
 
 
 class LowRankEdit(nn.Module):
@@ -109,16 +139,7 @@ class Gate(nn.Module):
             The reading so far (B, S), in `compute_dtype` of the states. Its first column is the logit, minus infinity while
             no token was read; the others are the detectors on the last `window - 1` tokens.
         """
-        x_BTK = self.detect(h_BTD).masked_fill(~prompt_BT[..., None], 0.0)
-        rows, _, detectors = x_BTK.shape
-        if before_BS is None:
-            before_BS = x_BTK.new_zeros(rows, 1 + (self.window - 1) * detectors)
-            before_BS[:, 0] = -math.inf
-        x_BTK = torch.cat([before_BS[:, 1:].view(rows, self.window - 1, detectors).to(x_BTK), x_BTK], dim=1)
-        kept_BS = x_BTK[:, x_BTK.shape[1] - (self.window - 1) :].flatten(1)
-        logit_B = self.windows(x_BTK).masked_fill(~prompt_BT, -math.inf).amax(1)
-        logit_B = torch.maximum(before_BS[:, 0].to(logit_B), logit_B)
-        return torch.cat([logit_B[:, None], kept_BS], dim=1)
+        return pooled(self.detect(h_BTD), prompt_BT, before_BS, self.window, self.windows)
 
     def detect(self, h_BTD: Tensor) -> Tensor:
         """What the K detectors say of each state: (..., K) for states (..., D), in `compute_dtype` of theirs."""
@@ -126,8 +147,7 @@ class Gate(nn.Module):
 
     def windows(self, x_BTK: Tensor) -> Tensor:
         """The logit of every window (B, T - window + 1), from what the detectors say of the tokens (B, T, K)."""
-        length = x_BTK.shape[1] - self.window + 1
-        x_BTK = reduce(torch.maximum, (x_BTK[:, i : i + length] for i in range(self.window)))
+        x_BTK = windowed(x_BTK, self.window)
         for i in range(1, len(self.layers)):
             x_BTK = self._layer(i, x_BTK)
         return x_BTK.squeeze(-1)

@@ -138,13 +138,12 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
         Where nothing is trained, adapters that are open for no row are left out of what follows.
         """
-        if torch.is_grad_enabled() or not names:
+        trained = torch.is_grad_enabled()
+        if trained or not self._read_together(names, h_BTD, call):
             for name in names:
                 self._read(name, h_BTD, call)
+        if trained or not names:
             return
-        if not self._read_together(names, h_BTD, call):
-            for name in names:
-                self._read(name, h_BTD, call)
         logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
         thresholds_N = torch.stack([gate.threshold for gate in _held(self.gates, names)])
         open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut

@@ -6,13 +6,12 @@ __all__ = ["EditStack", "GateStack"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grun.adapters.edit import Gate, LowRankEdit, compute_dtype, orthonormal
+from grun.adapters.edit import Gate, LowRankEdit, compute_dtype, orthonormal, pooled, windowed
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,13 @@ class GateStack:
 
     Attributes:
         weights, biases: of each layer of all gates; the first layer's are joined (N K, D), those above are stacked.
-        thresholds_N: of the gates.
+        count: N.
         window: of each gate.
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
-    thresholds_N: Tensor
+    count: int
     window: int
 
     @classmethod
@@ -41,35 +40,24 @@ class GateStack:
         weights = [torch.stack([layer.weight.detach() for layer in same]) for same in layers]
         biases = [torch.stack([layer.bias.detach() for layer in same]) for same in layers]
         weights[0], biases[0] = weights[0].flatten(0, 1), biases[0].flatten()
-        thresholds_N = torch.stack([gate.threshold for gate in gates])
-        return cls(tuple(weights), tuple(biases), thresholds_N, gates[0].window)
+        return cls(tuple(weights), tuple(biases), len(gates), gates[0].window)
 
     def __call__(self, h_BTD: Tensor, prompt_BT: Tensor, before_NBS: Tensor | None) -> Tensor:
         """Readings (N, B, S), each as `Gate` gives it."""
-        dtype, count = compute_dtype(h_BTD), len(self.thresholds_N)
+        dtype = compute_dtype(h_BTD)
         x_BTK = nn.functional.linear(h_BTD.to(dtype), self.weights[0].to(dtype), self.biases[0].to(dtype))
-        x_NBTK = x_BTK.unflatten(-1, (count, -1)).permute(2, 0, 1, 3)
+        x_NBTK = x_BTK.unflatten(-1, (self.count, -1)).permute(2, 0, 1, 3)
         if len(self.weights) > 1:
             x_NBTK = x_NBTK.relu()
-        x_NBTK = x_NBTK.masked_fill(~prompt_BT[None, :, :, None], 0.0)
-        rows, detectors = x_NBTK.shape[1], x_NBTK.shape[3]
-        if before_NBS is None:
-            before_NBS = x_NBTK.new_zeros(count, rows, 1 + (self.window - 1) * detectors)
-            before_NBS[..., 0] = -torch.inf
-        pooled = before_NBS[..., 1:].unflatten(-1, (self.window - 1, detectors)) if self.window > 1 else None
-        x_NBTK = x_NBTK if pooled is None else torch.cat([pooled.to(x_NBTK), x_NBTK], dim=2)
-        kept_NBS = x_NBTK[:, :, x_NBTK.shape[2] - (self.window - 1) :].flatten(2)
-        length = x_NBTK.shape[2] - self.window + 1
-        x_NBTK = reduce(torch.maximum, (x_NBTK[:, :, i : i + length] for i in range(self.window)))
+        return pooled(x_NBTK, prompt_BT, before_NBS, self.window, self._windows)
+
+    def _windows(self, x_NBTK: Tensor) -> Tensor:
+        x_NBTK = windowed(x_NBTK, self.window)
         for i in range(1, len(self.weights)):
-            x_NBTK = (
-                torch.einsum("nbtk,nok->nbto", x_NBTK, self.weights[i].to(dtype))
-                + self.biases[i].to(dtype)[:, None, None]
-            )
+            weight_NOK, bias_NO = self.weights[i].to(x_NBTK.dtype), self.biases[i].to(x_NBTK.dtype)
+            x_NBTK = torch.einsum("nbtk,nok->nbto", x_NBTK, weight_NOK) + bias_NO[:, None, None]
             x_NBTK = x_NBTK if i == len(self.weights) - 1 else x_NBTK.relu()
-        logit_NB = x_NBTK.squeeze(-1).masked_fill(~prompt_BT, -torch.inf).amax(2)
-        logit_NB = torch.maximum(before_NBS[..., 0].to(logit_NB), logit_NB)
-        return torch.cat([logit_NB[..., None], kept_NBS], dim=2)
+        return x_NBTK.squeeze(-1)
 
 
 @dataclass(frozen=True)
