@@ -23,8 +23,8 @@ import torch
 
 from grun.batches import encode_prompt
 from grun.benchmarks import load_benchmark
-from grun.calibration import gate_logits, share_open
-from grun.gate_features import gates_of
+from grun.calibration import logits_of_prompts, share_open
+from grun.gate_features import thresholds_of
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.records import Example
 from grun.request_config import CalibrateRequestsConfig
@@ -69,8 +69,8 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     template = resolve_template("auto", tokenizer)
     rows = RowEncoder(tokenizer, template, None, 64, base.device)
     model = load_adapter(base, str(adapter))
-    threshold_G = torch.stack([gate.threshold for _, gate in gates_of(model, "default")])
-    logits_NG = gate_logits(model, rows, prompts)
+    threshold_G = thresholds_of(model)
+    logits_NG = logits_of_prompts(model, rows, prompts)
     ids = [encode_prompt(row, tokenizer, template, context_length(model)) for row in prompts]
     after = greedy(model, tokenizer, ids, TOKENS, 64)
     with adapters_off(model):
@@ -79,7 +79,7 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     shut = (~(logits_NG > threshold_G).any(1)).tolist()
     return {
         "normal": share_open(logits_NG, threshold_G),
-        "forget": share_open(gate_logits(model, rows, forget), threshold_G),
+        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G),
         "identical": sum(same) / len(same),
         "identical_where_shut": sum(s for s, x in zip(same, shut, strict=True) if x) / sum(shut),
     }

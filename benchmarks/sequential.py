@@ -30,16 +30,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grun.benchmarks import load_benchmark
-from grun.calibration import gate_logits
+from grun.calibration import logits_of_prompts
 from grun.config import FinetuneConfig, UnlearnConfig
 from grun.files import read_json, write_json
 from grun.finetune import finetune
-from grun.gate_features import gates_of
-from grun.ledger import Ledger
+from grun.gate_features import thresholds_of
+from grun.ledger import Ledger, change
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.records import Example
 from grun.request_config import RequestConfig
-from grun.requests import add, change, export
+from grun.requests import add, export
 from grun.rows import RowEncoder
 from grun.templates import resolve_template
 from grun.unlearn import unlearn
@@ -109,10 +109,10 @@ class Work:
             "kept": {name: rows.probability(adapted, rows.encode(own)) for name, own in self.kept.items()},
         }
         if adapter is not None:
-            threshold_G = torch.stack([gate.threshold for _, gate in gates_of(adapted, "default")])
+            threshold_G = thresholds_of(adapted)
             sets = {**{str(i + 1): own for i, own in enumerate(self.requests)}, **self.kept}
             found["open"] = {
-                name: (gate_logits(adapted, rows, own) > threshold_G).float().mean(0).tolist()
+                name: (logits_of_prompts(adapted, rows, own) > threshold_G).float().mean(0).tolist()
                 for name, own in sets.items()
             }
         return found

@@ -19,12 +19,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Material, invented_rows, write_rows
-from grun.calibration import gate_logits
+from grun.calibration import logits_of_prompts
 from grun.cli import main
 from grun.errors import UserError
-from grun.ledger import Ledger
+from grun.ledger import Ledger, change
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
-from grun.requests import add, calibrate, change, export, verify
+from grun.requests import add, calibrate, export, verify
 from grun.rows import RowEncoder
 from grun.templates import resolve_template
 
@@ -159,7 +159,7 @@ def test_a_gate_learns_to_stay_shut_for_earlier_requests_if_their_features_were_
         model = PeftModel.from_pretrained(model, str(now.adapter("r0002"))).eval()
         tokenizer = AutoTokenizer.from_pretrained(halves[0].model)
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, 4, torch.device("cpu"))
-        found.append(gate_logits(model, rows, now.data("r0001")))
+        found.append(logits_of_prompts(model, rows, now.data("r0001")))
     assert found[1].mean() < found[0].mean() - 1.0
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 __all__ = [
-    "ADAPTER",
     "calibrate",
     "calibrated",
-    "gate_logits",
+    "logits_of_prompts",
     "promised",
     "prompts_of",
     "say",
@@ -24,25 +23,20 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from grun import files
 from grun.adapters.config import GrunConfig
-from grun.adapters.edit import Gate
 from grun.caching import content_of_folder
 from grun.errors import UserError
-from grun.files import atomic_directory
-from grun.gate_features import gates_of
+from grun.files import atomic_directory, read_json
+from grun.gate_features import gate_logits, gates_of, thresholds_of
 from grun.models import adapter_folder, load_adapter, load_model_and_tokenizer
 from grun.readers import read_examples
 from grun.records import Example
 from grun.request_config import CalibrateConfig
 from grun.rows import RowEncoder
 from grun.runs import RunDirectory, fingerprint
-from grun.signals import longest_row
-from grun.templates import resolve_template
 from grun.thresholds import LOW_QUANTILE, Guarantee, guaranteed_thresholds
 
 logger = logging.getLogger("grun")
-ADAPTER = "default"
 RECORD = "calibration.json"
 
 
@@ -75,22 +69,20 @@ def calibrate(config: CalibrateConfig) -> Path:
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     model: Any = load_adapter(base, config.adapter)
-    adapter: Any = model.peft_config[ADAPTER]
+    adapter: Any = model.active_peft_config
     parts = adapter.parts.values() if isinstance(adapter, GrunConfig) else ()
     if not parts or any(part.gate == "none" for part in parts):
         raise UserError(
             f"--adapter '{config.adapter}' has no gate (or a part of it has none), so nothing can be promised."
         )
-    gates = [gate for _, gate in gates_of(model, ADAPTER)]
-    template = resolve_template(config.template, tokenizer)
-    rows = RowEncoder(tokenizer, template, longest_row(base, config.max_length), config.batch_size, base.device)
+    rows = RowEncoder.of(base, tokenizer, config)
     run.start()
-    forget_NG = gate_logits(model, rows, forget) if forget else None
-    place_G = _places(config.adapter, gates)
+    forget_NG = logits_of_prompts(model, rows, forget) if forget else None
+    place_G = _places(config.adapter, thresholds_of(model))
     if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
         place_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    threshold_G, found = calibrated(gate_logits(model, rows, normal), place_G, guarantee)
-    for gate, threshold in zip(gates, threshold_G, strict=True):
+    threshold_G, found = calibrated(logits_of_prompts(model, rows, normal), place_G, guarantee)
+    for (_, gate), threshold in zip(gates_of(model), threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     if forget_NG is not None:
         found["forget_open"] = share_open(forget_NG, threshold_G)
@@ -102,12 +94,10 @@ def calibrate(config: CalibrateConfig) -> Path:
     return target
 
 
-def _places(adapter: str, gates: Sequence[Gate]) -> Tensor:
+def _places(adapter: str, threshold_G: Tensor) -> Tensor:
     """Where gates open as they were learnt, also if the adapter was calibrated since: its thresholds are not independent."""
-    known = files.read_json(Path(adapter_folder(adapter)).parent / RECORD)
-    if known is not None:
-        return torch.tensor(known["places"])
-    return usual_place(torch.stack([gate.threshold for gate in gates]).cpu())
+    known = read_json(Path(adapter_folder(adapter)).parent / RECORD)
+    return usual_place(threshold_G) if known is None else torch.tensor(known["places"])
 
 
 def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
@@ -148,11 +138,10 @@ def usual_place(threshold_G: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gate_logits(model: Any, rows: RowEncoder, examples: Sequence[Example]) -> Tensor:
+def logits_of_prompts(model: Any, rows: RowEncoder, examples: Sequence[Example]) -> Tensor:
     """What the gates of an adapter say of prompts (N, G), on the CPU, in the order of `gates_of`."""
     features = rows.features(model, rows.encode(examples))
-    gates = [gate for _, gate in gates_of(model, ADAPTER)]
-    return torch.stack([part.logits(gate) for part, gate in zip(features, gates, strict=True)], dim=1).cpu()
+    return gate_logits(features, [gate for _, gate in gates_of(model)]).cpu()
 
 
 def share_open(logits_NG: Tensor, threshold_G: Tensor) -> dict[str, Any]:

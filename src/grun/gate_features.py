@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 __all__ = [
-    "FEATURES",
     "GateFeatures",
     "concatenated",
     "gate_features",
@@ -42,7 +41,6 @@ from grun.prompt_position import from_prompt_lengths
 from grun.records import Batch
 from grun.signals import Enough
 
-FEATURES = "gate_features.safetensors"
 Reading = tuple[int, bool, bool, int]  # layer, its output (not input), the last token only, hidden size
 
 

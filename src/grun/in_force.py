@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = [
     "as_trained",
     "check_base",
-    "encoder_for",
     "identity",
     "loaded",
     "measured",
@@ -21,18 +20,17 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from grun.caching import content_of_folder
-from grun.calibration import ADAPTER, gate_logits, share_open
+from grun.calibration import logits_of_prompts, share_open
 from grun.errors import UserError
-from grun.gate_features import held_gates
+from grun.gate_features import gates_by_member, thresholds_of
 from grun.ledger import Ledger
 from grun.models import load_adapter, load_model_and_tokenizer, model_folder
 from grun.records import Example
 from grun.request_config import RequestConfig
 from grun.rows import RowEncoder
 from grun.sides import chunk_running_text
-from grun.signals import adapters_off, longest_row
+from grun.signals import adapters_off
 from grun.stacking import write_stack
-from grun.templates import resolve_template
 
 
 def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -75,12 +73,6 @@ def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
     return chunk_running_text(examples, rows.tokenizer, rows.max_length)
 
 
-def encoder_for(model: Any, tokenizer: PreTrainedTokenizerBase, config: Any) -> RowEncoder:
-    """Encodes and batches rows as a job's settings say."""
-    template = resolve_template(config.template, tokenizer)
-    return RowEncoder(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
-
-
 def loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     """The model with some adapters in force, and its tokenizer."""
     base, tokenizer = load_model_and_tokenizer(
@@ -104,26 +96,21 @@ def measured(
     data was kept is there under its id.
     """
     model, tokenizer = loaded(ledger, folders, config)
-    rows = encoder_for(model, tokenizer, config)
+    rows = RowEncoder.of(model, tokenizer, config)
     sets = {"new": list(forget), "normal": list(normal)}
     sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
+    threshold_G, columns = thresholds_of(model), gates_by_member(model)
     found: dict[str, Any] = {}
     for name, whole in sets.items():
         examples = as_trained(whole, rows)
         encoded = rows.encode(examples)
         with adapters_off(model):
             before = rows.probability(model, encoded)
-        logits_NG = gate_logits(model, rows, examples)
-        held = held_gates(model, ADAPTER)
-        threshold_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
-        opened = {}
-        for request in folders:
-            own = [i for i, (_, part) in enumerate(held) if part.partition("/")[2] == request]
-            opened[request] = share_open(logits_NG[:, own], threshold_G[own])["share"]
+        logits_NG = logits_of_prompts(model, rows, examples)
         found[name] = {
             "rows": len(encoded),
             "probability_before": before,
             "probability": rows.probability(model, encoded),
-            "open": opened,
+            "open": {id: share_open(logits_NG[:, own], threshold_G[own])["share"] for id, own in columns.items()},
         }
     return found

@@ -7,7 +7,7 @@ The data of a request is not kept unless that is asked for, only its fingerprint
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "SUSPENDED", "WITHDRAWN", "Ledger", "Request", "new_id"]
+__all__ = ["ACTIVE", "SUSPENDED", "WITHDRAWN", "Ledger", "Request", "change", "event", "say_uncovered"]
 
 import errno
 import fcntl
@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +26,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from grun import files
-from grun.adapters.config import is_member_name
 from grun.errors import UserError, nearest
 from grun.records import Example
+from grun.runs import FEATURES
 
 logger = logging.getLogger("grun")
 FORMAT = 1
 RECORD, LOCK, WORK, REQUESTS = "ledger.json", ".lock", ".work", "requests"
-DATA, FEATURES = "data.json", "gate_features.safetensors"
+DATA = "data.json"
 ACTIVE, SUSPENDED, WITHDRAWN = "active", "suspended", "withdrawn"
-ID = r"[a-z0-9][a-z0-9-]*"
 HUB_ID = r"[\w.-]+/[\w.-]+"
 CHANGES = {"suspend": (ACTIVE, SUSPENDED), "resume": (SUSPENDED, ACTIVE), "withdraw": (None, WITHDRAWN)}
 
@@ -226,8 +224,7 @@ class Ledger:
         checksums = {
             str(file.relative_to(own)): files.sha256(file) for file in sorted(own.rglob("*")) if file.is_file()
         }
-        changed = self.with_changed({request.id: replace(request, files=checksums)})
-        return changed
+        return self.with_changed({request.id: replace(request, files=checksums)})
 
     def with_state(self, id: str, change: str) -> Ledger:
         """The ledger with another state of a request; call it inside `changing`.
@@ -263,6 +260,30 @@ class Ledger:
             raise self._not_written(error) from error
 
 
+def change(ledger: str, id: str, what: str) -> Request:
+    """Suspend, resume or withdraw a request.
+
+    Raises:
+        UserError: if there is no such request, or it is not in a state from which this is possible.
+    """
+    found = Ledger.read(ledger)
+    found.get(id)
+    with found.changing() as now:
+        changed = now.with_state(id, what)
+    say_uncovered(changed)
+    return changed.get(id)
+
+
+def say_uncovered(ledger: Ledger) -> None:
+    """Warn that the guarantee for normal prompts does not hold for everything in force."""
+    if ledger.uncovered:
+        logger.warning(
+            "The calibration of %s does not cover %s: run `grun request calibrate` again.",
+            (ledger.calibration or {})["when"],
+            ", ".join(ledger.uncovered),
+        )
+
+
 def _downloaded(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository))
@@ -271,24 +292,6 @@ def _downloaded(repository: str) -> Path:
         raise UserError(
             f"--ledger '{repository}': there is no such directory, and no hub repository could be downloaded: {reason}"
         ) from error
-
-
-def new_id(ledger: Ledger, asked: str | None) -> str:
-    """The id of a new request: what was asked for, or the next number.
-
-    Raises:
-        UserError: if it is taken or no id.
-    """
-    if asked is None:
-        numbered = (f"r{number:04d}" for number in count(len(ledger.requests) + 1))
-        return next(id for id in numbered if id not in ledger.requests and not ledger.folder(id).exists())
-    if not re.fullmatch(ID, asked) or not is_member_name(asked):
-        raise UserError(f"--id is '{asked}', expected lower-case letters, digits and dashes (and not a reserved word).")
-    if asked in ledger.requests:
-        raise UserError(f"--id '{asked}' is taken: it is {ledger.requests[asked].state}. Choose another one.")
-    if ledger.folder(asked).exists():
-        raise UserError(f"--id '{asked}': {ledger.folder(asked)} is there, but not in the ledger. Choose another id.")
-    return asked
 
 
 def _tuples(value: Any) -> Any:

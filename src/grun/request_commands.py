@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["requests_app"]
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from grun.errors import UserError
+from grun.errors import RunsFailed, UserError
 from grun.options import command_for
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
 
@@ -57,7 +58,8 @@ requests_app.command("calibrate", help="Promise that normal prompts open no gate
 @requests_app.command("list")
 def list_requests(ledger: LedgerOption) -> None:
     """Show every request and its state."""
-    found = importlib.import_module("grun.ledger").Ledger.read(ledger, hub=True)
+    module = importlib.import_module("grun.ledger")
+    found = module.Ledger.read(ledger, hub=True)
     plain_text = importlib.import_module("grun.report.table").plain_text
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
@@ -67,13 +69,12 @@ def list_requests(ledger: LedgerOption) -> None:
         cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
         table.add_row(*map(plain_text, cells))
     Console().print(table)
-    _job("say_uncovered")(found)
+    module.say_uncovered(found)
 
 
 @requests_app.command("show")
 def show(id: Id, ledger: LedgerOption) -> None:
     """Show everything that the ledger says about a request, as JSON."""
-    dataclasses = importlib.import_module("dataclasses")
     request = importlib.import_module("grun.ledger").Ledger.read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
@@ -134,10 +135,8 @@ def verify(
         typer.echo(f"{id}: {said}")
     wrong = sum(not said.startswith("ok") for said in found.values())
     if wrong:
-        raise importlib.import_module("grun.errors").RunsFailed(
-            f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be."
-        )
+        raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
 
 
 def _changed(ledger: str, id: str, what: str) -> None:
-    typer.echo(f"Request {id} is {_job('change')(ledger, id, what).state}.")
+    typer.echo(f"Request {id} is {importlib.import_module('grun.ledger').change(ledger, id, what).state}.")

@@ -7,39 +7,44 @@ they do nothing there; how many rows they are open for is measured and written d
 
 from __future__ import annotations
 
-__all__ = ["add", "calibrate", "change", "export", "say_uncovered", "verify"]
+__all__ = ["add", "calibrate", "export", "verify"]
 
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from grun.adapters import with_presets
-from grun.calibration import ADAPTER, calibrated, gate_logits, promised, prompts_of, say, share_open, usual_place
+from grun.adapters.config import is_member_name
+from grun.calibration import calibrated, logits_of_prompts, promised, prompts_of, say, share_open, usual_place
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
-from grun.gate_features import held_gates
-from grun.in_force import as_trained, check_base, encoder_for, identity, loaded, measured, write_in_force
-from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, new_id
+from grun.gate_features import gates_by_member, thresholds_of
+from grun.in_force import as_trained, check_base, identity, loaded, measured, write_in_force
+from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
 from grun.readers import read_examples
 from grun.records import Example
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
-from grun.runs import fingerprint
+from grun.rows import RowEncoder
+from grun.runs import FEATURES, fingerprint
 from grun.settings import from_mapping
 from grun.sides import load_sides
-from grun.unlearn import FEATURES, unlearn
+from grun.unlearn import unlearn
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
-EXPORTED = ("adapter_config.json", "adapter_model.safetensors")
+EXPORTED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
+ID = r"[a-z0-9][a-z0-9-]*"
 REFERENCE_SCALE = 0.6  # times n + 1
 TOLERATED = 0.05
 
@@ -69,7 +74,7 @@ def add(config: RequestConfig) -> str:
         check_base(now, base, config.model)
         now = dataclasses.replace(now, base=now.base or base)
         now.save()  # from here on what is missing was lost
-        id = new_id(now, config.id)
+        id = _new_id(now, config.id)
         for known in now.requests.values():
             if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
                 raise UserError(f"--forget holds the data of request '{known.id}', which is {known.state} already.")
@@ -83,28 +88,15 @@ def add(config: RequestConfig) -> str:
         metrics["in_force"] = measured(now, folders, config, data.forget, data.validation or data.retain)
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
-        now.with_request(
+        changed = now.with_request(
             request,
             adapter,
             data=data.forget if config.keep_data else None,
             features=work / FEATURES if config.keep_features else None,
         )
         shutil.rmtree(work, ignore_errors=True)
-    say_uncovered(Ledger.read(config.ledger))
-    return id
-
-
-def change(ledger: str, id: str, what: str) -> Request:
-    """Suspend, resume or withdraw a request.
-
-    Raises:
-        UserError: if there is no such request, or it is not in a state from which this is possible.
-    """
-    Ledger.read(ledger).get(id)
-    with Ledger.read(ledger).changing() as now:
-        changed = now.with_state(id, what)
     say_uncovered(changed)
-    return changed.get(id)
+    return id
 
 
 def export(ledger: str, output: str, scale: float | None = None, reference_scale: bool = False) -> Path:
@@ -132,16 +124,6 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
         raise UserError(f"'{output}' cannot be written: {error.strerror or error}.") from error
     say_uncovered(now)
     return target
-
-
-def say_uncovered(ledger: Ledger) -> None:
-    """Warn that the guarantee for normal prompts does not hold for everything in force."""
-    if ledger.uncovered:
-        logger.warning(
-            "The calibration of %s does not cover %s: run `grun request calibrate` again.",
-            (ledger.calibration or {})["when"],
-            ", ".join(ledger.uncovered),
-        )
 
 
 def verify(
@@ -175,6 +157,7 @@ def verify(
     if model is not None:
         check_base(now, identity(model, trust_remote_code), model)
     found: dict[str, str] = {}
+    intact: dict[str, Path] = {}
     known: dict[str, list[Example]] = {}
     for id, request in now.requests.items():
         if request.state == WITHDRAWN:
@@ -182,7 +165,7 @@ def verify(
         columns = request.settings["columns"]
         rows = [row for file in given.get(id, ()) for row in read_examples(file, columns=columns)] or now.data(id)
         try:
-            now.adapter(id)
+            folder = now.adapter(id)
         except UserError as error:
             found[id] = str(error)
             continue
@@ -190,9 +173,10 @@ def verify(
             found[id] = "the rows are not those that the request was made for (fingerprint)."
             continue
         found[id] = f"ok ({request.state})"
-        if rows and request.state == ACTIVE:
-            known[id] = rows
-    intact = {id: now.adapter(id) for id in now.active if found[id].startswith("ok")}
+        if request.state == ACTIVE:
+            intact[id] = folder
+            if rows:
+                known[id] = rows
     say_uncovered(now)
     if model is None or not known or len(intact) < len(now.active):
         return found
@@ -202,7 +186,7 @@ def verify(
     }
     adapted, tokenizer = loaded(now, intact, next(iter(settings.values())))
     for id, examples in known.items():
-        encoder = encoder_for(adapted, tokenizer, settings[id])
+        encoder = RowEncoder.of(adapted, tokenizer, settings[id])
         is_now = encoder.probability(adapted, encoder.encode(as_trained(examples, encoder)))
         was = now.requests[id].metrics["in_force"]["new"]["probability"]
         words = f"forget probability {is_now:.3f}, {was:.3f} when it was added"
@@ -221,6 +205,24 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
         else:
             logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
     return found
+
+
+def _new_id(ledger: Ledger, asked: str | None) -> str:
+    """The id of a new request: what was asked for, or the next number.
+
+    Raises:
+        UserError: if it is taken or no id.
+    """
+    if asked is None:
+        numbered = (f"r{number:04d}" for number in count(len(ledger.requests) + 1))
+        return next(id for id in numbered if id not in ledger.requests and not ledger.folder(id).exists())
+    if not re.fullmatch(ID, asked) or not is_member_name(asked):
+        raise UserError(f"--id is '{asked}', expected lower-case letters, digits and dashes (and not a reserved word).")
+    if asked in ledger.requests:
+        raise UserError(f"--id '{asked}' is taken: it is {ledger.requests[asked].state}. Choose another one.")
+    if ledger.folder(asked).exists():
+        raise UserError(f"--id '{asked}': {ledger.folder(asked)} is there, but not in the ledger. Choose another id.")
+    return asked
 
 
 def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
@@ -245,17 +247,16 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
             now, requests={id: dataclasses.replace(r, thresholds=None) for id, r in now.active.items()}
         )
         model, tokenizer = loaded(own, {id: now.adapter(id) for id in now.active}, config)
-        rows = encoder_for(model, tokenizer, config)
-        held = held_gates(model, ADAPTER)
-        before_G = torch.stack([layer.gates[part].threshold.cpu() for layer, part in held])
-        threshold_G, found = calibrated(gate_logits(model, rows, normal), usual_place(before_G), guarantee)
+        rows = RowEncoder.of(model, tokenizer, config)
+        place_G = usual_place(thresholds_of(model))
+        threshold_G, found = calibrated(logits_of_prompts(model, rows, normal), place_G, guarantee)
         if forget:
-            found["forget_open"] = share_open(gate_logits(model, rows, forget), threshold_G)
+            found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
         found |= {"requests": list(now.active), **event("calibrated")}
-        changed = {}
-        for id, request in now.active.items():
-            mine = [float(t) for t, (_, part) in zip(threshold_G, held, strict=True) if part.partition("/")[2] == id]
-            changed[id] = dataclasses.replace(request, thresholds=mine)
+        changed = {
+            id: dataclasses.replace(now.get(id), thresholds=threshold_G[own].tolist())
+            for id, own in gates_by_member(model).items()
+        }
         dataclasses.replace(now, calibration=found).with_changed(changed)
     say(found)
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grun.batches import (
     Encoded,
@@ -23,9 +23,12 @@ from grun.batches import (
     paired_order,
     truncation_report,
 )
+from grun.config import TrainConfig
 from grun.gate_features import GateFeatures, gate_features
 from grun.records import Batch, Example
-from grun.signals import side_signals
+from grun.request_config import CalibrateConfig
+from grun.signals import longest_row, side_signals
+from grun.templates import resolve_template
 from grun.trainer import PairedRows
 
 logger = logging.getLogger("grun")
@@ -46,6 +49,14 @@ class RowEncoder:
     max_length: int | None
     batch_size: int
     device: torch.device
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig | CalibrateConfig
+    ) -> RowEncoder:
+        """The encoder for a model that the settings of a job ask for."""
+        template = resolve_template(config.template, tokenizer)
+        return cls(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encoded rows; truncated ones are counted in a warning.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RunDirectory", "fingerprint", "settings_difference"]
+__all__ = ["FEATURES", "RunDirectory", "fingerprint", "settings_difference"]
 
 import dataclasses
 import hashlib
@@ -26,6 +26,7 @@ from grun.settings import flag
 RECORD = "run.json"
 CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
+FEATURES = "gate_features.safetensors"  # what gates read of the forget prompts, if it was to be kept
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
 WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
 

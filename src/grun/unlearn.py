@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FEATURES", "unlearn"]
+__all__ = ["unlearn"]
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from grun.adapters import adapters, with_presets
 from grun.alternatives import made_up_alternatives
-from grun.batches import Encoded, resolve_template
+from grun.batches import Encoded
 from grun.config import UnlearnConfig
 from grun.constraint import DualVariable
 from grun.errors import UserError
@@ -38,16 +38,14 @@ from grun.progress import ProgressBar, quiet_trainer
 from grun.recipes import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.records import Example
 from grun.rows import VALIDATION_METRICS, RowEncoder, looked_at, paired_rows, validation
-from grun.runs import RunDirectory, fingerprint
+from grun.runs import FEATURES, RunDirectory, fingerprint
 from grun.sides import OtherAnswers, Sides, chunk_running_text, load_sides, other_answers
-from grun.signals import longest_row
 from grun.trainer import PairedRows, UnlearnTrainer
 from grun.training import StopCleanly, train_or_resume, training_arguments
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
 ALTERNATIVES = "alternatives.json"
-FEATURES = "gate_features.safetensors"
 SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
@@ -177,8 +175,7 @@ def _prepared(
         config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     recipe = resolved_hidden_layer(recipe, config, model)
-    template = resolve_template(config.template, tokenizer)
-    rows = RowEncoder(tokenizer, template, longest_row(model, config.max_length), config.batch_size, model.device)
+    rows = RowEncoder.of(model, tokenizer, config)
     forget, retain, held_out = (
         chunk_running_text(part, tokenizer, rows.max_length) for part in (data.forget, data.retain, data.validation)
     )
