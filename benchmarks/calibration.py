@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write_results
 
 from grun.batches import encode_prompt
 from grun.benchmarks import load_benchmark
@@ -33,7 +34,6 @@ from grun.rows import RowEncoder
 from grun.signals import adapters_off, context_length, greedy
 from grun.templates import resolve_template
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
 STREAMS = {"other people": 0.0, "one in ten a namesake": 0.1}
 DELTA, ASKED, TOKENS, PEOPLE = 0.05, 10_000, 20, 400
@@ -130,9 +130,7 @@ def main() -> None:
             share = f"{normal['share']:.4f} ({low:.4f} to {high:.4f})"
             ends = f"{one['identical']:.4f} | {one['identical_where_shut']:.4f} | {one['forget']['share']:.3f}"
             lines.append(f"| {name} | {level} | {count} | {normal['open']} | {share} | {ends} |")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "calibration.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "calibration.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results("calibration", found, "\n".join(lines) + "\n")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

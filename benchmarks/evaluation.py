@@ -12,7 +12,6 @@ Writes `docs/results/evaluation.json` and `.md`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import sys
@@ -28,6 +27,7 @@ from statistics import fmean as mean
 from typing import Any
 
 import torch
+from common import write_results
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
@@ -42,7 +42,6 @@ from grun.models import load_model_and_tokenizer
 from grun.records import Example
 from grun.templates import Template, resolve_template
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SETS = ("forget", "retain", "real_authors", "world_facts")
 NORMALISED = ("real_authors", "world_facts")
 
@@ -332,9 +331,7 @@ def main() -> None:
     ]
     lines += [f"Largest difference of a value: {gap:.1e} ({where})."]
     text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "evaluation.md").write_text(text, encoding="utf-8")
+    write_results("evaluation", found, text)
     sys.stdout.write(text)
 
 

@@ -11,35 +11,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import LAYERS, MODEL, RANK, environment, with_pyreft, write_results
 from peft import get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grun.adapters.config import GrunConfig
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
-LAYERS, RANK, PROMPT, TOKENS = [10, 12, 15], 4, 30, 64
-MODEL: dict[str, Any] = {
-    "vocab_size": 8192,
-    "hidden_size": 512,
-    "intermediate_size": 1376,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 512,
-}
+PROMPT, TOKENS = 30, 64
 
 
 def with_adapters(base: nn.Module, count: int, is_open: bool, **settings: Any) -> Any:
@@ -68,19 +53,6 @@ def answered(model: Any, ids: torch.Tensor) -> float:
     settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
     return time.perf_counter() - start
-
-
-def with_pyreft(python: str, rows: int, repeats: int) -> list[list[float]]:
-    """Seconds without and with the intervention."""
-    setting = {"model": MODEL, "layers": LAYERS, "rank": RANK, "objective": "npo", "repeats": repeats}
-    setting |= {"rows": [[5] * (PROMPT + 2)] * rows, "prompts": [PROMPT] * rows, "threads": torch.get_num_threads()}
-    setting |= {"generate": {"prompt": PROMPT, "tokens": TOKENS}}
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(setting, file)
-        file.flush()
-        script = Path(__file__).with_name("pyreft_step.py")
-        done = subprocess.run([python, str(script), file.name], capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -114,21 +86,20 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         over = {name: value / medians["bare model"] - 1 for name, value in medians.items()}
         if given.pyreft_python:
-            bare, intervened = with_pyreft(given.pyreft_python, rows, given.repeats)
+            generate = {"prompt": PROMPT, "tokens": TOKENS}
+            both = {"rows": [[5] * (PROMPT + 2)] * rows, "prompts": [PROMPT] * rows, "repeats": given.repeats}
+            bare, intervened = with_pyreft(given.pyreft_python, objective="npo", generate=generate, **both)
             seconds |= {"pyreft, bare model": bare, "pyreft": intervened}
             medians["pyreft"] = statistics.median(intervened)
             over["pyreft"] = medians["pyreft"] / statistics.median(bare) - 1
         found[str(rows)] = {"seconds": seconds, "median": medians, "over_the_bare_model": over}
         lines += [f"| {rows} | {name} | {1000 * value:.0f} | {over[name]:+.1%} |" for name, value in medians.items()]
     record = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        **environment(),
         "model": MODEL,
         "found": found,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "generation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "generation.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results("generation", record, "\n".join(lines) + "\n")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

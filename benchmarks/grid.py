@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import grun
@@ -29,7 +30,6 @@ from grun.finetune import finetune
 from grun.report.sweep_table import Finished, sweep_table
 from grun.sweep import sweep
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SEEDS = (0, 1, 2)
 OBJECTIVES = ("gd", "npo", "idk", "rmu", "simnpo", "dpo")
 ADAPTATIONS = ("full", "lora", "reft", "grun")
@@ -104,12 +104,10 @@ def main() -> None:
         "parameters_at_7b": large,
         "runs": [dataclasses.asdict(run) for run in runs],
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "grid.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     lines = ["| adaptation | trained parameters | share of the model's |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {one['trained']:,} | {one['share']:.4%} |" for name, one in large.items()]
     text = sweep_table(runs)[0] + "\nIn a model of the shape of Llama 2 7B:\n\n" + "\n".join(lines) + "\n"
-    (RESULTS / "grid.md").write_text(text, encoding="utf-8")
+    write_results("grid", everything, text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import write_results
 from transformers import AutoModelForCausalLM
 
 from grun.benchmarks import load_benchmark
@@ -28,7 +29,6 @@ from grun.models import load_adapter
 from grun.request_config import RequestConfig
 from grun.requests import add, export
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 COUNTS, STEPS, REPEATS, PROMPT = (1, 10, 30, 100), 20, 15, 30
 SEED = 2_000  # of people that no other benchmark has
 
@@ -102,9 +102,7 @@ def main() -> None:
             for x in one["prefill_ms"].values()
         ]
         lines.append(f"| {count} | {one['seconds']:.1f} | {one['bytes'] / 1024:.0f} | {over[0]} | {over[1]} |")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "hundred.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "hundred.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results("hundred", found, "\n".join(lines) + "\n")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -11,17 +11,15 @@ Writes `docs/results/scaling.json`, `.md` and `.png`.
 
 from __future__ import annotations
 
-import json
-import platform
 import random
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, TokenEncoder, environment, write_results
 from matplotlib.figure import Figure
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,25 +27,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grun.adapters.config import GrunConfig
 from grun.batches import Encoded, collate
 from grun.prefix_cache import PrefixCache
-from grun.rows import RowEncoder
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 USUAL = {"examples": 400, "depth": 12, "prompt": 32}
 VARIED = {"examples": [100, 400, 1000, 2000, 4000], "depth": [6, 12, 18, 24, 30], "prompt": [16, 64, 128, 192, 256]}
 NAMES = {"examples": "forget examples", "depth": "decoder layers", "prompt": "tokens of a prompt"}
 VOCABULARY, ANSWER, ROWS = 4096, 32, 8
 
 
-class Encoder(RowEncoder):
-    """Rows are token ids already."""
-
-    @property
-    def pad(self) -> int:
-        """Any token: it is masked."""
-        return 0
-
-
-def prepared(depth: int, hidden: int = 256) -> tuple[Any, Encoder]:
+def prepared(depth: int, hidden: int = 256) -> tuple[Any, TokenEncoder]:
     """A model with an adapter whose gate was fitted before."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -63,7 +50,7 @@ def prepared(depth: int, hidden: int = 256) -> tuple[Any, Encoder]:
     for name, parameter in model.named_parameters():
         if ".grun_gate." in name:
             parameter.requires_grad = False
-    return model, Encoder(None, None, None, 16, torch.device("cpu"))  # type: ignore[arg-type]
+    return model, TokenEncoder()
 
 
 def drawn(count: int, prompt: int, seed: int) -> list[Encoded]:
@@ -146,15 +133,12 @@ def main() -> None:
         f"({used['training'] / used['inference']:.2f} times); the cache of these rows, {used['cache']:.0f} MiB, in both."
     )
     record = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        **environment(),
         "usual": USUAL,
         "found": found,
         "peak_mib": used,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "scaling.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "scaling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_results("scaling", record, "\n".join(lines) + "\n")
     figure.savefig(RESULTS / "scaling.png", dpi=130)
     sys.stdout.write("\n".join(lines) + "\n")
 

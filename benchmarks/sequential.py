@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tofu
 import torch
+from common import RESULTS, environment, write_results
 from matplotlib.figure import Figure
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +43,6 @@ from grun.rows import RowEncoder
 from grun.templates import resolve_template
 from grun.unlearn import unlearn
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 REQUESTS, WITHDRAWN = 10, 3
 OPTIONS = {"fictional": {"people": "50", "forget_share": "0.2"}, "tofu": tofu.OPTIONS}
 KEPT = {
@@ -265,16 +263,13 @@ def main() -> None:
     last = found["sequential"]["GRUN, a ledger"][-1]
     found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, last))
     record = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        **environment(),
         "options": OPTIONS[benchmark],
         "seed": given.seed,
         **found,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
     name, text = "sequential" if benchmark == "fictional" else f"sequential_{benchmark}", table(found, work.names)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    write_results(name, record, text)
     drawn(found).savefig(RESULTS / f"{name}.png", dpi=130)
     sys.stdout.write(text)
 

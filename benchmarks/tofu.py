@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common import write_results
+
 from grun.benchmarks import load_benchmark
 from grun.config import FinetuneConfig, UnlearnConfig
 from grun.finetune import finetune
@@ -24,7 +26,6 @@ from grun.records import Benchmark, Example
 from grun.templates import resolve_template
 from grun.unlearn import unlearn
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 OBJECTIVES = ("npo", "idk", "gd")
 METRICS = (
     "probability",
@@ -139,9 +140,7 @@ def main() -> None:
     everything = [(adapt, preset, objective) for adapt, preset in WAYS for objective in OBJECTIVES]
     found = [one(given.output, given.data_dir, part) for part in everything[share::of]]
     if of == 1:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / "tofu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "tofu.md").write_text(table(found), encoding="utf-8")
+        write_results("tofu", found, table(found))
 
 
 if __name__ == "__main__":

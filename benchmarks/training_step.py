@@ -15,20 +15,18 @@ import argparse
 import copy
 import gc
 import json
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, environment, with_pyreft, write_results
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -42,35 +40,12 @@ from grun.losses import loss_terms, split_sides
 from grun.prefix_cache import PrefixCache
 from grun.recipes import recipe_of
 from grun.references import base_model_references
-from grun.rows import RowEncoder
 from grun.scratch import learn_tokenizer
 from grun.signals import gates_of_last_call, side_signals
 from grun.trainer import JoinSides
 from grun.unlearn import unlearn
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
-LAYERS = [10, 12, 15]
-RANK = 4
-PAD = 0
-MODEL: dict[str, Any] = {
-    "vocab_size": 8192,
-    "hidden_size": 512,
-    "intermediate_size": 1376,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 512,
-}
 WAYS = ("cached prefix", "plain path", "LoRA, rank 4", "full fine-tuning", "bare forward")
-
-
-class Encoder(RowEncoder):
-    """Rows are token ids already."""
-
-    @property
-    def pad(self) -> int:
-        """Any token: it is masked."""
-        return PAD
 
 
 def drawn_rows(count: int, seed: int) -> list[Encoded]:
@@ -101,7 +76,7 @@ def step_of(
     config = with_presets(UnlearnConfig(objective=objective, preset=preset if preset == "paper" else "default"))
     recipe = recipe_of(config)
     gated = any(p.requires_grad for n, p in model.named_parameters() if ".grun_gate." in n)
-    encoder = Encoder(None, None, None, 16, torch.device("cpu"))  # type: ignore[arg-type]
+    encoder = TokenEncoder()
     references = {
         side: base_model_references(encoder, model, rows[side], range(len(rows[side])), recipe.references(side))
         for side in recipe.sides
@@ -111,7 +86,7 @@ def step_of(
         for i in range(len(rows["retain"]))
     ]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    join = JoinSides(PAD, prefix)
+    join = JoinSides(encoder.pad, prefix)
     wanted = recipe.wanted()
 
     def step() -> None:
@@ -119,7 +94,7 @@ def step_of(
         if prefix is not None:
             joined = prefix.signals(batch["batch"], wanted)
         else:
-            whole = collate([item[side][0] for side in recipe.sides for item in items], PAD)
+            whole = collate([item[side][0] for side in recipe.sides for item in items], encoder.pad)
             joined = side_signals(model, whole, wanted=wanted)
         sides = split_sides(joined, batch["sides"], batch["references"], batch["token_counts"])
         gates = gates_of_last_call(model) if gated else None
@@ -139,11 +114,12 @@ def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**MODEL)).eval()
     cached, plain = (adapted(copy.deepcopy(base), preset) for _ in range(2))
-    prefix = PrefixCache(cached, Encoder(None, None, None, 16, torch.device("cpu")))  # type: ignore[arg-type]
+    encoder = TokenEncoder()
+    prefix = PrefixCache(cached, encoder)
     for side in rows.values():
         prefix.add(side, {"logps"})
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
-    whole = collate([row for side in rows.values() for row in side], PAD)
+    whole = collate([row for side in rows.values() for row in side], encoder.pad)
 
     @torch.no_grad()
     def bare() -> None:
@@ -170,25 +146,11 @@ def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[f
     return found
 
 
-def with_pyreft(python: str, rows: dict[str, list[Encoded]], objective: str, repeats: int) -> list[float]:
-    """Seconds of a step with pyreft, in a process of its own."""
+def pyreft_seconds(python: str, rows: dict[str, list[Encoded]], objective: str, repeats: int) -> list[float]:
+    """Seconds of a step with pyreft."""
     both = [row for side in rows.values() for row in side]
-    setting = {
-        "model": MODEL,
-        "layers": LAYERS,
-        "rank": RANK,
-        "rows": [row.input_ids for row in both],
-        "prompts": [row.prompt_length for row in both],
-        "objective": objective,
-        "repeats": repeats,
-        "threads": torch.get_num_threads(),
-    }
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(setting, file)
-        file.flush()
-        script = Path(__file__).with_name("pyreft_step.py")
-        done = subprocess.run([python, str(script), file.name], capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1])[0])
+    ids, prompts = [row.input_ids for row in both], [row.prompt_length for row in both]
+    return with_pyreft(python, rows=ids, prompts=prompts, objective=objective, repeats=repeats)[0]
 
 
 def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
@@ -269,21 +231,18 @@ def main() -> None:
             seconds = timed(ways_of(own, objective, preset), given.repeats)
             gc.collect()
             if given.pyreft_python and preset == "paper":
-                seconds["pyreft"] = with_pyreft(given.pyreft_python, own, objective, given.repeats)
+                seconds["pyreft"] = pyreft_seconds(given.pyreft_python, own, objective, given.repeats)
             medians = {name: statistics.median(values) for name, values in seconds.items()}
             found[f"{objective}, {preset}"] = {"seconds": seconds, "median": medians}
     for objective in given.jobs:
         jobs[objective] = {**whole_jobs(objective, given.steps), "steps": given.steps}
     record = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        **environment(),
         "model": MODEL,
         "steps": found,
         "whole_runs": jobs,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "training_step.md").write_text(table(found, jobs), encoding="utf-8")
+    write_results("training_step", record, table(found, jobs))
     sys.stdout.write(table(found, jobs))
 
 
