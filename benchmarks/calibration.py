@@ -6,7 +6,9 @@
 Normal prompts are questions about invented people, one each of so many, drawn independently: some calibrate everything that is
 in force in the ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20
 tokens) is not that of the base model, bit for bit. In a second stream every tenth person shares the first or the last name
-with somebody who is forgotten. Writes `docs/results/calibration.json` and `.md`.
+with somebody who is forgotten; in a third every twentieth has the same full name, so that no question tells them apart and
+the guarantee has to be paid for. In the last stream the gates are less sure: they were learnt from retain rows with nobody in
+them. Writes `docs/results/calibration.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from grun.batches import encode_prompt
 from grun.benchmarks import load_benchmark
 from grun.calibration import logits_of_prompts, share_open
 from grun.gate_features import thresholds_of
+from grun.ledger import ACTIVE, Ledger
 from grun.models import load_adapter, load_model_and_tokenizer
 from grun.records import Example
 from grun.request_config import CalibrateRequestsConfig
@@ -35,13 +39,19 @@ from grun.signals import adapters_off, context_length, greedy
 from grun.templates import resolve_template
 
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
-STREAMS = {"other people": 0.0, "one in ten a namesake": 0.1}
+STREAMS: dict[str, tuple[str, float, Sequence[Sequence[int]]]] = {
+    # ledger; share of prompts that are about a namesake of somebody forgotten, and which parts of the name may be shared
+    "other people": ("ledger", 0.0, ()),
+    "one in ten shares a name": ("ledger", 0.1, ((0,), (1,))),
+    "one in twenty has the same full name": ("ledger", 0.05, ((0, 1),)),
+    "other people, gates from poor retain rows": ("ledger-poor", 0.0, ()),
+}
 DELTA, ASKED, TOKENS, PEOPLE = 0.05, 10_000, 20, 400
 FIRST_SEED = 1_000  # no benchmark has one of these
 
 
-def normal_prompts(count: int, names: list[str], share: float) -> list[Example]:
-    """One question each about so many invented people, a share of whom have half of one of the given names."""
+def normal_prompts(count: int, names: list[str], share: float, shared: Sequence[Sequence[int]]) -> list[Example]:
+    """One question each about so many invented people, a share of whom have one of the given names, or its shared parts."""
     found: list[Example] = []
     seed = FIRST_SEED
     while len(found) < count:
@@ -54,8 +64,9 @@ def normal_prompts(count: int, names: list[str], share: float) -> list[Example]:
         for subject, own in rows.items():
             prompt = draw.choice(own).prompt
             if draw.random() < share:
-                half = draw.randrange(2)
-                prompt = prompt.replace(subject.split()[half], draw.choice(names).split()[half])
+                name = draw.choice(names).split()
+                for part in draw.choice(shared):
+                    prompt = prompt.replace(subject.split()[part], name[part])
             found.append(Example(prompt, "-"))
         seed += 1
     random.Random(0).shuffle(found)
@@ -85,12 +96,19 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     }
 
 
-def stream(folder: Path, share: float, names: list[str], forget: list[Example]) -> dict[str, Any]:
+def stream(folder: Path, learnt: str, share: float, shared: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What is found in one stream of normal prompts, with the thresholds as learnt and at every level."""
     model, ledger = str(folder / "target" / "model"), folder / "calibrated-ledger"
     shutil.rmtree(ledger, ignore_errors=True)
-    shutil.copytree(folder / "ledger", ledger)
-    pool = normal_prompts(ASKED + sum(LEVELS.values()), names, share)
+    shutil.copytree(folder / learnt, ledger)
+    rows = [
+        json.loads(line)
+        for i, request in enumerate(Ledger.read(ledger).requests.values())
+        if request.state == ACTIVE
+        for line in (folder / f"request-{i + 1}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    forget, names = [Example(row["prompt"], "-") for row in rows], sorted({row["subject"] for row in rows})
+    pool = normal_prompts(ASKED + sum(LEVELS.values()), names, share, shared)
     prompts, rest = pool[:ASKED], pool[ASKED:]
     found = {"as learnt": asked(model, export(str(ledger), str(folder / "as-learnt")), prompts, forget)}
     for alpha, count in LEVELS.items():
@@ -109,15 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/sequential", help="folder that sequential.py made")
     folder = Path(parser.parse_args().work)
-    records = json.loads((folder / "ledger" / "ledger.json").read_text(encoding="utf-8"))["requests"]
-    rows = [
-        json.loads(line)
-        for i, record in enumerate(records)
-        if record["state"] == "active"
-        for line in (folder / f"request-{i + 1}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    forget, names = [Example(row["prompt"], "-") for row in rows], sorted({row["subject"] for row in rows})
-    found = {name: stream(folder, share, names, forget) for name, share in STREAMS.items()}
+    found = {name: stream(folder, *settings) for name, settings in STREAMS.items()}
     lines = [
         "| normal prompts | thresholds | calibration prompts | open a gate, of 10,000 | share (95 % interval) | greedy answer "
         "identical | where gates are shut | forget prompts that open a gate |",

@@ -7,8 +7,9 @@
 all requests so far is measured, and what is kept of people that unlearning never saw and of general knowledge. A ledger of
 GRUN adapters is compared with LoRA (merged after every request) and full fine-tuning, each going on from where the request
 before left the model, with the same objective; then with one GRUN adapter for all ten, and with a model that never saw the
-ten. At the end request 3 is withdrawn. With `--tofu` it is the ten authors of forget05, beside 400 retain rows, and the model
-is that of `benchmarks/tofu.py`. Killed and started again it goes on where it stopped.
+ten. At the end request 3 is withdrawn. Two more ledgers are learnt with poor retain rows, general knowledge alone: there it is
+seen what features of earlier requests are worth. With `--tofu` it is the ten authors of forget05, beside 400 retain rows, and
+the model is that of `benchmarks/tofu.py`. Killed and started again it goes on where it stopped.
 Writes `docs/results/sequential.json` (or `sequential_tofu.json`), `.md` and `.png`.
 """
 
@@ -17,15 +18,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tofu
 import torch
 from common import RESULTS, environment, write_results
-from matplotlib.figure import Figure
 from peft import PeftModel
+from sequential_results import POOR_ROWS, REQUESTS, WITHDRAWN, drawn, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grun.benchmarks import load_benchmark
@@ -43,18 +45,17 @@ from grun.rows import RowEncoder
 from grun.templates import resolve_template
 from grun.unlearn import unlearn
 
-REQUESTS, WITHDRAWN = 10, 3
 OPTIONS = {"fictional": {"people": "50", "forget_share": "0.2"}, "tofu": tofu.OPTIONS}
 KEPT = {
     "fictional": {"retain_heldout": "people never shown to unlearning", "general": "general knowledge"},
     "tofu": {"retain_withheld": "authors never shown to unlearning", "retain": "authors to be kept"},
 }
-COLOURS = {
-    "GRUN, a ledger": "#4477AA",
-    "GRUN, features kept": "#66CCEE",
-    "LoRA, merged": "#EE6677",
-    "full fine-tuning": "#CCBB44",
-}
+POOR = {"fictional": "general", "tofu": "world_facts"}  # split with retain rows that are not like the forget rows
+
+
+def spread(rows: Sequence[Example], count: int) -> list[Example]:
+    """So many rows, evenly spread."""
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 class Work:
@@ -74,6 +75,7 @@ class Work:
         self.kept = {name: list(data.splits[name]) for name in self.names}
         folder.mkdir(parents=True, exist_ok=True)
         self.retain = self._file("retain", data.splits["retain"])
+        self.poor = self._file("poor", spread(data.splits[POOR[benchmark]], POOR_ROWS))
         self.files = [self._file(f"request-{i + 1}", rows) for i, rows in enumerate(self.requests)]
         self.target = finetune(FinetuneConfig(**self.common, output=str(folder / "target")))
 
@@ -124,7 +126,8 @@ def with_ledger(work: Work, folder: str, **options: Any) -> list[dict[str, Any]]
 
         def one(file: str = file, name: str = name, export_to: Path = export_to) -> dict[str, Any]:
             if not (ledger / "ledger.json").exists() or name not in Ledger.read(ledger).requests:
-                add(RequestConfig(**work.settings(work.target, [file]), ledger=str(ledger), id=name, **options))
+                settings = {**work.settings(work.target, [file]), **options}
+                add(RequestConfig(**settings, ledger=str(ledger), id=name))
             return work.measured(work.target, export(str(ledger), str(export_to)))
 
         found.append(work.once(f"{folder}-{i + 1}", one))
@@ -150,80 +153,26 @@ def by_weights(work: Work, adapt: str) -> list[dict[str, Any]]:
     return found
 
 
-def taken_back(work: Work, before: dict[str, Any]) -> dict[str, Any]:
-    """What withdrawing one request changes."""
-    ledger = str(work.folder / "ledger")
+def taken_back(work: Work, folder: str, before: dict[str, Any]) -> dict[str, Any]:
+    """What withdrawing one request from a ledger changes."""
+    ledger = str(work.folder / folder)
     if Ledger.read(ledger).get(f"r{WITHDRAWN:04d}").state == "active":
         change(ledger, f"r{WITHDRAWN:04d}", "withdraw")
-    after = work.measured(work.target, export(ledger, str(work.folder / "exports" / "withdrawn")))
+    after = work.measured(work.target, export(ledger, str(work.folder / "exports" / f"{folder}-withdrawn")))
     others = [i for i in range(REQUESTS) if i != WITHDRAWN - 1]
     moved = [abs(after["requests"][i] - before["requests"][i]) for i in others]
     kept = [abs(after["kept"][name] - before["kept"][name]) for name in work.names]
     return {"after": after, "restored": after["requests"][WITHDRAWN - 1], "largest_other_change": max(moved + kept)}
 
 
-def row(name: str, found: dict[str, Any], target: dict[str, Any]) -> str:
-    """A line of the table."""
-    own = found["requests"]
-    kept = [value / target["kept"][name] for name, value in found["kept"].items()]
-    cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept)]
-    return "| " + " | ".join(cells) + " |"
-
-
-def table(found: dict[str, Any], names: Mapping[str, str]) -> str:
-    """Everything as Markdown."""
-    target = found["target"]
-    lines = [
-        "| after ten requests | forget probability, mean | at worst | " + " | ".join(names.values()) + " |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        row("target model", target, target),
-    ]
-    for name, steps in found["sequential"].items():
-        lines.append(row(name, steps[-1], target))
-    lines += [row(name, one, target) for name, one in found["at_once"].items()]
-    back = found["withdrawn"]
-    lines += [
-        "",
-        f"Request {WITHDRAWN} withdrawn: its probability goes from "
-        f"{found['sequential']['GRUN, a ledger'][-1]['requests'][WITHDRAWN - 1]:.3f} back to {back['restored']:.3f} (target "
-        f"model: {target['requests'][WITHDRAWN - 1]:.3f}); the largest change of anything else is "
-        f"{back['largest_other_change']:.1g}.",
-        "",
-    ]
-    for name in ("GRUN, a ledger", "GRUN, features kept"):
-        crossing = cross_talk(found["sequential"][name][-1])
-        lines += [
-            f"{name}: share of the prompts of each request (rows) for which each request's gate (columns) opens.",
-            "",
-            "| | " + " | ".join(str(i + 1) for i in range(REQUESTS)) + " |",
-            "| ---: |" + " ---: |" * REQUESTS,
-        ]
-        lines += [f"| {i + 1} | " + " | ".join(f"{x:.2f}" for x in shares) + " |" for i, shares in enumerate(crossing)]
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def cross_talk(last: dict[str, Any]) -> list[list[float]]:
-    """Share of the prompts of each request for which the gate of each request opens."""
-    return [last["open"][str(i + 1)] for i in range(REQUESTS)]
-
-
-def drawn(found: dict[str, Any]) -> Figure:
-    """Forgetting and what is kept against the number of requests."""
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, steps in found["sequential"].items():
-        counts = list(range(1, len(steps) + 1))
-        left.plot(counts, [max(s["requests"][: i + 1]) for i, s in enumerate(steps)], "o-", color=COLOURS[name], ms=3)
-        unseen = next(iter(found["target"]["kept"]))
-        kept = [s["kept"][unseen] / found["target"]["kept"][unseen] for s in steps]
-        right.plot(counts, kept, "o-", color=COLOURS[name], label=name, ms=3)
-    left.set(xlabel="requests so far", ylabel="worst forget probability", ylim=(-0.02, 1.02))
-    right.set(xlabel="requests so far", ylabel="kept of unseen people", ylim=(-0.02, 1.05))
-    right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def with_poor_retain_rows(work: Work) -> dict[str, Any]:
+    """Two ledgers whose retain rows are few and of another kind, with and without features of earlier requests."""
+    found: dict[str, Any] = {}
+    for name, folder, keep in (("nothing", "ledger-poor", False), ("features", "ledger-poor-with-features", True)):
+        steps = with_ledger(work, folder, retain=[work.poor], keep_features=keep)
+        back = work.once(f"{folder}-withdrawn", partial(taken_back, work, folder, steps[-1]))
+        found[name] = {"steps": steps, "withdrawn": back}
+    return found
 
 
 def main() -> None:
@@ -261,7 +210,8 @@ def main() -> None:
         "trained again without the ten": work.once("retrained", retrained),
     }
     last = found["sequential"]["GRUN, a ledger"][-1]
-    found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, last))
+    found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, "ledger", last))
+    found["poor"] = with_poor_retain_rows(work)
     record = {
         **environment(),
         "options": OPTIONS[benchmark],

@@ -22,6 +22,7 @@ from conftest import Material, invented_rows, write_rows
 from grun.calibration import logits_of_prompts
 from grun.cli import main
 from grun.errors import UserError
+from grun.in_force import say_crossing
 from grun.ledger import Ledger, change
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
 from grun.requests import add, calibrate, export, verify
@@ -99,6 +100,26 @@ def test_requests_are_learnt_measured_and_written_down(halves: list[RequestConfi
     assert ledger.data("r0001") != ledger.data("r0002")
     assert not list((ledger.path / ".work").iterdir())
     assert verify(halves[0].ledger, halves[0].model)["r0002"].startswith("ok (forget probability")
+
+
+def test_gates_that_open_for_what_is_not_theirs_are_said(
+    halves: list[RequestConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("grun").propagate = True
+    add(halves[0])
+    assert "gate" not in caplog.text
+    rows = Path(halves[0].forget[0]).read_text().splitlines(keepends=True)
+    (tmp_path / "again.jsonl").write_text("".join(rows[:3]))
+    add(replace(halves[1], forget=[str(tmp_path / "again.jsonl")]))
+    assert "The gate of request r0001 opens for 100 % of the new rows: withdrawing r0002 alone" in caplog.text
+    assert "of the rows of request r0001: withdrawing r0001 alone" in caplog.text
+    caplog.clear()
+    shares = {"r0001": 0.05, "r0002": 0.06}
+    say_crossing("r0002", {"new": {"open": shares}, "normal": {"open": shares}, "r0001": {"open": {"r0002": 0.05}}})
+    assert [record.getMessage() for record in caplog.records] == [
+        "The new gate opens for 6 % of retain rows it has not seen: give more --retain rows, or calibrate the ledger with "
+        "normal prompts (`grun request calibrate`)."
+    ]
 
 
 def test_without_asking_no_row_of_the_data_is_in_the_ledger(config: RequestConfig) -> None:

@@ -8,9 +8,11 @@ __all__ = [
     "identity",
     "loaded",
     "measured",
+    "say_crossing",
     "write_in_force",
 ]
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,9 @@ from grun.rows import RowEncoder
 from grun.sides import chunk_running_text
 from grun.signals import adapters_off
 from grun.stacking import write_stack
+
+logger = logging.getLogger("grun")
+TOLERATED = 0.05  # share of prompts for which a gate may open that is not theirs
 
 
 def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -114,3 +119,20 @@ def measured(
             "open": {id: share_open(logits_NG[:, own], threshold_G[own])["share"] for id, own in columns.items()},
         }
     return found
+
+
+def say_crossing(id: str, found: Mapping[str, Any]) -> None:
+    """Warn of gates that open for what is not theirs, as `measured` found it when a request was added."""
+    lost = "withdrawing %s alone will not bring these back. Retain rows of their kind and --keep-features keep gates apart."
+    for other, share in found["new"]["open"].items():
+        if other != id and share > TOLERATED:
+            logger.warning("The gate of request %s opens for %.0f %% of the new rows: " + lost, other, 100 * share, id)
+    for name, one in found.items():
+        share = one["open"][id]
+        if name == "new" or share <= TOLERATED:
+            continue
+        if name == "normal":
+            more = "give more --retain rows, or calibrate the ledger with normal prompts (`grun request calibrate`)."
+            logger.warning("The new gate opens for %.0f %% of retain rows it has not seen: " + more, 100 * share)
+        else:
+            logger.warning("The new gate opens for %.0f %% of the rows of request %s: " + lost, 100 * share, name, name)

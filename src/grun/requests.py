@@ -30,7 +30,7 @@ from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
 from grun.gate_features import gates_by_member, thresholds_of
-from grun.in_force import as_trained, check_base, identity, loaded, measured, write_in_force
+from grun.in_force import as_trained, check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
 from grun.readers import read_examples
 from grun.records import Example
@@ -95,6 +95,7 @@ def add(config: RequestConfig) -> str:
             features=work / FEATURES if config.keep_features else None,
         )
         shutil.rmtree(work, ignore_errors=True)
+    say_crossing(id, metrics["in_force"])
     say_uncovered(changed)
     return id
 
