@@ -3,12 +3,12 @@
     python benchmarks/sequential.py --output runs/sequential      # makes the model and the ledger
     python benchmarks/calibration.py --work runs/sequential
 
-Normal prompts are questions about invented people, one each of so many, drawn independently: some calibrate everything that is
-in force in the ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20
-tokens) is not that of the base model, bit for bit. In a second stream every tenth person shares the first or the last name
-with somebody who is forgotten; in a third every twentieth has the same full name, so that no question tells them apart and
-the guarantee has to be paid for. In the last stream the gates are less sure: they were learnt from retain rows with nobody in
-them. Writes `docs/results/calibration.json` and `.md`.
+Normal prompts are questions about invented people, one each of so many: some calibrate everything that is in force in the
+ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20 tokens) is not that
+of the base model, bit for bit. In other streams a share of the people has one name, or both, in common with somebody who is
+forgotten, or is somebody whom the model knows and unlearning has not seen. With both names in common no question tells two
+people apart, so the guarantee has to be paid for. The last stream meets gates that were learnt from poor retain rows.
+Writes `docs/results/calibration.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from common import write_results
+from sequential import OPTIONS
 
 from grun.batches import encode_prompt
 from grun.benchmarks import load_benchmark
@@ -39,19 +40,25 @@ from grun.signals import adapters_off, context_length, greedy
 from grun.templates import resolve_template
 
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
-STREAMS: dict[str, tuple[str, float, Sequence[Sequence[int]]]] = {
-    # ledger; share of prompts that are about a namesake of somebody forgotten, and which parts of the name may be shared
-    "other people": ("ledger", 0.0, ()),
-    "one in ten shares a name": ("ledger", 0.1, ((0,), (1,))),
-    "one in twenty has the same full name": ("ledger", 0.05, ((0, 1),)),
-    "other people, gates from poor retain rows": ("ledger-poor", 0.0, ()),
+STREAMS = {  # ledger, share of special prompts, what they are
+    "other people": ("ledger", 0.0, ""),
+    "one in ten shares a name": ("ledger", 0.1, "one name"),
+    "one in ten is known to the model": ("ledger", 0.1, "known"),
+    "one in twenty has the same full name": ("ledger", 0.05, "both names"),
+    "one in ten is known, gates from poor retain rows": ("ledger-poor", 0.1, "known"),
 }
 DELTA, ASKED, TOKENS, PEOPLE = 0.05, 10_000, 20, 400
 FIRST_SEED = 1_000  # no benchmark has one of these
 
 
-def normal_prompts(count: int, names: list[str], share: float, shared: Sequence[Sequence[int]]) -> list[Example]:
-    """One question each about so many invented people, a share of whom have one of the given names, or its shared parts."""
+def normal_prompts(count: int, share: float, special: str, names: Sequence[str], known: Sequence[str]) -> list[Example]:
+    """One question each about so many invented people, a share of them special.
+
+    Args:
+        count: how many.
+        share: of special prompts.
+        special: `one name` or `both names` in common with one of `names`, or `known`: one of these prompts instead.
+    """
     found: list[Example] = []
     seed = FIRST_SEED
     while len(found) < count:
@@ -64,9 +71,12 @@ def normal_prompts(count: int, names: list[str], share: float, shared: Sequence[
         for subject, own in rows.items():
             prompt = draw.choice(own).prompt
             if draw.random() < share:
-                name = draw.choice(names).split()
-                for part in draw.choice(shared):
-                    prompt = prompt.replace(subject.split()[part], name[part])
+                if special == "known":
+                    prompt = draw.choice(known)
+                else:
+                    name = draw.choice(names).split()
+                    for part in (0, 1) if special == "both names" else (draw.randrange(2),):
+                        prompt = prompt.replace(subject.split()[part], name[part])
             found.append(Example(prompt, "-"))
         seed += 1
     random.Random(0).shuffle(found)
@@ -96,7 +106,7 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     }
 
 
-def stream(folder: Path, learnt: str, share: float, shared: Sequence[Sequence[int]]) -> dict[str, Any]:
+def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, Any]:
     """What is found in one stream of normal prompts, with the thresholds as learnt and at every level."""
     model, ledger = str(folder / "target" / "model"), folder / "calibrated-ledger"
     shutil.rmtree(ledger, ignore_errors=True)
@@ -108,7 +118,8 @@ def stream(folder: Path, learnt: str, share: float, shared: Sequence[Sequence[in
         for line in (folder / f"request-{i + 1}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     forget, names = [Example(row["prompt"], "-") for row in rows], sorted({row["subject"] for row in rows})
-    pool = normal_prompts(ASKED + sum(LEVELS.values()), names, share, shared)
+    known = [row.prompt for row in load_benchmark("fictional", options=OPTIONS["fictional"]).splits["retain_heldout"]]
+    pool = normal_prompts(ASKED + sum(LEVELS.values()), share, special, names, known)
     prompts, rest = pool[:ASKED], pool[ASKED:]
     found = {"as learnt": asked(model, export(str(ledger), str(folder / "as-learnt")), prompts, forget)}
     for alpha, count in LEVELS.items():

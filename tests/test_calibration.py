@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import Material, invented_rows, write_rows
-from grun.calibration import calibrate
+from grun.calibration import calibrate, logits_of_prompts, share_open
 from grun.cli import main
 from grun.config import UnlearnConfig
 from grun.errors import UserError
+from grun.gate_features import thresholds_of
+from grun.models import load_adapter, load_model_and_tokenizer
+from grun.readers import read_examples
 from grun.request_config import CalibrateConfig
+from grun.rows import RowEncoder
+from grun.templates import resolve_template
 from grun.unlearn import unlearn
 
 
@@ -101,3 +109,72 @@ def test_an_adapter_without_a_gate_is_refused(config: CalibrateConfig, memorised
         unlearn(replace(run, layers="1,3" if adapt == "reft" else None))
         with pytest.raises(UserError, match="has no gate"):
             calibrate(replace(config, adapter=str(tmp_path / adapt)))
+
+
+def test_retain_rows_do_not_count(
+    config: CalibrateConfig, memorised: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("grun").propagate = True
+    with pytest.raises(UserError, match="--normal has 0 prompts that are no retain rows of a gate, too few"):
+        calibrate(replace(config, normal=[str(memorised.retain)], alpha=0.4, delta=0.4))
+    both = [*config.normal, str(memorised.retain)]
+    found = json.loads((calibrate(replace(config, normal=both)).parent / "calibration.json").read_text())
+    assert found["normal_prompts"] == 100
+    assert "normal prompts are left out: they are retain rows of a gate" in caplog.text
+    copy = tmp_path / "copy.jsonl"
+    shutil.copyfile(config.normal[0], copy)
+    with pytest.raises(UserError, match=r"copy\.jsonl' holds the same rows as"):
+        calibrate(replace(config, normal=[*config.normal, str(copy)]))
+    shutil.copytree(Path(config.adapter) / "adapter", tmp_path / "bare")
+    calibrate(replace(config, adapter=str(tmp_path / "bare"), output=str(tmp_path / "other")))
+    assert "The retain rows of" in caplog.text
+    assert "make sure that --normal holds none of them" in caplog.text
+
+
+def test_another_model_at_the_same_place_is_another_run(config: CalibrateConfig, tmp_path: Path) -> None:
+    shutil.copytree(config.model, tmp_path / "model")
+    config = replace(config, model=str(tmp_path / "model"))
+    calibrate(config)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.nn.init.normal_(model.get_output_embeddings().weight)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="the content of its data differs"):
+        calibrate(config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_promise_is_kept_in_whatever_batches_prompts_are_read(config: CalibrateConfig, dtype: str) -> None:
+    target = calibrate(replace(config, dtype=dtype, alpha=0.2))
+    found = json.loads((target.parent / "calibration.json").read_text())
+    assert found["dtype"] == dtype
+    base, tokenizer = load_model_and_tokenizer(config.model, dtype=dtype, device="cpu")
+    model = load_adapter(base, str(target))
+    normal = read_examples(config.normal[0], need_answers=False)
+    for batch_size in (1, 5, 16, 25):
+        rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, batch_size, torch.device("cpu"))
+        for given in (normal, normal[::-1]):
+            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model))["open"]
+            assert found_open <= found["normal_prompts_allowed_open"]
+
+
+def test_a_damaged_adapter_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "adapter"
+    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    whole, known = weights.read_bytes(), settings.read_text()
+    weights.write_bytes(whole[:500])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        calibrate(config)
+    weights.write_bytes(whole)
+    save_file({name: value for name, value in load_file(weights).items() if "grun_gate" not in name}, weights)
+    with pytest.raises(UserError, match="is damaged: some of its tensors are missing"):
+        calibrate(config)
+    weights.write_bytes(whole)
+    for content in ("{}", "[]", '"x"', '{"peft_type": "NOPE"}', json.dumps({**json.loads(known), "members": [1]})):
+        settings.write_text(content)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            calibrate(config)
+    settings.write_text(known)
+    for content in ("{}", "[]", '{"places": [0.0, 0.0, 0.0]}', '{"places": [NaN, 0.0]}', '{"places": "ab"}'):
+        (tmp_path / "run" / "calibration.json").write_text(content)
+        with pytest.raises(UserError, match=r"calibration\.json is no record of a calibration of the adapter"):
+            calibrate(config)

@@ -114,12 +114,36 @@ def test_wrong_checkpoints_are_one_line(config: ImportConfig, tmp_path: Path) ->
     torch.save({key: value for key, value in good.items() if not key.startswith("gate")}, file)
     with pytest.raises(UserError, match="plain ReFT"):
         import_reference(config)
-    torch.save({**good, "bias": torch.zeros(5)}, file)
+    width = good["weight"].shape[1]
+    wrong = {
+        r"bias has shape \(5,\), expected \(2,\)": {"bias": torch.zeros(5)},
+        r"bias has shape \(\), expected": {"bias": torch.tensor(1.0)},
+        r"weight has shape \(8,\), expected \(rank, hidden size\)": {"weight": torch.zeros(8)},
+        r"bias has shape \(2,\), expected \(1,\)": {"weight": torch.ones(1, width)},
+        "rotate_layer has shape": {"rotate_layer": good["rotate_layer"].T.contiguous()},
+        "rotate_layer has a rank below 2": {"rotate_layer": torch.zeros(width, RANK)},
+        "weight holds no finite numbers": {"weight": torch.full((RANK, width), torch.nan)},
+        "gate_func.0.bias holds no finite numbers": {"gate_func.0.bias": 7},
+        "gate_func.2.weight has shape": {"gate_func.2.weight": torch.zeros(4, 3)},
+        "gate_func.4.weight has shape": {"gate_func.4.weight": torch.zeros(2, 4)},
+        "holds no gate that is a plain network": {"gate_func.9.running_mean": torch.zeros(4)},
+    }
+    for words, tensors in wrong.items():
+        torch.save({**good, **tensors}, file)
+        with pytest.raises(UserError, match=words):
+            import_reference(config)
+    torch.save({key: value for key, value in good.items() if key != "gate_func.2.bias"}, file)
+    with pytest.raises(UserError, match="gate_func.2.bias is missing"):
+        import_reference(config)
+    torch.save(state(width, "mlp_5", torch.Generator()), file)
     with pytest.raises(UserError, match="other shapes"):
         import_reference(config)
-    file.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read as tensors"):
-        import_reference(config)
+    for content in (b"", b"hello world", b"\x80\x02}."):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as tensors|has no weight"):
+            import_reference(config)
+    torch.save({**good, "step": 7}, file)  # what else is there does not matter
+    import_reference(replace(config, output=str(tmp_path / "more")))
     shutil.rmtree(config.checkpoint)
     write(config, width=8)
     with pytest.raises(UserError, match="hidden size of 8"):

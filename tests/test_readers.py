@@ -241,6 +241,12 @@ def test_an_empty_or_non_text_value_is_named_with_its_row(field: str, value: Any
     assert f"row 3: '{field}' {said}" in message
 
 
+def test_half_a_character_is_named_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": "q", "answer": "a \\ud83d"}\n')
+    message = complaint(str(tmp_path / "rows.jsonl"))
+    assert "row 2: 'answer' holds half a character (\\ud83d)" in message
+
+
 def test_csv_rows_are_numbered_as_in_a_spreadsheet(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('question,answer\n"two\nlines",a\nq,\n')

@@ -174,7 +174,7 @@ def test_a_gate_learns_to_stay_shut_for_earlier_requests_if_their_features_were_
         for one in halves:
             add(replace(one, ledger=ledger, keep_features=keep))
         now = Ledger.read(ledger)
-        assert now.features("r0001").is_file() == keep
+        assert (now.features("r0001") is not None) == keep
         assert len(now.get("r0002").settings["shut_for"]) == keep
         model = AutoModelForCausalLM.from_pretrained(halves[0].model)
         model = PeftModel.from_pretrained(model, str(now.adapter("r0002"))).eval()
@@ -232,13 +232,36 @@ def test_calibration_covers_everything_in_force(halves: list[RequestConfig], tmp
     assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
     ledger = Ledger.read(halves[0].ledger)
     assert ledger.calibration == found
-    assert [t for request in ledger.requests.values() for t in request.thresholds] == found["thresholds"]
+    thresholds = [t for request in ledger.requests.values() for t in request.thresholds]
     model = AutoModelForCausalLM.from_pretrained(halves[0].model)
     model = PeftModel.from_pretrained(model, str(export(halves[0].ledger, str(tmp_path / "out"))))
     gates = model.base_model.runtime.layers[0].gates
-    assert [float(gates[f"default/{id}"].threshold) for id in ledger.active] == pytest.approx(found["thresholds"])
+    assert [float(gates[f"default/{id}"].threshold) for id in ledger.active] == pytest.approx(thresholds)
     with pytest.raises(UserError, match=r"--normal has 60 prompts, too few for --alpha 0\.01.*299 are needed"):
         calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)]))
+    with pytest.raises(UserError, match="--normal has 0 prompts that are no retain rows of a gate, too few"):
+        calibrate(CalibrateRequestsConfig(**settings, normal=halves[0].retain, alpha=0.4, delta=0.4))
+
+
+def test_the_same_rows_in_another_order_are_the_same_request(halves: list[RequestConfig], tmp_path: Path) -> None:
+    add(halves[0])
+    lines = Path(halves[0].forget[0]).read_text().splitlines(keepends=True)
+    (tmp_path / "reversed.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(UserError, match="holds the data of request 'r0001'"):
+        add(replace(halves[0], forget=[str(tmp_path / "reversed.jsonl")]))
+    assert verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]}) == {"r0001": "ok (active)"}
+    change(halves[0].ledger, "r0001", "withdraw")
+    with pytest.raises(UserError, match="request 'r0001', which is withdrawn"):
+        verify(halves[0].ledger, data={"r0001": halves[0].forget})
+
+
+def test_an_add_that_failed_binds_a_ledger_to_nothing(config: RequestConfig, material: Material) -> None:
+    with pytest.raises(UserError, match="layer"):
+        add(replace(config, model=str(material.model), layers="77"))
+    with pytest.raises(UserError, match="--why is not valid UTF-8 at character 9"):
+        add(replace(config, why="Beschlu\udcdf"[:7] + "s\udcdf"))
+    assert add(config) == "r0001"
+    assert Ledger.read(config.ledger).base["name"] == config.model
 
 
 def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -307,7 +330,7 @@ def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[R
 
 def test_a_ledger_in_a_hub_repository_is_read(config: RequestConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     add(config)
-    monkeypatch.setattr("grun.ledger.snapshot_download", {"owner/ledger": config.ledger}.__getitem__)
+    monkeypatch.setattr("grun.ledger_files.snapshot_download", {"owner/ledger": config.ledger}.__getitem__)
     assert list(Ledger.read("owner/ledger", hub=True).active) == ["r0001"]
     monkeypatch.undo()
     with pytest.raises(UserError, match="no such directory, and no hub repository could be downloaded"):
@@ -383,6 +406,7 @@ def test_wrong_input_is_one_line(
         "--forget is missing": ["request", "add", *command(config)[3:]],
         "expected ID=FILE": ["request", "verify", *ledger, "--data", "r0001"],
         "has no request 'zz'": ["request", "verify", *ledger, "--data", "zz=x.jsonl"],
+        "expected a finite number": ["request", "export", "o", *ledger, "--scale", "inf"],
         "choose one of them": ["request", "export", "o", *ledger, "--scale", "2", "--reference-scale"],
         "no active request in": [
             "request",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,20 @@ def test_a_directory_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_the_working_directory_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "adapter").mkdir()
+    monkeypatch.chdir(tmp_path / "adapter")
+    with atomic_directory(Path()) as directory:
+        (directory / "file").write_text("new")
+    assert (tmp_path / "adapter" / "file").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_fingerprints_tell_content_order_and_side_apart() -> None:
     a, b = Example("p", "a"), Example("q", "b")
     parts = [{"forget": [a, b]}, {"forget": [b, a]}, {"retain": [a, b]}, {"forget": [a], "retain": [b]}]
     assert len({fingerprint(part) for part in parts}) == 4
     assert fingerprint({"forget": [a, b]}) == fingerprint({"forget": (a, b)})
+    changed = [{"alternative_answers": ("x",)}, {"subject": "s"}, {"turns": (("user", "u"),)}, {"raw_text": True}]
+    assert len({fingerprint({"": [replace(a, **change)]}) for change in [{}, *changed]}) == 5
+    assert fingerprint({"": [replace(a, source="b.jsonl, row 2")]}) == fingerprint({"": [a]})

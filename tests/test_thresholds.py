@@ -77,3 +77,19 @@ def test_no_more_prompts_exceed_than_allowed_whatever_the_ties(logits: list[int]
 def test_a_promise_without_enough_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match="298 prompts, expected at least 299"):
         guaranteed_thresholds(torch.zeros(298, 1), torch.zeros(1), Guarantee(0.01, 0.05))
+
+
+def test_thresholds_are_as_far_above_the_deciding_prompt_as_readings_move() -> None:
+    normal_NG, guarantee = torch.linspace(0.0, 1.0, 60)[:, None], Guarantee(0.1, 0.1)
+    least = guaranteed_thresholds(normal_NG, torch.zeros(1), guarantee, slack=0.0)
+    moved = guaranteed_thresholds(normal_NG, torch.zeros(1), guarantee, deviation_G=torch.tensor([0.25]))
+    torch.testing.assert_close(moved, least + 0.25)
+    assert guaranteed_thresholds(normal_NG, torch.zeros(1), guarantee, deviation_G=torch.zeros(1)) > least
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_nothing_is_promised_for_logits_that_are_no_numbers(broken: float) -> None:
+    normal_NG = torch.zeros(60, 1)
+    normal_NG[7] = broken
+    with pytest.raises(ValueError, match="no finite numbers"):
+        guaranteed_thresholds(normal_NG, torch.zeros(1), Guarantee(0.1, 0.1))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ def _digest_of_folder(folder: Path) -> str:
             fresh[key] = sha256(file)
         digest.update(f"{file.name} {known.get(key) or fresh[key]}\n".encode())
     if fresh:
-        register.parent.mkdir(parents=True, exist_ok=True)
-        write_json(register, known | fresh)
+        with suppress(OSError):  # then they are read again the next time
+            register.parent.mkdir(parents=True, exist_ok=True)
+            write_json(register, known | fresh)
     return digest.hexdigest()
 
 

@@ -10,12 +10,14 @@ __all__ = [
     "prompts_of",
     "say",
     "share_open",
+    "unseen",
     "usual_place",
 ]
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,18 @@ from torch import Tensor
 
 from grun.adapters.config import GrunConfig
 from grun.caching import content_of_folder
+from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory, read_json
 from grun.gate_features import gate_logits, gates_of, thresholds_of
-from grun.models import adapter_folder, load_adapter, load_model_and_tokenizer
+from grun.models import adapter_folder, load_adapter, load_model_and_tokenizer, model_folder
 from grun.readers import read_examples
 from grun.records import Example
 from grun.request_config import CalibrateConfig
 from grun.rows import RowEncoder
-from grun.runs import RunDirectory, fingerprint
+from grun.runs import CONFIG, RunDirectory, fingerprint
+from grun.settings import from_mapping
+from grun.sides import load_sides
 from grun.thresholds import LOW_QUANTILE, Guarantee, guaranteed_thresholds
 
 logger = logging.getLogger("grun")
@@ -58,7 +63,11 @@ def calibrate(config: CalibrateConfig) -> Path:
         raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
     guarantee, normal = promised(config)
     forget = prompts_of(config.forget, config)
-    data = f"{fingerprint({'normal': normal, 'forget': forget})} {content_of_folder(adapter_folder(config.adapter))}"
+    folder = adapter_folder(config.adapter)
+    learnt = read_json(Path(folder).parent / CONFIG)
+    normal = unseen(normal, {config.adapter: learnt if isinstance(learnt, dict) else {}}, guarantee)
+    contents = [content_of_folder(name) for name in (folder, model_folder(config.model))]
+    data = " ".join([fingerprint({"normal": normal, "forget": forget}), *map(str, contents)])
     run = RunDirectory.open(config.output, config, "calibrate", config.overwrite, data=data)
     target = run.path / "adapter"
     if run.is_complete and target.is_dir():
@@ -78,10 +87,10 @@ def calibrate(config: CalibrateConfig) -> Path:
     rows = RowEncoder.of(base, tokenizer, config)
     run.start()
     forget_NG = logits_of_prompts(model, rows, forget) if forget else None
-    place_G = _places(config.adapter, thresholds_of(model))
+    place_G = _places(folder, thresholds_of(model))
     if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
         place_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    threshold_G, found = calibrated(logits_of_prompts(model, rows, normal), place_G, guarantee)
+    threshold_G, found = calibrated(model, rows, normal, place_G, guarantee)
     for (_, gate), threshold in zip(gates_of(model), threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     if forget_NG is not None:
@@ -94,10 +103,21 @@ def calibrate(config: CalibrateConfig) -> Path:
     return target
 
 
-def _places(adapter: str, threshold_G: Tensor) -> Tensor:
-    """Where gates open as they were learnt, also if the adapter was calibrated since: its thresholds are not independent."""
-    known = read_json(Path(adapter_folder(adapter)).parent / RECORD)
-    return usual_place(threshold_G) if known is None else torch.tensor(known["places"])
+def _places(folder: str, threshold_G: Tensor) -> Tensor:
+    """Where gates open as they were learnt, also if the adapter was calibrated since: its thresholds are not independent.
+
+    Raises:
+        UserError: if the record of that calibration is not one.
+    """
+    file = Path(folder).parent / RECORD
+    if not file.exists():
+        return usual_place(threshold_G)
+    known = read_json(file)
+    places = known.get("places") if isinstance(known, dict) else None
+    numbers = isinstance(places, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in places)
+    if not isinstance(places, list) or not numbers or len(places) != len(threshold_G):
+        raise UserError(f"{file} is no record of a calibration of the adapter beside it; restore it, or remove it.")
+    return torch.tensor(places, dtype=torch.float32)
 
 
 def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
@@ -108,26 +128,93 @@ def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
     """
     if not config.normal:
         raise UserError("--normal is missing: give a file of normal prompts that unlearning has not seen.")
-    guarantee, normal = Guarantee(config.alpha, config.delta), prompts_of(config.normal, config)
-    if len(normal) < guarantee.prompts_needed:
-        raise UserError(
-            f"--normal has {len(normal)} prompts, too few for --alpha {config.alpha:g} with --delta {config.delta:g}: "
-            f"{guarantee.prompts_needed} are needed."
-        )
+    guarantee = Guarantee(config.alpha, config.delta)
+    known: dict[str, str] = {}
+    normal: list[Example] = []
+    for source in config.normal:
+        rows = prompts_of([source], config)
+        if (same := known.setdefault(fingerprint({"": rows}), source)) is not source:
+            raise UserError(f"--normal '{source}' holds the same rows as '{same}'; give every prompt once.")
+        normal += rows
+    _check_enough(normal, guarantee)
     return guarantee, normal
 
 
-def calibrated(normal_NG: Tensor, place_G: Tensor, guarantee: Guarantee) -> tuple[Tensor, dict[str, Any]]:
-    """Thresholds (G,), and what is written down about them."""
-    threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee)
+def _check_enough(normal: Sequence[Example], guarantee: Guarantee, left: str = "") -> None:
+    if len(normal) < guarantee.prompts_needed:
+        raise UserError(
+            f"--normal has {len(normal)} prompts{left}, too few for --alpha {guarantee.alpha:g} with --delta "
+            f"{guarantee.delta:g}: {guarantee.prompts_needed} are needed."
+        )
+
+
+def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], guarantee: Guarantee) -> list[Example]:
+    """The normal prompts that are no retain rows of an adapter: gates were made to stay shut for those.
+
+    A prompt that is a forget row stays: traffic may hold it, and it makes the promise no easier.
+
+    Args:
+        normal: the prompts.
+        runs: settings of the runs that learnt the adapters, by the name of the adapter.
+        guarantee: what is to be promised.
+
+    Raises:
+        UserError: if too few are left.
+    """
+    learnt: set[Any] = set()
+    unknown: list[str] = []
+    for name, settings in runs.items():
+        try:
+            sides = load_sides(from_mapping(UnlearnConfig, settings, name))
+        except UserError:
+            unknown.append(name)
+            continue
+        learnt |= {(row.turns, row.prompt) for row in (*sides.retain, *sides.validation)}
+    if unknown:
+        logger.warning(
+            "The retain rows of %s are not where they were: make sure that --normal holds none of them.",
+            ", ".join(unknown),
+        )
+    left = [row for row in normal if (row.turns, row.prompt) not in learnt]
+    if len(left) < len(normal):
+        logger.warning(
+            "%d of %d normal prompts are left out: they are retain rows of a gate.",
+            len(normal) - len(left),
+            len(normal),
+        )
+        _check_enough(left, guarantee, " that are no retain rows of a gate")
+    return left
+
+
+def calibrated(
+    model: Any, rows: RowEncoder, normal: Sequence[Example], place_G: Tensor, guarantee: Guarantee
+) -> tuple[Tensor, dict[str, Any]]:
+    """Thresholds (G,) for the gates of a model, and what is written down about them.
+
+    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all: the
+    larger reading counts, and thresholds are as far above it as any reading has moved.
+
+    Raises:
+        UserError: if gates give no finite numbers.
+    """
+    encoded, gates = rows.encode(normal), [gate for _, gate in gates_of(model)]
+    both = [gate_logits(rows.features(model, encoded, alone=alone), gates).cpu() for alone in (False, True)]
+    deviation_G = (both[0] - both[1]).abs().amax(0)
+    normal_NG = torch.maximum(*both)
+    try:
+        threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G)
+    except ValueError as error:
+        raise UserError(f"Nothing can be promised: {error}.") from error
     return threshold_G, {
         "alpha": guarantee.alpha,
         "delta": guarantee.delta,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "normal_prompts": len(normal_NG),
         "normal_prompts_needed": guarantee.prompts_needed,
         "normal_prompts_allowed_open": guarantee.allowed(len(normal_NG)),
         "thresholds": threshold_G.tolist(),
         "places": place_G.tolist(),
+        "deviations": deviation_G.tolist(),
         "normal_open": share_open(normal_NG, threshold_G),
     }
 
@@ -146,7 +233,7 @@ def logits_of_prompts(model: Any, rows: RowEncoder, examples: Sequence[Example])
 
 def share_open(logits_NG: Tensor, threshold_G: Tensor) -> dict[str, Any]:
     """How many prompts open any gate, with the exact (Clopper-Pearson) 95 % interval of the share."""
-    count, prompts = int((logits_NG > threshold_G).any(1).sum()), len(logits_NG)
+    count, prompts = int((~(logits_NG <= threshold_G)).any(1).sum()), len(logits_NG)
     interval = binomtest(count, prompts).proportion_ci()
     return {"open": count, "prompts": prompts, "share": count / prompts, "interval": [interval.low, interval.high]}
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["atomic_directory", "atomic_file", "read_json", "sha256", "write_json", "write_text"]
+__all__ = [
+    "atomic_directory",
+    "atomic_file",
+    "checksums",
+    "parsed_json",
+    "read_json",
+    "sha256",
+    "write_json",
+    "write_text",
+]
 
 import hashlib
 import json
@@ -31,8 +40,16 @@ def write_json(file: Path, value: Any) -> None:
 def read_json(file: Path) -> Any:
     """The content of a JSON file; None if it is missing or was cut off."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parsed_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def parsed_json(text: str) -> Any:
+    """The value that a text says; None if it was cut off."""
+    try:
+        return json.loads(text)
+    except ValueError:
         return None
 
 
@@ -45,25 +62,39 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """Of all files below a folder, by their path in it."""
+    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary name beside `target`; what is written there takes its place once the block has ended without an error."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    yield temporary
-    temporary.replace(target)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place once the block has ended without an error."""
+    """A temporary directory beside `target` that takes its place once the block has ended without an error.
+
+    A directory that is there is moved aside first, so that a kill leaves it or the new one, if under another name.
+    """
+    target = target.resolve()  # `.` has no name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        aside = Path(f"{temporary}.old")
         if target.exists():
-            shutil.rmtree(target)
+            target.replace(aside)
         temporary.replace(target)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

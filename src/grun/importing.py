@@ -82,7 +82,7 @@ def _files(checkpoint: str) -> dict[int, Path]:
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or ["it is empty"])[0]
         raise UserError(f"{file} cannot be read as tensors: {reason}") from error
     missing = [name for name in EDIT if not isinstance(state, dict) or name not in state]
@@ -90,13 +90,42 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} has no {missing[0]}; expected {', '.join(EDIT)} and gate_func.*.")
     if not any(name.startswith("gate_func.") for name in state):
         raise UserError(f"{file} has no gate_func.*: it is a plain ReFT intervention, not one of GRUN.")
-    return {name: tensor.float() for name, tensor in state.items()}
+    used = {name: tensor for name, tensor in state.items() if name in EDIT or name.startswith("gate_func.")}
+    for name, tensor in used.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise UserError(f"{file}: {name} holds no finite numbers.")
+    _check_shapes(file, used)
+    return {name: tensor.float() for name, tensor in used.items()}
+
+
+def _check_shapes(file: Path, state: dict[str, Tensor]) -> None:
+    """Raise if the tensors of a layer are not those of an edit and of a gate for hidden states of one size."""
+    if state["weight"].ndim != 2:
+        raise UserError(f"{file}: weight has shape {tuple(state['weight'].shape)}, expected (rank, hidden size).")
+    rank, width = state["weight"].shape
+    expected: dict[str, tuple[int, ...]] = {"weight": (rank, width), "bias": (rank,), "rotate_layer": (width, rank)}
+    inner = width
+    names = _gate_names(state)
+    for name in names:
+        rows = 1 if name == names[-1] else (state[f"{name}.weight"].shape or (0,))[0]
+        expected |= {f"{name}.weight": (rows, inner), f"{name}.bias": (rows,)}
+        inner = rows
+    for name, shape in expected.items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != shape or 0 in shape:
+            raise UserError(
+                f"{file}: {name} {'is missing' if found is None else f'has shape {found}'}, expected {shape}."
+            )
+    if not names or state.keys() - expected.keys():
+        raise UserError(f"{file} holds no gate that is a plain network: {', '.join(sorted(state))}.")
+    if torch.linalg.matrix_rank(state["rotate_layer"].float()) < rank:
+        raise UserError(f"{file}: rotate_layer has a rank below {rank}, so it is no rotation.")
 
 
 def _settings(states: dict[int, dict[str, Tensor]], files: dict[int, Path]) -> dict[str, Any]:
     """What all layers have in common."""
     shapes = {layer: [tuple(weight.shape) for weight, _ in _gate(state)] for layer, state in states.items()}
-    ranks = {layer: len(state["bias"]) for layer, state in states.items()}
+    ranks = {layer: tuple(state["weight"].shape) for layer, state in states.items()}
     first = next(iter(states))
     for layer in states:
         if (shapes[layer], ranks[layer]) != (shapes[first], ranks[first]):
@@ -105,15 +134,20 @@ def _settings(states: dict[int, dict[str, Tensor]], files: dict[int, Path]) -> d
             )
     hidden = [rows for rows, _ in shapes[first][:-1]]
     gate: dict[str, Any] = {"gate": "mlp", "gate_hidden": hidden} if hidden else {"gate": "linear"}
-    return {"rank": ranks[first], "layers": list(states), **gate}
+    return {"rank": ranks[first][0], "layers": list(states), **gate}
+
+
+def _gate_names(state: dict[str, Tensor]) -> list[str]:
+    """Names of the gate's layers, in order; a linear gate has no number."""
+    if "gate_func.weight" in state:
+        return ["gate_func"]
+    numbers = sorted(int(name.split(".")[1]) for name in state if re.fullmatch(r"gate_func\.\d+\.weight", name))
+    return [f"gate_func.{i}" for i in numbers]
 
 
 def _gate(state: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases of the gate's layers, in order; a linear gate has no number."""
-    if "gate_func.weight" in state:
-        return [(state["gate_func.weight"], state["gate_func.bias"])]
-    numbers = sorted(int(name.split(".")[1]) for name in state if re.fullmatch(r"gate_func\.\d+\.weight", name))
-    return [(state[f"gate_func.{i}.weight"], state[f"gate_func.{i}.bias"]) for i in numbers]
+    """Weights and biases of the gate's layers, in order."""
+    return [(state[f"{name}.weight"], state[f"{name}.bias"]) for name in _gate_names(state)]
 
 
 def _fill(edit: Any, gate: Any, state: dict[str, Tensor]) -> None:

@@ -60,7 +60,7 @@ def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
 
 def check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
     """Raise if a ledger is of another base model; where its folder is does not matter."""
-    if ledger.base and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
+    if ledger.requests and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
         raise UserError(
             f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their files "
             "differ. Every ledger is of one base model; name another ledger."

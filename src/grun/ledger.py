@@ -17,55 +17,30 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-
 from grun import files
 from grun.errors import UserError, nearest
+from grun.ledger_files import ADDING, DATA, LOCK, RECORD, REQUESTS, WORK, downloaded, intact, is_own, tidy
+from grun.ledger_record import (
+    ACTIVE,
+    SUSPENDED,
+    WITHDRAWN,
+    Request,
+    checked_base,
+    checked_calibration,
+    checked_requests,
+)
 from grun.records import Example
 from grun.runs import FEATURES
 
 logger = logging.getLogger("grun")
 FORMAT = 1
-RECORD, LOCK, WORK, REQUESTS = "ledger.json", ".lock", ".work", "requests"
-DATA = "data.json"
-ACTIVE, SUSPENDED, WITHDRAWN = "active", "suspended", "withdrawn"
 HUB_ID = r"[\w.-]+/[\w.-]+"
 CHANGES = {"suspend": (ACTIVE, SUSPENDED), "resume": (SUSPENDED, ACTIVE), "withdraw": (None, WITHDRAWN)}
-
-
-@dataclass(frozen=True)
-class Request:
-    """One removal request.
-
-    Attributes:
-        id: lower-case letters, digits and dashes.
-        why: in the words of whoever made it.
-        state: active, suspended or withdrawn.
-        history: what happened when (UTC, ISO 8601), oldest first: `{"when", "what"}`.
-        data: fingerprint (SHA-256 of prompts and answers) and number of rows.
-        objective: what the adapter was trained with.
-        settings: of the run that learnt it.
-        files: SHA-256 of every file of the adapter.
-        metrics: measured when it was added, with everything in force.
-        thresholds: of its gates, where they were calibrated for the ledger as a whole; None for the adapter's own.
-    """
-
-    id: str
-    why: str
-    state: str
-    history: list[dict[str, str]]
-    data: dict[str, Any]
-    objective: str
-    settings: dict[str, Any]
-    files: dict[str, str]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    thresholds: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,21 +68,30 @@ class Ledger:
         """
         where = Path(path).expanduser()
         if hub and not where.exists() and re.fullmatch(HUB_ID, str(path)):
-            where = _downloaded(str(path))
-        record = files.read_json(where / RECORD)
-        if not isinstance(record, dict):
-            state = f"its {RECORD} is damaged" if (where / RECORD).exists() else "there is no ledger in it"
+            where = downloaded(str(path))
+        try:
+            text = (where / RECORD).read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError) as error:
             advice = "restore it from a backup" if (where / REQUESTS).exists() else "`grun request add` makes a new one"
-            raise UserError(f"--ledger '{where}': {state}; {advice}.")
+            raise UserError(f"--ledger '{where}': there is no ledger in it; {advice}.") from error
+        except OSError as error:
+            raise UserError(f"--ledger '{where}' cannot be read: {error.strerror or error}.") from error
+        except ValueError:
+            text = ""
+        record = files.parsed_json(text)
+        if not isinstance(record, dict):
+            raise UserError(f"--ledger '{where}': its {RECORD} is damaged; restore it from a backup.")
         if record.get("format") != FORMAT:
             raise UserError(
                 f"--ledger '{where}' has format {record.get('format')}, but this version of grun knows format {FORMAT}: "
                 "install the version of grun that wrote it, or a newer one."
             )
         try:
-            requests = {given["id"]: Request(**given) for given in record["requests"]}
-            return cls(where, record["base"], requests, record["calibration"])
-        except (KeyError, TypeError) as error:
+            requests = checked_requests(record.get("requests"))
+            return cls(
+                where, checked_base(record.get("base")), requests, checked_calibration(record.get("calibration"))
+            )
+        except ValueError as error:
             raise UserError(
                 f"--ledger '{where}': its {RECORD} is damaged ({error}); restore it from a backup."
             ) from error
@@ -116,9 +100,16 @@ class Ledger:
     def read_or_new(cls, path: str | Path) -> Ledger:
         """The same; a ledger without a base model and requests where nothing is yet."""
         where = Path(path).expanduser()
-        if (where / RECORD).exists():
+        try:
+            strangers = where.exists() and (not where.is_dir() or any(not is_own(p.name) for p in where.iterdir()))
+            there = (
+                where / RECORD
+            ).exists()  # looked at last: what is there before the record is strange only without it
+        except OSError as error:
+            raise UserError(f"--ledger '{where}' cannot be read: {error.strerror or error}.") from error
+        if there:
             return cls.read(where)
-        if where.exists() and (not where.is_dir() or any(p.name != LOCK for p in where.iterdir())):
+        if strangers:
             raise UserError(
                 f"--ledger '{where}' holds something else; name a ledger, or a directory that is new or empty."
             )
@@ -138,8 +129,10 @@ class Ledger:
                 logger.info("Another process is changing %s; waiting for it.", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             now = Ledger.read_or_new(self.path)
-            for unfinished in (self.path / REQUESTS).glob(".*"):
-                shutil.rmtree(unfinished, ignore_errors=True)  # of an `add` that was killed
+            try:
+                tidy(self.path, now.requests)
+            except OSError as error:
+                raise self._not_written(error) from error
             yield now
 
     def _lock(self) -> IO[str]:
@@ -187,44 +180,57 @@ class Ledger:
         """
         folder = self.folder(id) / "adapter"
         for name, digest in self.requests[id].files.items():
-            file = folder / name
-            if not file.is_file():
-                raise UserError(f"request '{id}' is damaged: {file} is missing; restore it from a backup.")
-            if files.sha256(file) != digest:
-                raise UserError(f"request '{id}' is damaged: {file} was changed (checksum); restore it from a backup.")
+            intact(id, folder / name, digest)
         return folder
 
     def data(self, id: str) -> list[Example] | None:
-        """The rows of a request, if they were kept."""
-        kept = files.read_json(self.folder(id) / DATA)
-        if kept is None:
+        """The rows of a request, if they were kept.
+
+        Raises:
+            UserError: if their file is missing or was changed.
+        """
+        if (digest := self.requests[id].kept.get(DATA)) is None:
             return None
+        kept = files.read_json(intact(id, self.folder(id) / DATA, digest))
         return [Example(**{name: _tuples(value) for name, value in row.items()}) for row in kept]
 
     def work(self, key: str) -> Path:
         """Where an adapter is being learnt; a run that was interrupted goes on there, if it is the same (`key`)."""
         return self.path / WORK / key
 
-    def features(self, id: str) -> Path:
-        """The file with what gates read of a request's prompts; it is there if that was asked for."""
-        return self.folder(id) / FEATURES
+    def features(self, id: str) -> Path | None:
+        """The file with what gates read of a request's prompts, if it was kept.
+
+        Raises:
+            UserError: if it is missing or was changed.
+        """
+        digest = self.requests[id].kept.get(FEATURES)
+        return None if digest is None else intact(id, self.folder(id) / FEATURES, digest)
 
     def with_request(
         self, request: Request, adapter: Path, *, data: Sequence[Example] | None, features: Path | None
     ) -> Ledger:
-        """The ledger with one more request, whose adapter (data, features) is copied in; call it inside `changing`."""
+        """The ledger with one more request, whose adapter (data, features) is copied in; call it inside `changing`.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
         target = self.folder(request.id)
-        with files.atomic_directory(target) as directory:
-            shutil.copytree(adapter, directory / "adapter")
-            if data is not None:
-                files.write_json(directory / DATA, [asdict(row) for row in data])
-            if features is not None:
-                shutil.copyfile(features, directory / FEATURES)
-        own = target / "adapter"
-        checksums = {
-            str(file.relative_to(own)): files.sha256(file) for file in sorted(own.rglob("*")) if file.is_file()
-        }
-        return self.with_changed({request.id: replace(request, files=checksums)})
+        try:
+            with files.atomic_directory(target) as directory:
+                shutil.copytree(adapter, directory / "adapter")
+                if data is not None:
+                    files.write_json(directory / DATA, [asdict(row) for row in data])
+                if features is not None:
+                    shutil.copyfile(features, directory / FEATURES)
+                own = files.checksums(directory / "adapter")
+                kept = {name: files.sha256(file) for name in (DATA, FEATURES) if (file := directory / name).is_file()}
+                (directory / ADDING).touch()
+            changed = self.with_changed({request.id: replace(request, files=own, kept=kept)})
+            (target / ADDING).unlink()
+        except OSError as error:
+            raise self._not_written(error) from error
+        return changed
 
     def with_state(self, id: str, change: str) -> Ledger:
         """The ledger with another state of a request; call it inside `changing`.
@@ -282,16 +288,6 @@ def say_uncovered(ledger: Ledger) -> None:
             (ledger.calibration or {})["when"],
             ", ".join(ledger.uncovered),
         )
-
-
-def _downloaded(repository: str) -> Path:
-    try:
-        return Path(snapshot_download(repository))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--ledger '{repository}': there is no such directory, and no hub repository could be downloaded: {reason}"
-        ) from error
 
 
 def _tuples(value: Any) -> Any:

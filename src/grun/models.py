@@ -6,12 +6,14 @@ __all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "model_
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -143,12 +145,26 @@ def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:
     """`model` with the adapter of any PEFT type in `directory`, in evaluation mode.
 
     Raises:
-        UserError: if the directory holds no adapter, or one that was made for another base model.
+        UserError: if the directory holds no adapter, a damaged one, or one that was made for another base model.
     """
+    folder = adapter_folder(directory)
     try:
-        return PeftModel.from_pretrained(model, adapter_folder(directory)).eval()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
+            return PeftModel.from_pretrained(model, folder).eval()
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except UserWarning as error:
+        raise UserError(f"--adapter '{directory}' is damaged: some of its tensors are missing.") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--adapter '{directory}' cannot be loaded: {reason}") from error
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what PEFT says of settings that are not those of an adapter
+        raise UserError(
+            f"--adapter '{directory}' cannot be loaded: its adapter_config.json holds no settings of an adapter that PEFT "
+            f"knows ({type(error).__name__}: {' '.join(str(error).split())})."
+        ) from error

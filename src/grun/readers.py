@@ -187,6 +187,11 @@ def _checked(value: Any, row: Row, what: str) -> str:
         raise UserError(f"{row.where}: {what} is empty; expected text. Fill it in or remove the row.")
     if not isinstance(value, str):
         raise UserError(f"{row.where}: {what} is {_short(value)} ({type(value).__name__}), expected text in quotes.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        broken = f"half a character (\\u{ord(value[error.start]):x})"
+        raise UserError(f"{row.where}: {what} holds {broken}, which is no text; repair or remove the row.") from error
     return value.strip()
 
 

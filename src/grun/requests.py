@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -25,13 +26,23 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from grun.adapters import with_presets
 from grun.adapters.config import is_member_name
-from grun.calibration import calibrated, logits_of_prompts, promised, prompts_of, say, share_open, usual_place
+from grun.calibration import (
+    calibrated,
+    logits_of_prompts,
+    promised,
+    prompts_of,
+    say,
+    share_open,
+    unseen,
+    usual_place,
+)
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
 from grun.gate_features import gates_by_member, thresholds_of
 from grun.in_force import as_trained, check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
+from grun.ledger_record import ID
 from grun.readers import read_examples
 from grun.records import Example
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
@@ -44,7 +55,6 @@ from grun.unlearn import unlearn
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
 EXPORTED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
-ID = r"[a-z0-9][a-z0-9-]*"
 REFERENCE_SCALE = 0.6  # times n + 1
 TOLERATED = 0.05
 
@@ -65,14 +75,15 @@ def add(config: RequestConfig) -> str:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`grun request add` runs in one process: a ledger is changed by one at a time.")
+    _check_text(config.why)
     data = load_sides(config)
-    found = {"fingerprint": fingerprint({"forget": data.forget}), "rows": len(data.forget)}
+    found = {"fingerprint": _fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
     check_base(ledger, base, config.model)
     with ledger.changing() as now:
         check_base(now, base, config.model)
-        now = dataclasses.replace(now, base=now.base or base)
+        now = dataclasses.replace(now, base=now.base if now.requests else base)
         now.save()  # from here on what is missing was lost
         id = _new_id(now, config.id)
         for known in now.requests.values():
@@ -112,6 +123,8 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     Raises:
         UserError: if nothing is in force, or an adapter is damaged.
     """
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"--scale is {scale}, expected a finite number of at least 0.")
     now, target = Ledger.read(ledger, hub=True), Path(output).expanduser()
     if not now.active:
         raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
@@ -154,7 +167,8 @@ def verify(
     """
     now, given = Ledger.read(ledger, hub=True), dict(data or {})
     for id in given:
-        now.get(id)
+        if now.get(id).state == WITHDRAWN:
+            raise UserError(f"--data names request '{id}', which is withdrawn: there is nothing to verify.")
     if model is not None:
         check_base(now, identity(model, trust_remote_code), model)
     found: dict[str, str] = {}
@@ -164,13 +178,15 @@ def verify(
         if request.state == WITHDRAWN:
             continue
         columns = request.settings["columns"]
-        rows = [row for file in given.get(id, ()) for row in read_examples(file, columns=columns)] or now.data(id)
+        rows = [row for file in given.get(id, ()) for row in read_examples(file, columns=columns)]
         try:
-            folder = now.adapter(id)
+            folder, kept = now.adapter(id), now.data(id)
+            now.features(id)
         except UserError as error:
             found[id] = str(error)
             continue
-        if rows and fingerprint({"forget": rows}) != request.data["fingerprint"]:
+        rows = rows or kept or []
+        if rows and _fingerprint_of_rows(rows) != request.data["fingerprint"]:
             found[id] = "the rows are not those that the request was made for (fingerprint)."
             continue
         found[id] = f"ok ({request.state})"
@@ -199,13 +215,26 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
     """Files of features that requests in force have kept, of gates that read what this one will read."""
     found = []
     for id, request in ledger.active.items():
-        if not ledger.features(id).is_file():
+        if (features := ledger.features(id)) is None:
             continue
-        if wanted.fit_gate_first and all(request.settings[name] == getattr(wanted, name) for name in READS):
-            found.append(str(ledger.features(id)))
+        if wanted.fit_gate_first and all(request.settings.get(name) == getattr(wanted, name) for name in READS):
+            found.append(str(features))
         else:
             logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
     return found
+
+
+def _fingerprint_of_rows(rows: Sequence[Example]) -> str:
+    """SHA-256 over prompts and answers, in whatever order they are."""
+    digests = sorted(fingerprint({"": [Example(row.prompt, row.answer, turns=row.turns)]}) for row in rows)
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _check_text(why: str) -> None:
+    try:
+        why.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--why is not valid UTF-8 at character {error.start + 1}; expected text.") from error
 
 
 def _new_id(ledger: Ledger, asked: str | None) -> str:
@@ -247,12 +276,15 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
         own = dataclasses.replace(
             now, requests={id: dataclasses.replace(r, thresholds=None) for id, r in now.active.items()}
         )
+        normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
         model, tokenizer = loaded(own, {id: now.adapter(id) for id in now.active}, config)
         rows = RowEncoder.of(model, tokenizer, config)
         place_G = usual_place(thresholds_of(model))
-        threshold_G, found = calibrated(logits_of_prompts(model, rows, normal), place_G, guarantee)
+        threshold_G, found = calibrated(model, rows, normal, place_G, guarantee)
         if forget:
             found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
+        for name in ("thresholds", "places", "deviations"):
+            del found[name]  # of gates in the order of the stack; every request has its own thresholds
         found |= {"requests": list(now.active), **event("calibrated")}
         changed = {
             id: dataclasses.replace(now.get(id), thresholds=threshold_G[own].tolist())

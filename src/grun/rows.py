@@ -97,9 +97,9 @@ class RowEncoder:
         found = [side_signals(model, batch, with_grad=False).logps_N for _, batch in self.batches(rows)]
         return float(-torch.cat(found).mean())
 
-    def features(self, model: nn.Module, rows: Sequence[Encoded]) -> list[GateFeatures]:
-        """What the adapter's gates read, row by row in the order given."""
-        size = 4 * self.batch_size
+    def features(self, model: nn.Module, rows: Sequence[Encoded], *, alone: bool = False) -> list[GateFeatures]:
+        """What the adapter's gates read, row by row in the order given; `alone`: with every row in a batch of its own."""
+        size = 1 if alone else 4 * self.batch_size
         return gate_features(model, (self._batch(rows[i : i + size]) for i in range(0, len(rows), size)))
 
     def _batch(self, rows: Sequence[Encoded]) -> Batch:

@@ -139,10 +139,10 @@ class RunDirectory:
 
 
 def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
-    """SHA-256 over the prompts and answers of named lists of examples, in order."""
+    """SHA-256 over everything in named lists of examples, in order, but where they were read from."""
     digest = hashlib.sha256()
     for name, rows in parts.items():
-        content = [name, [(row.turns, row.prompt, row.answer) for row in rows]]
+        content = [name, [dataclasses.asdict(dataclasses.replace(row, source="")) for row in rows]]
         digest.update(json.dumps(content, ensure_ascii=False).encode())
     return digest.hexdigest()
 

@@ -29,7 +29,7 @@ def read_adapter(folder: Path) -> tuple[GrunConfig, dict[str, Tensor]]:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"adapter '{folder}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, GrunConfig):
         raise UserError(f"adapter '{folder}' is of type {config.peft_type}, expected GRUN.")
@@ -52,7 +52,8 @@ def write_stack(
         thresholds: of the gates of members, in layer order, instead of their own.
 
     Raises:
-        UserError: if one cannot be read, is a stack itself, or was made for another base model than the first.
+        UserError: if one cannot be read, is a stack itself, was made for another base model than the first, or has another
+            number of gates than thresholds are given.
     """
     members: dict[str, GrunConfig] = {}
     tensors: dict[str, Tensor] = {}
@@ -63,11 +64,9 @@ def write_stack(
         if scale is not None:
             config.scale = scale
         members[name] = config
-        given = iter((thresholds or {}).get(name, ()))
-        for key in sorted(own, key=_layer_of):
-            replaced = next(given, None) if key.endswith(".threshold") else None
-            value = own[key] if replaced is None else replaced.to(own[key]).reshape(own[key].shape).clone()
-            tensors[re.sub(r"\.(grun_edit|grun_gate)\.", rf".\1.{name}.", key)] = value
+        given = _by_key(own, (thresholds or {}).get(name), folder)
+        for key in own:
+            tensors[re.sub(r"\.(grun_edit|grun_gate)\.", rf".\1.{name}.", key)] = given.get(key, own[key])
     first = next(iter(members.values()))
     for name, config in members.items():
         if (config.hidden_size, config.num_layers) != (first.hidden_size, first.num_layers):
@@ -75,6 +74,17 @@ def write_stack(
     common: dict[str, Any] = {"base_model_name_or_path": first.base_model_name_or_path, "inference_mode": True}
     GrunConfig.stack(members, **common).save_pretrained(str(target))
     save_file(tensors, target / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _by_key(own: Mapping[str, Tensor], thresholds: Tensor | None, folder: Path) -> dict[str, Tensor]:
+    """Thresholds, given in layer order, by the name of the tensor that they replace."""
+    if thresholds is None:
+        return {}
+    keys = sorted((key for key in own if key.endswith(".threshold")), key=_layer_of)
+    if len(keys) != len(thresholds):
+        raise UserError(f"adapter '{folder}' has {len(keys)} gates, but {len(thresholds)} thresholds are given for it.")
+    pairs = zip(keys, thresholds, strict=True)
+    return {key: threshold.to(own[key]).reshape(own[key].shape).clone() for key, threshold in pairs}
 
 
 def _layer_of(key: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 LOW_QUANTILE = 0.05  # of forget logits: where a gate is to open, if normal prompts allow it
-SLACK = 1e-3  # relative: a prompt that is read in another batch, or by other code, has another rounding
+SLACK = 1e-3  # relative: a prompt that is read by other code has another rounding
 POSITION = 2 / 3  # of a threshold in a gap: forget prompts are known, normal ones may be anything
 
 
@@ -51,7 +51,14 @@ class Guarantee:
         return k
 
 
-def guaranteed_thresholds(normal_NG: Tensor, place_G: Tensor, guarantee: Guarantee, *, slack: float = SLACK) -> Tensor:
+def guaranteed_thresholds(
+    normal_NG: Tensor,
+    place_G: Tensor,
+    guarantee: Guarantee,
+    *,
+    slack: float = SLACK,
+    deviation_G: Tensor | None = None,
+) -> Tensor:
     """A float32 threshold (G,) for each gate, for which the guarantee holds for all gates together.
 
     Where normal prompts lie clear below the gates' places, thresholds are put into the gap, nearer to the places: they are
@@ -63,17 +70,21 @@ def guaranteed_thresholds(normal_NG: Tensor, place_G: Tensor, guarantee: Guarant
             depend on the calibration prompts.
         guarantee: what to promise.
         slack: how far above the deciding prompt, relative to 1 + its distance from 0.
+        deviation_G: at least so far above it, absolutely: how much a logit changes with the batch that it is read in.
 
     Raises:
-        ValueError: for too few prompts.
+        ValueError: for too few prompts, or logits that are no finite numbers.
     """
+    if not bool(normal_NG.isfinite().all()):
+        raise ValueError("the gates give no finite numbers for the normal prompts")
     allowed = guarantee.allowed(len(normal_NG))
     if allowed < 0:
         raise ValueError(f"{len(normal_NG)} prompts, expected at least {guarantee.prompts_needed}")
     margin_N = (normal_NG.double() - place_G.double()).amax(1)
     margin = float(margin_N.sort(descending=True).values[allowed])
     exact_G = place_G.double() + (margin if margin > 0 else margin * (1 - POSITION))
-    exact_G = exact_G + slack * (1 + exact_G.abs())
+    above_G = slack * (1 + exact_G.abs())
+    exact_G = exact_G + (above_G if deviation_G is None else torch.maximum(above_G, deviation_G.double()))
     threshold_G = exact_G.float()
-    above_G = torch.nextafter(threshold_G, torch.full_like(threshold_G, math.inf))
-    return torch.where(threshold_G.double() < exact_G, above_G, threshold_G)  # rounded up: the bound must survive it
+    next_G = torch.nextafter(threshold_G, torch.full_like(threshold_G, math.inf))
+    return torch.where(threshold_G.double() < exact_G, next_G, threshold_G)  # rounded up: the bound must survive it

@@ -131,6 +131,18 @@ def test_bfloat16_bases_keep_float32_adapters(tmp_path: Path) -> None:
     assert torch.equal(logits(again), found)
 
 
+def test_a_gate_is_never_rounded() -> None:
+    model = attach(layers=[1])
+    randomise(model)
+    gate = model.base_model.runtime.layers[0].gates["default"]
+    gate.threshold.fill_(1.7912)
+    before = {name: tensor.clone() for name, tensor in gate.state_dict().items()}
+    for other in (model.to(torch.bfloat16), model.half()):
+        assert next(other.base_model.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in gate.state_dict().items())
+    assert {tensor.dtype for tensor in model.double() and gate.state_dict().values()} == {torch.float64}
+
+
 def test_a_device_map_places_the_adapter_with_its_layers(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "base")
     attach().save_pretrained(tmp_path / "adapter")

@@ -127,6 +127,15 @@ class Gate(nn.Module):
         self.window = window
         self.register_buffer("threshold", torch.tensor(-math.inf, dtype=torch.float32))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
+        """Move, but never round: `model.to(torch.bfloat16)` would shift the threshold and what is compared with it."""
+
+        def precise(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.element_size() >= tensor.element_size() else tensor.to(moved.device)
+
+        return super()._apply(precise, recurse)
+
     def forward(self, h_BTD: Tensor, prompt_BT: Tensor, before_BS: Tensor | None = None) -> Tensor:
         """Read a part of each prompt.
 
