@@ -25,6 +25,7 @@ from grun.readers import read_examples
 from grun.request_config import CalibrateConfig
 from grun.rows import RowEncoder
 from grun.templates import resolve_template
+from grun.thresholds import usual_place
 from grun.unlearn import unlearn
 
 
@@ -174,7 +175,32 @@ def test_a_damaged_adapter_is_refused(config: CalibrateConfig, tmp_path: Path) -
         with pytest.raises(UserError, match="cannot be loaded"):
             calibrate(config)
     settings.write_text(known)
-    for content in ("{}", "[]", '{"places": [0.0, 0.0, 0.0]}', '{"places": [NaN, 0.0]}', '{"places": "ab"}'):
-        (tmp_path / "run" / "calibration.json").write_text(content)
-        with pytest.raises(UserError, match=r"calibration\.json is no record of a calibration of the adapter"):
+    for places, words in (
+        ([], "fewer than it has gates"),
+        ("ab", "expected finite"),
+        ([float("nan")], "expected finite"),
+    ):
+        settings.write_text(json.dumps({**json.loads(known), "gate_places": places}))
+        with pytest.raises(UserError, match=words):
             calibrate(config)
+
+
+def test_no_gate_opens_wider_than_it_was_learnt_to_and_calibrating_again_starts_from_there(
+    config: CalibrateConfig, tmp_path: Path
+) -> None:
+    def calibrated(adapter: str, output: str, **options: object) -> tuple[str, torch.Tensor]:
+        made = calibrate(replace(config, adapter=adapter, output=str(tmp_path / output), forget=[], **options))
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(made))
+        return str(made), thresholds_of(model)
+
+    folder = Path(config.adapter) / "adapter"
+    learnt = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(folder))
+    place_G = usual_place(thresholds_of(learnt))
+    first, threshold_G = calibrated(str(folder), "first")
+    assert bool((threshold_G >= place_G).all())
+    more = [{"prompt": row["question"]} for row in invented_rows("calmer", 100)]
+    file = str(write_rows(tmp_path / "more.jsonl", more))
+    shutil.copytree(first, tmp_path / "moved")  # away from the records of its run
+    _, again_G = calibrated(str(tmp_path / "moved"), "again", normal=[file])
+    _, fresh_G = calibrated(str(folder), "fresh", normal=[file])
+    assert torch.equal(again_G, fresh_G)

@@ -160,7 +160,8 @@ DAMAGE: list[tuple[str, tuple[Any, ...], Any]] = [
     ("base is NoneType", ("base",), None),
     ("base: content is int", ("base", "content"), 1),
     ("calibration is list", ("calibration",), []),
-    ("calibration: requests", ("calibration",), {"when": "now"}),
+    ("calibration: dtype", ("calibration",), {"when": "now"}),
+    ("calibration: alpha", ("calibration",), {"when": "now", "dtype": "float32", "alpha": "a"}),
 ]
 
 

@@ -66,12 +66,17 @@ def test_no_more_prompts_exceed_than_allowed_whatever_the_ties(logits: list[int]
     normal_NG = (torch.tensor(logits)[: len(logits) // gates * gates].view(-1, gates) / 3).float()
     guarantee = Guarantee(0.3, 0.3)
     place_G = torch.full((gates,), place / 3)
-    threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee)
-    exceeding = int((normal_NG > threshold_G).any(1).sum())
-    assert exceeding <= guarantee.allowed(len(normal_NG))
     margin_N = (normal_NG - place_G).amax(1)
-    if bool((margin_N < 0).all()):  # a gap: thresholds lie inside it
-        assert bool((threshold_G < place_G + 0.1).all())
+    for lower in (False, True):
+        threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, lower=lower)
+        exceeding = int((normal_NG > threshold_G).any(1).sum())
+        assert exceeding <= guarantee.allowed(len(normal_NG))
+        if not lower:
+            assert bool((threshold_G >= place_G).all())
+        elif bool((margin_N < 0).all()):  # a gap: thresholds lie inside it
+            assert bool((threshold_G < place_G + 0.1).all())
+    if bool((margin_N < -1).all()):
+        assert bool((guaranteed_thresholds(normal_NG, place_G, guarantee) == place_G).all())
 
 
 def test_a_promise_without_enough_prompts_is_refused() -> None:

@@ -37,9 +37,9 @@ def content_of_model(model: PreTrainedModel) -> str | None:
     return f"{model.name_or_path}@{commit}" if commit else None
 
 
-def content_of_folder(folder: str) -> str | None:
-    """A hash of a folder; None if there is none (the revision of an adapter from the hub is not known)."""
-    return _digest_of_folder(Path(folder)) if Path(folder).is_dir() else None
+def content_of_folder(folder: str, files: Sequence[str] = ("*",)) -> str | None:
+    """A hash of a folder, or of those files in it that match; None if there is none (a hub revision is not known)."""
+    return _digest_of_folder(Path(folder), files) if Path(folder).is_dir() else None
 
 
 def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) -> Path | None:
@@ -58,12 +58,13 @@ def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) 
     return cache_directory() / "evidence" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _digest_of_folder(folder: Path) -> str:
-    """Hash over all files; a file that did not change since it was last read is not read again."""
+def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
+    """Hash over all matching files; a file that did not change since it was last read is not read again."""
     register = cache_directory() / DIGESTS
     known = read_json(register) or {}
     digest, fresh = hashlib.sha256(), {}
-    for file in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    for file in sorted(path for path in found if path.is_file() and not path.name.startswith(".")):
         state = file.stat()
         key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
         if key not in known:

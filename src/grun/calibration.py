@@ -11,13 +11,11 @@ __all__ = [
     "say",
     "share_open",
     "unseen",
-    "usual_place",
 ]
 
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from grun.caching import content_of_folder
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory, read_json
-from grun.gate_features import gate_logits, gates_of, thresholds_of
+from grun.gate_features import gate_logits, gates_by_member, gates_of, held_gates, thresholds_of
 from grun.models import adapter_folder, load_adapter, load_model_and_tokenizer, model_folder
 from grun.readers import read_examples
 from grun.records import Example
@@ -39,7 +37,7 @@ from grun.rows import RowEncoder
 from grun.runs import CONFIG, RunDirectory, fingerprint
 from grun.settings import from_mapping
 from grun.sides import load_sides
-from grun.thresholds import LOW_QUANTILE, Guarantee, guaranteed_thresholds
+from grun.thresholds import LOW_QUANTILE, Guarantee, guaranteed_thresholds, usual_place
 
 logger = logging.getLogger("grun")
 RECORD = "calibration.json"
@@ -84,15 +82,18 @@ def calibrate(config: CalibrateConfig) -> Path:
         raise UserError(
             f"--adapter '{config.adapter}' has no gate (or a part of it has none), so nothing can be promised."
         )
-    rows = RowEncoder.of(base, tokenizer, config)
+    rows, learnt_G = RowEncoder.of(base, tokenizer, config), _places(model)
     run.start()
     forget_NG = logits_of_prompts(model, rows, forget) if forget else None
-    place_G = _places(folder, thresholds_of(model))
-    if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
-        place_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    threshold_G, found = calibrated(model, rows, normal, place_G, guarantee)
+    alone = (
+        forget_NG is not None and adapter.members is None
+    )  # of a stack, every gate knows a part of the forget prompts
+    place_G = forget_NG.quantile(LOW_QUANTILE, dim=0) if forget_NG is not None and alone else learnt_G
+    threshold_G, found = calibrated(model, rows, normal, place_G, guarantee, lower=alone)
     for (_, gate), threshold in zip(gates_of(model), threshold_G, strict=True):
         gate.threshold.copy_(threshold)
+    for name, own in gates_by_member(model).items():
+        adapter.parts[name].gate_places = learnt_G[own].tolist()
     if forget_NG is not None:
         found["forget_open"] = share_open(forget_NG, threshold_G)
     with atomic_directory(target) as directory:
@@ -103,21 +104,21 @@ def calibrate(config: CalibrateConfig) -> Path:
     return target
 
 
-def _places(folder: str, threshold_G: Tensor) -> Tensor:
-    """Where gates open as they were learnt, also if the adapter was calibrated since: its thresholds are not independent.
+def _places(model: Any) -> Tensor:
+    """Where the gates (G,) open as they were learnt, also if they were calibrated since: that threshold is not independent.
 
     Raises:
-        UserError: if the record of that calibration is not one.
+        UserError: if an adapter says so of another number of gates than it has.
     """
-    file = Path(folder).parent / RECORD
-    if not file.exists():
-        return usual_place(threshold_G)
-    known = read_json(file)
-    places = known.get("places") if isinstance(known, dict) else None
-    numbers = isinstance(places, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in places)
-    if not isinstance(places, list) or not numbers or len(places) != len(threshold_G):
-        raise UserError(f"{file} is no record of a calibration of the adapter beside it; restore it, or remove it.")
-    return torch.tensor(places, dtype=torch.float32)
+    places: list[float] = []
+    known: dict[str, Iterator[float]] = {}
+    for (layer, part), threshold in zip(held_gates(model), thresholds_of(model).tolist(), strict=True):
+        learnt = layer.configs[part].gate_places
+        place = threshold if learnt is None else next(known.setdefault(part, iter(learnt)), None)
+        if place is None:
+            raise UserError(f"The adapter is damaged: its gate_places are {learnt}, fewer than it has gates.")
+        places.append(place)
+    return usual_place(torch.tensor(places, dtype=torch.float32))
 
 
 def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
@@ -187,12 +188,19 @@ def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], gua
 
 
 def calibrated(
-    model: Any, rows: RowEncoder, normal: Sequence[Example], place_G: Tensor, guarantee: Guarantee
+    model: Any,
+    rows: RowEncoder,
+    normal: Sequence[Example],
+    place_G: Tensor,
+    guarantee: Guarantee,
+    *,
+    lower: bool = False,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Thresholds (G,) for the gates of a model, and what is written down about them.
 
     Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all: the
-    larger reading counts, and thresholds are as far above it as any reading has moved.
+    larger reading counts, and thresholds are as far above it as any reading has moved. `place_G`, `lower`: see
+    `guaranteed_thresholds`.
 
     Raises:
         UserError: if gates give no finite numbers.
@@ -202,7 +210,7 @@ def calibrated(
     deviation_G = (both[0] - both[1]).abs().amax(0)
     normal_NG = torch.maximum(*both)
     try:
-        threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G)
+        threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G, lower=lower)
     except ValueError as error:
         raise UserError(f"Nothing can be promised: {error}.") from error
     return threshold_G, {
@@ -217,11 +225,6 @@ def calibrated(
         "deviations": deviation_G.tolist(),
         "normal_open": share_open(normal_NG, threshold_G),
     }
-
-
-def usual_place(threshold_G: Tensor) -> Tensor:
-    """Where gates are to open if nothing is known of forget prompts: at their thresholds, or half open at a logit of 0."""
-    return torch.where(threshold_G.isfinite(), threshold_G, 0.0)
 
 
 @torch.no_grad()

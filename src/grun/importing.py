@@ -39,6 +39,8 @@ def import_reference(config: ImportConfig) -> Path:
     Raises:
         UserError: if the directory holds no such interventions, they are broken, or do not fit the model.
     """
+    if not config.checkpoint:
+        raise UserError(f"--checkpoint is missing: give the directory with {EXPECTED}.")
     files = _files(config.checkpoint)
     states = {layer: _read(file) for layer, file in files.items()}
     digests = " ".join(sha256(file) for file in files.values())

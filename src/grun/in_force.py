@@ -35,15 +35,18 @@ from grun.signals import adapters_off
 from grun.stacking import write_stack
 
 logger = logging.getLogger("grun")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.py", "merges.txt", "vocab.txt")
 TOLERATED = 0.05  # share of prompts for which a gate may open that is not theirs
 
 
 def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What tells a base model from others, without loading its weights.
+    """What tells a base model from others, without loading its weights: what is in the files that transformers reads.
 
     Raises:
         UserError: if it cannot be found.
     """
+    if not name:
+        raise UserError("--model is missing: give the hub id or the folder of the model.")
     folder = model_folder(name)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -52,7 +55,7 @@ def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
     text = config.get_text_config()
     return {
         "name": name,
-        "content": content_of_folder(folder) or getattr(config, "_commit_hash", None),
+        "content": content_of_folder(folder, MODEL_FILES) or getattr(config, "_commit_hash", None),
         "hidden_size": text.hidden_size,
         "num_layers": text.num_hidden_layers,
     }
@@ -62,8 +65,8 @@ def check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
     """Raise if a ledger is of another base model; where its folder is does not matter."""
     if ledger.requests and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
         raise UserError(
-            f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their files "
-            "differ. Every ledger is of one base model; name another ledger."
+            f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their "
+            "configuration, weights or tokenizers differ. Every ledger is of one base model; name another ledger."
         )
 
 
@@ -123,16 +126,20 @@ def measured(
 
 def say_crossing(id: str, found: Mapping[str, Any]) -> None:
     """Warn of gates that open for what is not theirs, as `measured` found it when a request was added."""
-    lost = "withdrawing %s alone will not bring these back. Retain rows of their kind and --keep-features keep gates apart."
+    lost = "withdrawing {0} alone will not bring these back"
     for other, share in found["new"]["open"].items():
         if other != id and share > TOLERATED:
-            logger.warning("The gate of request %s opens for %.0f %% of the new rows: " + lost, other, 100 * share, id)
+            same = " (is it the same request?)" if share == 1 else ""
+            logger.warning(
+                f"The gate of request {other} opens for {share:.0%} of the new rows{same}: {lost.format(id)}. To part them, "
+                f"add {id} with --keep-features, then withdraw {other} and add its rows again."
+            )
     for name, one in found.items():
         share = one["open"][id]
         if name == "new" or share <= TOLERATED:
             continue
         if name == "normal":
-            more = "give more --retain rows, or calibrate the ledger with normal prompts (`grun request calibrate`)."
-            logger.warning("The new gate opens for %.0f %% of retain rows it has not seen: " + more, 100 * share)
+            more = "give more --retain rows, or calibrate the ledger with normal prompts (`grun request calibrate`)"
+            logger.warning(f"The new gate opens for {share:.0%} of retain rows it has not seen: {more}.")
         else:
-            logger.warning("The new gate opens for %.0f %% of the rows of request %s: " + lost, 100 * share, name, name)
+            logger.warning(f"The new gate opens for {share:.0%} of the rows of request {name}: {lost.format(name)}.")

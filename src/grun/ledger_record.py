@@ -94,7 +94,10 @@ def checked_calibration(given: Any) -> dict[str, Any] | None:
     if given is None:
         return None
     found: dict[str, Any] = _of(given, dict, "calibration")
-    _of(found.get("when"), str, "calibration: when")
+    for name in ("when", "dtype"):
+        _of(found.get(name), str, f"calibration: {name}")
+    for name in ("alpha", "delta"):
+        _number(found.get(name), f"calibration: {name}")
     for id in _of(found.get("requests"), list, "calibration: requests"):
         _of(id, str, "calibration: requests")
     return found

@@ -60,7 +60,8 @@ def command_for(
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
     parameters = [_parameter(f, hints[f.name]) for f in shown]
     if files is not None:
-        argument = typer.Argument(help=_help(next(f for f in _own_first(config_class) if f.name == files), False))
+        described = _help(next(f for f in _own_first(config_class) if f.name == files), False)
+        argument = typer.Argument(help=described, metavar="FILES...")
         parameters.insert(0, _named(files, Annotated[list[str] | None, argument]))
     parameters.append(_named("config", Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -142,9 +142,10 @@ def _guess(first: Row, given: dict[str, str], source: str, need_answers: bool) -
     alone = [column for column in (given.get("prompt"), *PROMPTS) if column in first.values]
     if alone and not need_answers:
         return {"prompt": str(alone[0])}
-    missing = [f for f in ("prompt", "answer") if f not in given]
+    missing = [name for name, there in (("prompt", bool(alone)), ("answer", "answer" in given)) if not there]
     lacks = f"a column for the {missing[0]}" if len(missing) == 1 else "columns for prompt and answer"
-    raise UserError(f"{source} lacks {lacks}. {_found(first)} Expected {EXPECTED}, or --columns prompt=... answer=...")
+    columns = " ".join(f"--columns {name}=..." for name in missing)
+    raise UserError(f"{source} lacks {lacks}. {_found(first)} Expected {EXPECTED}, or {columns}")
 
 
 def _found(first: Row) -> str:

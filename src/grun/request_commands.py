@@ -28,8 +28,14 @@ LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the le
 Id = Annotated[str, typer.Argument(help="Id of the request.")]
 
 
-def _job(name: str) -> Any:
-    return getattr(importlib.import_module("grun.requests"), name)
+def _job(name: str, module: str = "grun.requests") -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+def _say_export(ledger: str) -> None:
+    typer.echo(
+        f"Adapters exported before stay as they are; for the new state: grun request export DIR --ledger {ledger}"
+    )
 
 
 def _add(config: RequestConfig) -> None:
@@ -37,6 +43,7 @@ def _add(config: RequestConfig) -> None:
         raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
     id = _job("add")(config)
     typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
+    _say_export(config.ledger)
 
 
 requests_app.command("add", help="Learn an adapter for the rows in FILES and put it into force beside all others.")(
@@ -48,11 +55,12 @@ def _calibrate(config: CalibrateRequestsConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger.")
     _job("calibrate")(config)
+    _say_export(config.ledger)
 
 
-requests_app.command("calibrate", help="Promise that normal prompts open no gate of any request in force.")(
-    command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite"))
-)
+requests_app.command(
+    "calibrate", help="Set all thresholds so that at most a share of normal prompts opens a gate, with a guarantee."
+)(command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite")))
 
 
 @requests_app.command("list")
@@ -69,6 +77,10 @@ def list_requests(ledger: LedgerOption) -> None:
         cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
         table.add_row(*map(plain_text, cells))
     Console().print(table)
+    if promise := found.calibration:
+        words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
+        said = words.format(alpha=promise["alpha"], sure=1 - promise["delta"], dtype=promise["dtype"])
+        typer.echo(f"Calibrated {promise['when'][:10]}: {said}.")
     module.say_uncovered(found)
 
 
@@ -130,9 +142,13 @@ def verify(
         if not equals or not file:
             raise UserError(f"--data is '{text}', expected ID=FILE.")
         sources.setdefault(id, []).append(file)
-    found = _job("verify")(ledger, model, sources, device=device, trust_remote_code=trust_remote_code)
+    found = _job("verify", "grun.request_checks")(
+        ledger, model, sources, device=device, trust_remote_code=trust_remote_code
+    )
     for id, said in found.items():
         typer.echo(f"{id}: {said}")
+    if not found:
+        typer.echo("There is nothing to verify: every request is withdrawn.")
     wrong = sum(not said.startswith("ok") for said in found.values())
     if wrong:
         raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
@@ -140,3 +156,4 @@ def verify(
 
 def _changed(ledger: str, id: str, what: str) -> None:
     typer.echo(f"Request {id} is {importlib.import_module('grun.ledger').change(ledger, id, what).state}.")
+    _say_export(ledger)

@@ -32,13 +32,16 @@ class CalibrateConfig(JobConfig):
     normal: list[str] = option(
         [], "Files or hub ids of normal prompts, drawn as those to come will be; unlearning must not have seen them."
     )
-    forget: list[str] = option([], "Files or hub ids of prompts that the gates should open for, to report how many do.")
+    forget: list[str] = option(
+        [],
+        "Files or hub ids of prompts to open for: how many do is reported, and one adapter's gates are placed by them.",
+    )
     alpha: float = option(0.01, "Largest share of normal prompts that may open any gate.", minimum=1e-6, maximum=0.5)
     delta: float = option(0.05, "Probability with which that may turn out wrong.", minimum=1e-9, maximum=0.5)
     template: str = option("auto", "Prompt template, as in the other commands.")
     columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage).")
     max_length: int | None = option(None, "Longest row, in tokens. Default: the model's context.", minimum=8)
-    batch_size: int = option(16, "A quarter of the prompts that are read at a time.", minimum=1)
+    batch_size: int = option(16, "Prompts are read in batches of four times this size.", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`grun request`: learn an adapter for a removal request, and say what is in force.
+"""`grun request`: learn an adapter for a removal request, calibrate and export what is in force.
 
 Every adapter is learnt against the base model alone, whatever else is in force, so that withdrawing a request leaves all
 others as they are. Nothing is lost by that where the gates in force are shut for the rows of the new request, because then
@@ -7,7 +7,7 @@ they do nothing there; how many rows they are open for is measured and written d
 
 from __future__ import annotations
 
-__all__ = ["add", "calibrate", "export", "verify"]
+__all__ = ["add", "calibrate", "export"]
 
 import dataclasses
 import hashlib
@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,29 +33,25 @@ from grun.calibration import (
     say,
     share_open,
     unseen,
-    usual_place,
 )
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
 from grun.gate_features import gates_by_member, thresholds_of
-from grun.in_force import as_trained, check_base, identity, loaded, measured, say_crossing, write_in_force
+from grun.in_force import check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
 from grun.ledger_record import ID
-from grun.readers import read_examples
-from grun.records import Example
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
 from grun.rows import RowEncoder
-from grun.runs import FEATURES, fingerprint
-from grun.settings import from_mapping
+from grun.runs import FEATURES, fingerprint, fingerprint_of_rows
 from grun.sides import load_sides
+from grun.thresholds import usual_place
 from grun.unlearn import unlearn
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
 EXPORTED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 REFERENCE_SCALE = 0.6  # times n + 1
-TOLERATED = 0.05
 
 
 def add(config: RequestConfig) -> str:
@@ -70,14 +65,15 @@ def add(config: RequestConfig) -> str:
     """
     wanted = with_presets(config)
     if config.adapt != "grun" or wanted.gate == "none":
-        raise UserError(
-            f"--adapt is {config.adapt}, --gate is {wanted.gate}: only gated adapters (grun) can be stacked."
-        )
+        what = f"--adapt is {config.adapt}" if config.adapt != "grun" else "--gate is none"
+        raise UserError(f"{what}, but only gated adapters (grun) can be stacked.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`grun request add` runs in one process: a ledger is changed by one at a time.")
+    if not config.forget and not config.benchmark:
+        raise UserError("FILES is missing: name the rows to forget (grun request add rows.jsonl ...), or --benchmark.")
     _check_text(config.why)
     data = load_sides(config)
-    found = {"fingerprint": _fingerprint_of_rows(data.forget), "rows": len(data.forget)}
+    found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
     check_base(ledger, base, config.model)
@@ -88,7 +84,7 @@ def add(config: RequestConfig) -> str:
         id = _new_id(now, config.id)
         for known in now.requests.values():
             if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
-                raise UserError(f"--forget holds the data of request '{known.id}', which is {known.state} already.")
+                raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
         key = json.dumps([settings, fingerprint(vars(data))], sort_keys=True)
@@ -140,77 +136,6 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     return target
 
 
-def verify(
-    ledger: str,
-    model: str | None = None,
-    data: Mapping[str, Sequence[str]] | None = None,
-    *,
-    device: str = "auto",
-    trust_remote_code: bool = False,
-) -> dict[str, str]:
-    """Check every request that was not withdrawn, and measure what is in force.
-
-    Files are compared with their checksums and, where rows are given or were kept, these with the fingerprint. With a model
-    the forget probability is measured again; it must not be more than `TOLERATED` larger than when the request was added.
-
-    Args:
-        ledger: directory of the ledger.
-        model: the base model.
-        data: files of rows, by request.
-        device, trust_remote_code: as in the other commands.
-
-    Returns:
-        What was found, by request: beginning with `ok`, or what is wrong.
-
-    Raises:
-        UserError: for another base model, an unknown request, or data that cannot be read.
-    """
-    now, given = Ledger.read(ledger, hub=True), dict(data or {})
-    for id in given:
-        if now.get(id).state == WITHDRAWN:
-            raise UserError(f"--data names request '{id}', which is withdrawn: there is nothing to verify.")
-    if model is not None:
-        check_base(now, identity(model, trust_remote_code), model)
-    found: dict[str, str] = {}
-    intact: dict[str, Path] = {}
-    known: dict[str, list[Example]] = {}
-    for id, request in now.requests.items():
-        if request.state == WITHDRAWN:
-            continue
-        columns = request.settings["columns"]
-        rows = [row for file in given.get(id, ()) for row in read_examples(file, columns=columns)]
-        try:
-            folder, kept = now.adapter(id), now.data(id)
-            now.features(id)
-        except UserError as error:
-            found[id] = str(error)
-            continue
-        rows = rows or kept or []
-        if rows and _fingerprint_of_rows(rows) != request.data["fingerprint"]:
-            found[id] = "the rows are not those that the request was made for (fingerprint)."
-            continue
-        found[id] = f"ok ({request.state})"
-        if request.state == ACTIVE:
-            intact[id] = folder
-            if rows:
-                known[id] = rows
-    say_uncovered(now)
-    if model is None or not known or len(intact) < len(now.active):
-        return found
-    here = {"model": model, "device": device, "trust_remote_code": trust_remote_code}
-    settings = {
-        id: from_mapping(UnlearnConfig, {**now.requests[id].settings, **here}, f"request '{id}'") for id in known
-    }
-    adapted, tokenizer = loaded(now, intact, next(iter(settings.values())))
-    for id, examples in known.items():
-        encoder = RowEncoder.of(adapted, tokenizer, settings[id])
-        is_now = encoder.probability(adapted, encoder.encode(as_trained(examples, encoder)))
-        was = now.requests[id].metrics["in_force"]["new"]["probability"]
-        words = f"forget probability {is_now:.3f}, {was:.3f} when it was added"
-        found[id] = f"ok ({words})" if is_now <= was + TOLERATED else f"is not forgotten as it was: {words}."
-    return found
-
-
 def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
     """Files of features that requests in force have kept, of gates that read what this one will read."""
     found = []
@@ -222,12 +147,6 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
         else:
             logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
     return found
-
-
-def _fingerprint_of_rows(rows: Sequence[Example]) -> str:
-    """SHA-256 over prompts and answers, in whatever order they are."""
-    digests = sorted(fingerprint({"": [Example(row.prompt, row.answer, turns=row.turns)]}) for row in rows)
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _check_text(why: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FEATURES", "RunDirectory", "fingerprint", "settings_difference"]
+__all__ = ["FEATURES", "RunDirectory", "fingerprint", "fingerprint_of_rows", "settings_difference"]
 
 import dataclasses
 import hashlib
@@ -145,6 +145,12 @@ def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
         content = [name, [dataclasses.asdict(dataclasses.replace(row, source="")) for row in rows]]
         digest.update(json.dumps(content, ensure_ascii=False).encode())
     return digest.hexdigest()
+
+
+def fingerprint_of_rows(rows: Iterable[Example]) -> str:
+    """SHA-256 over prompts and answers, in whatever order they are."""
+    digests = sorted(fingerprint({"": [Example(row.prompt, row.answer, turns=row.turns)]}) for row in rows)
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def settings_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 import grun.adapters  # noqa: F401  (makes PEFT know GRUN adapters)
 from grun.adapters.config import GrunConfig
 from grun.errors import UserError
+from grun.thresholds import usual_place
 
 
 def read_adapter(folder: Path) -> tuple[GrunConfig, dict[str, Tensor]]:
@@ -65,6 +66,8 @@ def write_stack(
             config.scale = scale
         members[name] = config
         given = _by_key(own, (thresholds or {}).get(name), folder)
+        if given and config.gate_places is None:
+            config.gate_places = [float(usual_place(own[key])) for key in given]
         for key in own:
             tensors[re.sub(r"\.(grun_edit|grun_gate)\.", rf".\1.{name}.", key)] = given.get(key, own[key])
     first = next(iter(members.values()))

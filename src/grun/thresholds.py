@@ -10,7 +10,7 @@ conformal prediction (Vovk, 2012, proposition 2a). A higher threshold keeps the 
 
 from __future__ import annotations
 
-__all__ = ["LOW_QUANTILE", "POSITION", "Guarantee", "guaranteed_thresholds"]
+__all__ = ["LOW_QUANTILE", "POSITION", "Guarantee", "guaranteed_thresholds", "usual_place"]
 
 import math
 from dataclasses import dataclass
@@ -58,19 +58,20 @@ def guaranteed_thresholds(
     *,
     slack: float = SLACK,
     deviation_G: Tensor | None = None,
+    lower: bool = False,
 ) -> Tensor:
     """A float32 threshold (G,) for each gate, for which the guarantee holds for all gates together.
 
-    Where normal prompts lie clear below the gates' places, thresholds are put into the gap, nearer to the places: they are
-    where forget prompts begin, and what is unknown may be anything.
+    A place is where a gate is to open if normal prompts allow it: thresholds are there, or higher.
 
     Args:
         normal_NG: logits of calibration prompts, which no gate was fitted on.
-        place_G: where each gate is to open if normal prompts allow it (a low quantile of its forget logits, say); must not
-            depend on the calibration prompts.
+        place_G: float32; must not depend on the calibration prompts.
         guarantee: what to promise.
         slack: how far above the deciding prompt, relative to 1 + its distance from 0.
         deviation_G: at least so far above it, absolutely: how much a logit changes with the batch that it is read in.
+        lower: places are where forget prompts begin. If normal prompts lie clear below, thresholds are put into the gap,
+            nearer to the places, since what is unknown may be anything.
 
     Raises:
         ValueError: for too few prompts, or logits that are no finite numbers.
@@ -82,9 +83,16 @@ def guaranteed_thresholds(
         raise ValueError(f"{len(normal_NG)} prompts, expected at least {guarantee.prompts_needed}")
     margin_N = (normal_NG.double() - place_G.double()).amax(1)
     margin = float(margin_N.sort(descending=True).values[allowed])
-    exact_G = place_G.double() + (margin if margin > 0 else margin * (1 - POSITION))
+    exact_G = place_G.double() + (margin * (1 - POSITION) if lower and margin < 0 else margin)
     above_G = slack * (1 + exact_G.abs())
     exact_G = exact_G + (above_G if deviation_G is None else torch.maximum(above_G, deviation_G.double()))
+    if not lower:
+        exact_G = torch.maximum(exact_G, place_G.double())
     threshold_G = exact_G.float()
     next_G = torch.nextafter(threshold_G, torch.full_like(threshold_G, math.inf))
     return torch.where(threshold_G.double() < exact_G, next_G, threshold_G)  # rounded up: the bound must survive it
+
+
+def usual_place(threshold_G: Tensor) -> Tensor:
+    """Where gates with these thresholds are to open: there, or half open at a logit of 0 if they have none (-inf)."""
+    return torch.where(threshold_G.isfinite(), threshold_G, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name", "parsed_layer", "resolved_layer"]
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class GrunConfig(PeftConfig):
         init_weights: start as the identity. False: random edit, as in the reference implementation.
         init_seed: seed of the initial weights, independent of the global random state.
         scale: factor of the edits.
+        gate_places: logits at which the gates opened as they were learnt, in layer order, where they were calibrated since;
+            filled in.
         members: a stack of several adapters as one: their settings by name. All other settings here then mean nothing.
         hidden_size, num_layers: of the base model; filled in when the adapter is attached and checked when it is loaded.
         target_modules: names of the wrapped decoder layers; filled in.
@@ -67,6 +70,9 @@ class GrunConfig(PeftConfig):
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
     init_seed: int = field(default=0, metadata={"help": "Seed of the initial weights."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the edits."})
+    gate_places: list[float] | None = field(
+        default=None, metadata={"help": "Where gates opened as learnt (filled in)."}
+    )
     members: dict[str, dict[str, Any]] | None = field(default=None, metadata={"help": "Adapters of a stack, by name."})
     hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of the base model."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
@@ -97,6 +103,10 @@ class GrunConfig(PeftConfig):
                     f"gate_window is {self.gate_window}, but only an mlp gate that reads the prompt has a window; "
                     f"this one is {self.gate} and reads {self.gate_reads}."
                 )
+        if self.gate_places is not None and not (
+            isinstance(self.gate_places, Sequence) and all(_is_finite(value) for value in self.gate_places)
+        ):
+            raise UserError(f"gate_places is {self.gate_places!r}, expected finite numbers.")
         self.layers = self._checked_layers(self.layers)
         sizes = list(self.gate_hidden) if isinstance(self.gate_hidden, Sequence) else []
         if self.gate == "mlp" and (not sizes or any(not _is_int(n) or n < 1 for n in sizes)):
@@ -240,6 +250,10 @@ def resolved_layer(text: str, num_layers: int, flag: str) -> int:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _index(value: int | float, num_layers: int) -> int:
