@@ -91,11 +91,19 @@ def drawn(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, steps in found["sequential"].items():
+        width = 4.5 if name == "GRUN, a ledger" else 1.5  # the other ledger lies on it
         counts = list(range(1, len(steps) + 1))
-        left.plot(counts, [max(s["requests"][: i + 1]) for i, s in enumerate(steps)], "o-", color=COLOURS[name], ms=3)
+        left.plot(
+            counts,
+            [max(s["requests"][: i + 1]) for i, s in enumerate(steps)],
+            "o-",
+            color=COLOURS[name],
+            ms=3,
+            lw=width,
+        )
         unseen = next(iter(found["target"]["kept"]))
         kept = [s["kept"][unseen] / found["target"]["kept"][unseen] for s in steps]
-        right.plot(counts, kept, "o-", color=COLOURS[name], label=name, ms=3)
+        right.plot(counts, kept, "o-", color=COLOURS[name], label=name, ms=3, lw=width)
     left.set(xlabel="requests so far", ylabel="worst forget probability", ylim=(-0.02, 1.02))
     right.set(xlabel="requests so far", ylabel="kept of unseen people", ylim=(-0.02, 1.05))
     right.legend(frameon=False, fontsize=8)

@@ -124,8 +124,9 @@ def test_retain_rows_do_not_count(
     assert "normal prompts are left out: they are retain rows of a gate" in caplog.text
     copy = tmp_path / "copy.jsonl"
     shutil.copyfile(config.normal[0], copy)
-    with pytest.raises(UserError, match=r"copy\.jsonl' holds the same rows as"):
-        calibrate(replace(config, normal=[*config.normal, str(copy)]))
+    for again in (str(copy), config.normal[0]):
+        with pytest.raises(UserError, match=rf"{Path(again).name}' holds the same rows as .*; give every prompt once"):
+            calibrate(replace(config, normal=[*config.normal, again]))
     shutil.copytree(Path(config.adapter) / "adapter", tmp_path / "bare")
     calibrate(replace(config, adapter=str(tmp_path / "bare"), output=str(tmp_path / "other")))
     assert "The retain rows of" in caplog.text

@@ -85,11 +85,10 @@ def calibrate(config: CalibrateConfig) -> Path:
     rows, learnt_G = RowEncoder.of(base, tokenizer, config), _places(model)
     run.start()
     forget_NG = logits_of_prompts(model, rows, forget) if forget else None
-    alone = (
-        forget_NG is not None and adapter.members is None
-    )  # of a stack, every gate knows a part of the forget prompts
-    place_G = forget_NG.quantile(LOW_QUANTILE, dim=0) if forget_NG is not None and alone else learnt_G
-    threshold_G, found = calibrated(model, rows, normal, place_G, guarantee, lower=alone)
+    place_G, lower = learnt_G, False
+    if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
+        place_G, lower = forget_NG.quantile(LOW_QUANTILE, dim=0), True
+    threshold_G, found = calibrated(model, rows, normal, place_G, guarantee, lower=lower)
     for (_, gate), threshold in zip(gates_of(model), threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     for name, own in gates_by_member(model).items():
@@ -134,8 +133,9 @@ def promised(config: CalibrateConfig) -> tuple[Guarantee, list[Example]]:
     normal: list[Example] = []
     for source in config.normal:
         rows = prompts_of([source], config)
-        if (same := known.setdefault(fingerprint({"": rows}), source)) is not source:
-            raise UserError(f"--normal '{source}' holds the same rows as '{same}'; give every prompt once.")
+        if (content := fingerprint({"": rows})) in known:
+            raise UserError(f"--normal '{source}' holds the same rows as '{known[content]}'; give every prompt once.")
+        known[content] = source
         normal += rows
     _check_enough(normal, guarantee)
     return guarantee, normal
