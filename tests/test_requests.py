@@ -120,10 +120,10 @@ def test_gates_that_open_for_what_is_not_theirs_are_said(
     caplog.clear()
     shares = {"r0001": 0.05, "r0002": 0.06}
     say_crossing("r0002", {"new": {"open": shares}, "normal": {"open": shares}, "r0001": {"open": {"r0002": 0.05}}})
-    assert [record.getMessage() for record in caplog.records] == [
+    assert set(caplog.messages) == {
         "The new gate opens for 6% of retain rows it has not seen: give more --retain rows, or calibrate the ledger with "
         "normal prompts (`grun request calibrate`)."
-    ]
+    }
 
 
 def test_without_asking_no_row_of_the_data_is_in_the_ledger(config: RequestConfig) -> None:
