@@ -10,7 +10,7 @@ before left the model, with the same objective; then with one GRUN adapter for a
 ten. At the end request 3 is withdrawn. Two more ledgers are learnt with poor retain rows, general knowledge alone: there it is
 seen what features of earlier requests are worth. With `--tofu` it is the ten authors of forget05, beside 400 retain rows, and
 the model is that of `benchmarks/tofu.py`. Killed and started again it goes on where it stopped.
-Writes `docs/results/sequential.json` (or `sequential_tofu.json`), `.md` and `.png`.
+Writes `docs/results/sequential.json` (or `sequential_tofu`, `sequential_seed1`), `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -218,7 +218,12 @@ def main() -> None:
         "seed": given.seed,
         **found,
     }
-    name, text = "sequential" if benchmark == "fictional" else f"sequential_{benchmark}", table(found, work.names)
+    name = (
+        "sequential"
+        + (f"_{benchmark}" if benchmark != "fictional" else "")
+        + (f"_seed{given.seed}" if given.seed else "")
+    )
+    text = table(found, work.names)
     write_results(name, record, text)
     drawn(found).savefig(RESULTS / f"{name}.png", dpi=130)
     sys.stdout.write(text)

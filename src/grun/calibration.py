@@ -173,7 +173,7 @@ def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], gua
         learnt |= {(row.turns, row.prompt) for row in (*sides.retain, *sides.validation)}
     if unknown:
         logger.warning(
-            "The retain rows of %s are not where they were: make sure that --normal holds none of them.",
+            "The retain rows of %s cannot be read here: make sure that --normal holds none of them.",
             ", ".join(unknown),
         )
     left = [row for row in normal if (row.turns, row.prompt) not in learnt]
