@@ -52,7 +52,9 @@ class DataConfig(JobConfig):
         "Prompt template: chat (the tokenizer's), qa (the paper's 'Question: ... Answer:'), or your own text with "
         "{prompt} in it. auto: chat if the tokenizer has a chat template, else qa.",
     )
-    columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage).")
+    columns: dict[str, str] = option(
+        {}, "Columns of your files, as field=column (prompt=frage); the same in all of them."
+    )
     max_length: int | None = option(
         None,
         "Longest row, in tokens; longer ones are truncated and counted, running text is cut into pieces instead. "

@@ -39,7 +39,9 @@ class CalibrateConfig(JobConfig):
     alpha: float = option(0.01, "Largest share of normal prompts that may open any gate.", minimum=1e-6, maximum=0.5)
     delta: float = option(0.05, "Probability with which that may turn out wrong.", minimum=1e-9, maximum=0.5)
     template: str = option("auto", "Prompt template, as in the other commands.")
-    columns: dict[str, str] = option({}, "Columns of your files, as field=column (prompt=frage).")
+    columns: dict[str, str] = option(
+        {}, "Columns of your files, as field=column (prompt=frage); the same in all of them."
+    )
     max_length: int | None = option(None, "Longest row, in tokens. Default: the model's context.", minimum=8)
     batch_size: int = option(16, "Prompts are read in batches of four times this size.", minimum=1)
 
