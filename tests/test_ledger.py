@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,22 @@ def ledger(tmp_path: Path, learnt: Path) -> Path:
     return tmp_path / "ledger"
 
 
-def in_child(work: Callable[[], None], killed_at: int | None = None) -> bool:
-    """Whether a process that does the work came to its end; it is killed before it renames or deletes for the n-th time."""
+def forked(work: Callable[[], None]) -> int:
+    """A process that does the work, and exits with 1 if that fails."""
     child = os.fork()
     if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:  # whatever happens, the child must not go on with the tests
+            os._exit(1)
+    return child
+
+
+def in_child(work: Callable[[], None], killed_at: int) -> bool:
+    """Whether a process that does the work came to its end; it is killed before it renames or deletes for the n-th time."""
+
+    def watched() -> None:
         calls = 0
 
         def counted(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,15 +80,11 @@ def in_child(work: Callable[[], None], killed_at: int | None = None) -> bool:
 
             return call
 
-        try:
-            if killed_at is not None:
-                for name in ("replace", "unlink"):
-                    setattr(Path, name, counted(getattr(Path, name)))
-            work()
-            os._exit(0)
-        except BaseException:  # whatever happens, the child must not go on with the tests
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
+        for name in ("replace", "unlink"):
+            setattr(Path, name, counted(getattr(Path, name)))
+        work()
+
+    _, status = os.waitpid(forked(watched), 0)
     assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFEXITED(status)
 
@@ -100,17 +109,10 @@ def test_a_kill_before_every_rename_leaves_the_old_or_the_new_state(tmp_path: Pa
 
 def test_a_new_ledger_is_made_by_several_at_once(tmp_path: Path, learnt: Path) -> None:
     for turn in range(30):
-        children = []
-        for id in ("a", "b", "c"):
-            if not (child := os.fork()):
-                try:
-                    put_in(tmp_path / f"ledger-{turn}", learnt, id)
-                    os._exit(0)
-                except BaseException:
-                    os._exit(1)
-            children.append(child)
+        ledger = tmp_path / f"ledger-{turn}"
+        children = [forked(partial(put_in, ledger, learnt, id)) for id in ("a", "b", "c")]
         assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
-        assert set(Ledger.read(tmp_path / f"ledger-{turn}").requests) == {"a", "b", "c"}
+        assert set(Ledger.read(ledger).requests) == {"a", "b", "c"}
 
 
 def test_what_was_kept_has_a_checksum_too(ledger: Path) -> None:

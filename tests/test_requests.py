@@ -245,6 +245,9 @@ def test_calibration_covers_everything_in_force(
     model = PeftModel.from_pretrained(model, str(export(halves[0].ledger, str(tmp_path / "out"))))
     gates = model.base_model.runtime.layers[0].gates
     assert [float(gates[f"default/{id}"].threshold) for id in ledger.active] == pytest.approx(thresholds)
+    calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
+    again = Ledger.read(halves[0].ledger).requests.values()  # it starts from what was learnt, not from what it left
+    assert [t for request in again for t in request.thresholds] == thresholds
     with pytest.raises(UserError, match=r"--normal has 60 prompts, too few for --alpha 0\.01.*299 are needed"):
         calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)]))
     with pytest.raises(UserError, match="--normal has 0 prompts that are no retain rows of a gate, too few"):

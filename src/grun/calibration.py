@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = [
     "calibrate",
     "calibrated",
+    "learnt_places",
     "logits_of_prompts",
+    "logits_of_rows",
     "promised",
     "prompts_of",
     "say",
@@ -24,6 +26,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from grun.adapters.config import GrunConfig
+from grun.batches import Encoded
 from grun.caching import content_of_folder
 from grun.config import UnlearnConfig
 from grun.errors import UserError
@@ -82,7 +85,7 @@ def calibrate(config: CalibrateConfig) -> Path:
         raise UserError(
             f"--adapter '{config.adapter}' has no gate (or a part of it has none), so nothing can be promised."
         )
-    rows, learnt_G = RowEncoder.of(base, tokenizer, config), _places(model)
+    rows, learnt_G = RowEncoder.of(base, tokenizer, config), learnt_places(model)
     run.start()
     forget_NG = logits_of_prompts(model, rows, forget) if forget else None
     place_G, lower = learnt_G, False
@@ -103,7 +106,7 @@ def calibrate(config: CalibrateConfig) -> Path:
     return target
 
 
-def _places(model: Any) -> Tensor:
+def learnt_places(model: Any) -> Tensor:
     """Where the gates (G,) open as they were learnt, also if they were calibrated since: that threshold is not independent.
 
     Raises:
@@ -205,8 +208,8 @@ def calibrated(
     Raises:
         UserError: if gates give no finite numbers.
     """
-    encoded, gates = rows.encode(normal), [gate for _, gate in gates_of(model)]
-    both = [gate_logits(rows.features(model, encoded, alone=alone), gates).cpu() for alone in (False, True)]
+    encoded = rows.encode(normal)
+    both = [logits_of_rows(model, rows, encoded, alone=alone) for alone in (False, True)]
     deviation_G = (both[0] - both[1]).abs().amax(0)
     normal_NG = torch.maximum(*both)
     try:
@@ -227,10 +230,15 @@ def calibrated(
     }
 
 
-@torch.no_grad()
 def logits_of_prompts(model: Any, rows: RowEncoder, examples: Sequence[Example]) -> Tensor:
     """What the gates of an adapter say of prompts (N, G), on the CPU, in the order of `gates_of`."""
-    features = rows.features(model, rows.encode(examples))
+    return logits_of_rows(model, rows, rows.encode(examples))
+
+
+@torch.no_grad()
+def logits_of_rows(model: Any, rows: RowEncoder, encoded: Sequence[Encoded], *, alone: bool = False) -> Tensor:
+    """The same for rows that were encoded; `alone`: with every row in a batch of its own."""
+    features = rows.features(model, encoded, alone=alone)
     return gate_logits(features, [gate for _, gate in gates_of(model)]).cpu()
 
 

@@ -6,6 +6,7 @@ __all__ = [
     "atomic_directory",
     "atomic_file",
     "checksums",
+    "is_unfinished",
     "parsed_json",
     "read_json",
     "sha256",
@@ -40,15 +41,15 @@ def write_json(file: Path, value: Any) -> None:
 def read_json(file: Path) -> Any:
     """The content of a JSON file; None if it is missing or was cut off."""
     try:
-        return parsed_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parsed_json(file.read_bytes())
+    except OSError:
         return None
 
 
-def parsed_json(text: str) -> Any:
-    """The value that a text says; None if it was cut off."""
+def parsed_json(content: bytes) -> Any:
+    """The value that the content of a JSON file says; None if it was cut off."""
     try:
-        return json.loads(text)
+        return json.loads(content.decode())
     except ValueError:
         return None
 
@@ -76,6 +77,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_unfinished(file: Path, name: str) -> bool:
+    """Whether this is what a kill within `atomic_file` leaves of a file of that name."""
+    return file.name.startswith(f".{name}.") and file.suffix == ".tmp"
 
 
 @contextmanager

@@ -127,16 +127,16 @@ def _check_shapes(file: Path, state: dict[str, Tensor]) -> None:
 def _settings(states: dict[int, dict[str, Tensor]], files: dict[int, Path]) -> dict[str, Any]:
     """What all layers have in common."""
     shapes = {layer: [tuple(weight.shape) for weight, _ in _gate(state)] for layer, state in states.items()}
-    ranks = {layer: tuple(state["weight"].shape) for layer, state in states.items()}
+    edits = {layer: tuple(state["weight"].shape) for layer, state in states.items()}
     first = next(iter(states))
     for layer in states:
-        if (shapes[layer], ranks[layer]) != (shapes[first], ranks[first]):
+        if (shapes[layer], edits[layer]) != (shapes[first], edits[first]):
             raise UserError(
                 f"{files[layer]} has other shapes than {files[first].name}; expected the same at every layer."
             )
     hidden = [rows for rows, _ in shapes[first][:-1]]
     gate: dict[str, Any] = {"gate": "mlp", "gate_hidden": hidden} if hidden else {"gate": "linear"}
-    return {"rank": ranks[first][0], "layers": list(states), **gate}
+    return {"rank": edits[first][0], "layers": list(states), **gate}
 
 
 def _gate_names(state: dict[str, Tensor]) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from grun.caching import content_of_folder
-from grun.calibration import logits_of_prompts, share_open
+from grun.calibration import logits_of_rows, share_open
 from grun.errors import UserError
 from grun.gate_features import gates_by_member, thresholds_of
 from grun.ledger import Ledger
@@ -110,11 +110,10 @@ def measured(
     threshold_G, columns = thresholds_of(model), gates_by_member(model)
     found: dict[str, Any] = {}
     for name, whole in sets.items():
-        examples = as_trained(whole, rows)
-        encoded = rows.encode(examples)
+        encoded = rows.encode(as_trained(whole, rows))
         with adapters_off(model):
             before = rows.probability(model, encoded)
-        logits_NG = logits_of_prompts(model, rows, examples)
+        logits_NG = logits_of_rows(model, rows, encoded)
         found[name] = {
             "rows": len(encoded),
             "probability_before": before,

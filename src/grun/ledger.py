@@ -70,15 +70,13 @@ class Ledger:
         if hub and not where.exists() and re.fullmatch(HUB_ID, str(path)):
             where = downloaded(str(path))
         try:
-            text = (where / RECORD).read_text(encoding="utf-8")
+            content = (where / RECORD).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             advice = "restore it from a backup" if (where / REQUESTS).exists() else "`grun request add` makes a new one"
             raise UserError(f"--ledger '{where}': there is no ledger in it; {advice}.") from error
         except OSError as error:
             raise UserError(f"--ledger '{where}' cannot be read: {error.strerror or error}.") from error
-        except ValueError:
-            text = ""
-        record = files.parsed_json(text)
+        record = files.parsed_json(content)
         if not isinstance(record, dict):
             raise UserError(f"--ledger '{where}': its {RECORD} is damaged; restore it from a backup.")
         if record.get("format") != FORMAT:
@@ -101,10 +99,8 @@ class Ledger:
         """The same; a ledger without a base model and requests where nothing is yet."""
         where = Path(path).expanduser()
         try:
-            strangers = where.exists() and (not where.is_dir() or any(not is_own(p.name) for p in where.iterdir()))
-            there = (
-                where / RECORD
-            ).exists()  # looked at last: what is there before the record is strange only without it
+            strangers = where.exists() and (not where.is_dir() or any(not is_own(p) for p in where.iterdir()))
+            there = (where / RECORD).exists()  # looked at last: strangers are only strange without a record
         except OSError as error:
             raise UserError(f"--ledger '{where}' cannot be read: {error.strerror or error}.") from error
         if there:

@@ -12,16 +12,16 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from grun.errors import UserError
-from grun.files import sha256
+from grun.files import is_unfinished, sha256
 
 RECORD, LOCK, WORK, REQUESTS = "ledger.json", ".lock", ".work", "requests"
 DATA = "data.json"
 ADDING = ".adding"  # in the folder of a request that the record may not name yet
 
 
-def is_own(name: str) -> bool:
+def is_own(file: Path) -> bool:
     """Whether an `add` that is at work, or was killed, may have made this before there is a record."""
-    return name in (LOCK, WORK) or (name.startswith(f".{RECORD}.") and name.endswith(".tmp"))
+    return file.name in (LOCK, WORK) or is_unfinished(file, RECORD)
 
 
 def tidy(ledger: Path, known: Collection[str]) -> None:
@@ -31,8 +31,9 @@ def tidy(ledger: Path, known: Collection[str]) -> None:
         ledger: its directory.
         known: ids of the requests that the record names.
     """
-    for unfinished in ledger.glob(f".{RECORD}.*.tmp"):
-        unfinished.unlink(missing_ok=True)
+    for file in ledger.iterdir():
+        if is_unfinished(file, RECORD):
+            file.unlink(missing_ok=True)
     for unfinished in (ledger / REQUESTS).glob(".*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     for marker in (ledger / REQUESTS).glob(f"*/{ADDING}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ACTIVE",
+    "ADAPTER_FILES",
     "ID",
     "SUSPENDED",
     "WITHDRAWN",
@@ -53,7 +54,7 @@ class Request:
     objective: str
     settings: dict[str, Any]
     files: dict[str, str]
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any]
     thresholds: list[float] | None = None
     kept: dict[str, str] = field(default_factory=dict)
 
@@ -105,8 +106,7 @@ def checked_calibration(given: Any) -> dict[str, Any] | None:
 
 def _request(record: Mapping[str, Any], where: str) -> Request:
     known = {f.name for f in fields(Request)}
-    required = known - {"metrics", "thresholds", "kept"}
-    if missing := sorted(required - record.keys()):
+    if missing := sorted(known - {"thresholds", "kept"} - record.keys()):
         raise ValueError(f"{where} has no {missing[0]}")
     if unknown := sorted(record.keys() - known):
         raise ValueError(f"{where} has an unknown '{unknown[0]}'")
@@ -134,7 +134,7 @@ def _request(record: Mapping[str, Any], where: str) -> Request:
     for file in ADAPTER_FILES:
         if file not in record["files"]:
             raise ValueError(f"{where}: files does not name {file}")
-    new: Any = _of(record.get("metrics"), dict, f"{where}: metrics")
+    new: Any = _of(record["metrics"], dict, f"{where}: metrics")
     for name in ("in_force", "new"):
         new = _of(new.get(name), dict, f"{where}: metrics: {name}")
     for name in ("probability_before", "probability"):

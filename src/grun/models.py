@@ -159,11 +159,7 @@ def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--adapter '{directory}' cannot be loaded: {reason}") from error
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # what PEFT says of settings that are not those of an adapter
+    except (KeyError, TypeError, AttributeError) as error:  # of settings that are no adapter's
         raise UserError(
             f"--adapter '{directory}' cannot be loaded: its adapter_config.json holds no settings of an adapter that PEFT "
             f"knows ({type(error).__name__}: {' '.join(str(error).split())})."

@@ -6,8 +6,7 @@ __all__ = ["Stopped", "command_for", "read_config_file"]
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
@@ -23,15 +22,6 @@ CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instanc
 
 class Stopped(Exception):
     """The user stopped a job; the option parser would swallow a `KeyboardInterrupt` and its message."""
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn what stops the job inside into `Stopped`."""
-    try:
-        yield
-    except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
-        raise Stopped(str(error) or "stopped.") from error
 
 
 def command_for(
@@ -54,8 +44,10 @@ def command_for(
         values = read_config_file(file) if file is not None else {}
         config = from_mapping(config_class, values, str(file))
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
-        with _stoppable():
+        try:
             job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
+        except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
+            raise Stopped(str(error) or "stopped.") from error
 
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
     parameters = [_parameter(f, hints[f.name]) for f in shown]

@@ -28,7 +28,8 @@ LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the le
 Id = Annotated[str, typer.Argument(help="Id of the request.")]
 
 
-def _job(name: str, module: str = "grun.requests") -> Any:
+def _late(name: str, module: str = "grun.requests") -> Any:
+    """Something that is imported when it is used, so that `--help` need not wait for torch."""
     return getattr(importlib.import_module(module), name)
 
 
@@ -41,7 +42,7 @@ def _say_export(ledger: str) -> None:
 def _add(config: RequestConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
-    id = _job("add")(config)
+    id = _late("add")(config)
     typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
     _say_export(config.ledger)
 
@@ -54,7 +55,7 @@ requests_app.command("add", help="Learn an adapter for the rows in FILES and put
 def _calibrate(config: CalibrateRequestsConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger.")
-    _job("calibrate")(config)
+    _late("calibrate")(config)
     _say_export(config.ledger)
 
 
@@ -66,13 +67,12 @@ requests_app.command(
 @requests_app.command("list")
 def list_requests(ledger: LedgerOption) -> None:
     """Show every request and its state."""
-    module = importlib.import_module("grun.ledger")
-    found = module.Ledger.read(ledger, hub=True)
-    plain_text = importlib.import_module("grun.report.table").plain_text
+    found = _late("Ledger", "grun.ledger").read(ledger, hub=True)
+    plain_text = _late("plain_text", "grun.report.table")
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
-        new = request.metrics.get("in_force", {}).get("new", {})
-        forgotten = "" if not new else f"{new['probability_before']:.3f} to {new['probability']:.3f}"
+        new = request.metrics["in_force"]["new"]
+        forgotten = f"{new['probability_before']:.3f} to {new['probability']:.3f}"
         since = request.history[-1]["when"][:10]
         cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
         table.add_row(*map(plain_text, cells))
@@ -81,13 +81,13 @@ def list_requests(ledger: LedgerOption) -> None:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
         said = words.format(alpha=promise["alpha"], sure=1 - promise["delta"], dtype=promise["dtype"])
         typer.echo(f"Calibrated {promise['when'][:10]}: {said}.")
-    module.say_uncovered(found)
+    _late("say_uncovered", "grun.ledger")(found)
 
 
 @requests_app.command("show")
 def show(id: Id, ledger: LedgerOption) -> None:
     """Show everything that the ledger says about a request, as JSON."""
-    request = importlib.import_module("grun.ledger").Ledger.read(ledger, hub=True).get(id)
+    request = _late("Ledger", "grun.ledger").read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
 
@@ -122,7 +122,7 @@ def export(
     """Write everything in force as one adapter, for `PeftModel.from_pretrained` and every command with --adapter."""
     if scale is not None and reference_scale:
         raise UserError("--scale and --reference-scale were both given; choose one of them.")
-    typer.echo(f"The adapter is in {_job('export')(ledger, output, scale, reference_scale)}.")
+    typer.echo(f"The adapter is in {_late('export')(ledger, output, scale, reference_scale)}.")
 
 
 @requests_app.command("verify")
@@ -142,7 +142,7 @@ def verify(
         if not equals or not file:
             raise UserError(f"--data is '{text}', expected ID=FILE.")
         sources.setdefault(id, []).append(file)
-    found = _job("verify", "grun.request_checks")(
+    found = _late("verify", "grun.request_checks")(
         ledger, model, sources, device=device, trust_remote_code=trust_remote_code
     )
     for id, said in found.items():
@@ -155,5 +155,5 @@ def verify(
 
 
 def _changed(ledger: str, id: str, what: str) -> None:
-    typer.echo(f"Request {id} is {importlib.import_module('grun.ledger').change(ledger, id, what).state}.")
+    typer.echo(f"Request {id} is {_late('change', 'grun.ledger')(ledger, id, what).state}.")
     _say_export(ledger)

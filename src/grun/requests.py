@@ -21,12 +21,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-
 from grun.adapters import with_presets
 from grun.adapters.config import is_member_name
 from grun.calibration import (
     calibrated,
+    learnt_places,
     logits_of_prompts,
     promised,
     prompts_of,
@@ -37,20 +36,18 @@ from grun.calibration import (
 from grun.config import UnlearnConfig
 from grun.errors import UserError
 from grun.files import atomic_directory
-from grun.gate_features import gates_by_member, thresholds_of
+from grun.gate_features import gates_by_member
 from grun.in_force import check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
-from grun.ledger_record import ID
+from grun.ledger_record import ADAPTER_FILES, ID
 from grun.request_config import CalibrateRequestsConfig, RequestConfig
 from grun.rows import RowEncoder
 from grun.runs import FEATURES, fingerprint, fingerprint_of_rows
 from grun.sides import load_sides
-from grun.thresholds import usual_place
 from grun.unlearn import unlearn
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
-EXPORTED = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 REFERENCE_SCALE = 0.6  # times n + 1
 
 
@@ -124,7 +121,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     now, target = Ledger.read(ledger, hub=True), Path(output).expanduser()
     if not now.active:
         raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
-    if target.is_file() or (target.is_dir() and any(file.name not in EXPORTED for file in target.iterdir())):
+    if target.is_file() or (target.is_dir() and any(file.name not in ADAPTER_FILES for file in target.iterdir())):
         raise UserError(f"'{output}' holds something else; name a new directory, or one that an export made.")
     factor = REFERENCE_SCALE * (len(now.active) + 1) if reference_scale else scale
     try:
@@ -192,14 +189,10 @@ def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
         check_base(now, identity(config.model, config.trust_remote_code), config.model)
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
-        own = dataclasses.replace(
-            now, requests={id: dataclasses.replace(r, thresholds=None) for id, r in now.active.items()}
-        )
         normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
-        model, tokenizer = loaded(own, {id: now.adapter(id) for id in now.active}, config)
+        model, tokenizer = loaded(now, {id: now.adapter(id) for id in now.active}, config)
         rows = RowEncoder.of(model, tokenizer, config)
-        place_G = usual_place(thresholds_of(model))
-        threshold_G, found = calibrated(model, rows, normal, place_G, guarantee)
+        threshold_G, found = calibrated(model, rows, normal, learnt_places(model), guarantee)
         if forget:
             found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
         for name in ("thresholds", "places", "deviations"):

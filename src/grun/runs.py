@@ -171,7 +171,7 @@ def _is_leftover(file: Path, settings: Mapping[str, Any]) -> bool:
     if file.name == CONFIG:
         found = files.read_json(file)
         return isinstance(found, dict) and found.keys() == settings.keys()
-    return file.name.startswith((f".{CONFIG}.", f".{RECORD}.")) and file.suffix == ".tmp"
+    return any(files.is_unfinished(file, name) for name in (CONFIG, RECORD))
 
 
 def _check_writable(where: Path) -> None:
