@@ -2,6 +2,6 @@
 
 import sys
 
-from grun.cli import main
+from grun.cli.main import main
 
 sys.exit(main())

@@ -1,0 +1,231 @@
+"""The command line: every command is a job with its configuration; wrong input is one line and exit code 2."""
+
+from __future__ import annotations
+
+__all__ = ["app", "main"]
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import grun
+from grun.cli.options import Stopped, command_for
+from grun.cli.requests import requests_app
+from grun.core.config.jobs import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
+from grun.core.config.requests import CalibrateConfig, ImportConfig
+from grun.core.errors import RunsFailed, TrainingDiverged, UserError
+
+app = typer.Typer(
+    help="Make a language model forget chosen data, without touching its weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+REGISTRIES = {
+    "objectives": ("grun.training.objectives", "objectives", "--objective"),
+    "retain losses": ("grun.training.objectives", "retain_losses", "--retain-loss"),
+    "adaptations": ("grun.models.adaptations", "adaptations", "--adapt"),
+    "benchmarks": ("grun.data.benchmarks", "benchmarks", "--benchmark"),
+    "metrics": ("grun.evaluation.metrics", "metrics", "--metrics"),
+    "engines": ("grun.jobs.engines", "engines", "--engine"),
+}
+FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
+
+
+def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
+    """A job that is imported when it runs, so that `--help` need not wait for torch."""
+
+    def run(config: Any) -> None:
+        job = getattr(importlib.import_module(module), name)
+        result = job(config)
+        if after and _is_first_process():
+            typer.echo(after.format(result=result, config=config))
+
+    return run
+
+
+def _add(name: str, config_class: type, module: str, after: str, help: str, function: str = "") -> None:
+    job = _job(module, function or name, after)
+    app.command(name, help=help)(command_for(config_class, job))
+
+
+_add(
+    "finetune",
+    FinetuneConfig,
+    "grun.jobs.finetune",
+    "The model is in {result}. Make it forget: grun unlearn --model {result} ...",
+    "Make a target model: fine-tune a model, or train a small one and its tokenizer from scratch.",
+)
+_add(
+    "unlearn",
+    UnlearnConfig,
+    "grun.jobs.unlearn",
+    "The result is in {result}. Measure it: grun evaluate --model {config.model} --adapter {result} ...",
+    "Learn an adapter that makes a model forget what is in --forget and keep what is in --retain. The same command "
+    "again resumes an interrupted run.",
+)
+_add(
+    "evaluate",
+    EvaluateConfig,
+    "grun.jobs.evaluate",
+    "Everything is in {result}: metrics.json, rows.jsonl (every answer) and table.md.",
+    "Measure a model before and after, on every split of a benchmark or of your own files.",
+)
+_add(
+    "calibrate",
+    CalibrateConfig,
+    "grun.jobs.calibrate",
+    "The adapter with its new thresholds is in {result}.",
+    "Set the thresholds of gates so that at most a share of normal prompts opens any of them, with a guarantee.",
+)
+_add(
+    "import",
+    ImportConfig,
+    "grun.jobs.import_reference",
+    "The adapter is in {result}.",
+    "Take over an adapter that the reference implementation of GRUN has trained.",
+    "import_reference",
+)
+_add(
+    "sweep",
+    SweepConfig,
+    "grun.jobs.sweep",
+    "Everything is in {result}: table.md, results.json, and every run.",
+    "Compare objectives, adaptations, seeds or any other setting of unlearn: a grid of runs in parallel, resumable, and "
+    "one table.",
+)
+_add(
+    "chat",
+    ChatConfig,
+    "grun.jobs.chat",
+    "",
+    "Ask the model and the unlearned model side by side, and see what the gates say.",
+)
+_add(
+    "demo",
+    DemoConfig,
+    "grun.jobs.demo",
+    "",
+    "See it work: a small model learns invented people by heart, forgets some of them, and keeps the rest.",
+)
+
+
+app.add_typer(requests_app, name="request")
+
+
+@app.command("compare")
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Directories of evaluations; the others are compared with the first.")
+    ],
+    metrics: Annotated[list[str] | None, typer.Option(help="Only these metrics. May be given several times.")] = None,
+    splits: Annotated[list[str] | None, typer.Option(help="Only these splits. May be given several times.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""
+    job = importlib.import_module("grun.jobs.compare").compare
+    job(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed)
+
+
+@app.command(
+    "lm-eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Run lm-evaluation-harness with a model and its adapter: --model_args pretrained=MODEL,adapter=ADAPTER --tasks ...",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Pass everything on to the harness's own command line."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("grun lm-eval needs lm-evaluation-harness: pip install 'grun-llm[harness]'.")
+    importlib.import_module("grun.evaluation.lm_eval_harness").run_harness(context.args)
+
+
+@app.command("list")
+def list_leaves() -> None:
+    """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
+    for kind, (package, attribute, option) in REGISTRIES.items():
+        typer.echo(f"{kind} ({option}):")
+        entries = list(getattr(importlib.import_module(package), attribute))
+        width = max(len(entry.name) for entry in entries)
+        for entry in entries:
+            typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"grun {grun.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the entry point of the console script.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 1 if runs of a sweep failed, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
+        errors are raised.
+    """
+    _quiet()
+    command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(command.main(given, prog_name="grun", standalone_mode=False) or 0)
+    except UserError as error:
+        return _failed(str(error), WRONG_INPUT)
+    except UsageError as error:
+        return _failed(error.format_message(), WRONG_INPUT)
+    except TrainingDiverged as error:
+        return _failed(str(error), DIVERGED)
+    except RunsFailed as error:
+        return _failed(str(error), FAILED)
+    except Stopped as error:
+        return _failed(str(error), INTERRUPTED)
+
+
+def _is_first_process() -> bool:
+    """Of those that `accelerate launch` or `torchrun` started; without them there is only this one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _failed(message: str, code: int) -> int:
+    typer.echo("grun: " + " ".join(message.split()), err=True)
+    return code
+
+
+def _quiet() -> None:
+    """Own messages as plain lines on standard error; none of what libraries say about themselves."""
+    logger = logging.getLogger("grun")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("grun: %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
+    logger.propagate = False
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast, and kernels that it does without
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|peft")

@@ -1,0 +1,128 @@
+"""Command-line options made from the configuration dataclasses, so that these stay the only list of settings."""
+
+from __future__ import annotations
+
+__all__ = ["Stopped", "command_for", "read_config_file"]
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
+
+import typer
+import yaml
+
+from grun.core.config.schema import flag, from_mapping, without_none
+from grun.core.errors import UserError
+
+C = TypeVar("C")
+CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
+
+
+class Stopped(Exception):
+    """The user stopped a job; the option parser would swallow a `KeyboardInterrupt` and its message."""
+
+
+def command_for(
+    config_class: type[C], job: Callable[[C], None], *, without: Collection[str] = (), files: str | None = None
+) -> Callable[..., None]:
+    """A function with one typer option per field of a configuration, which builds it and runs the job.
+
+    What is not given on the command line is taken from `--config`, then from the defaults of the class.
+
+    Args:
+        config_class: its fields are the options.
+        job: what to run.
+        without: fields that are no options of this command.
+        files: a field that is given as arguments, not as an option.
+    """
+    hints = get_type_hints(config_class)
+
+    def command(**given: Any) -> None:
+        file = given.pop("config")
+        values = read_config_file(file) if file is not None else {}
+        config = from_mapping(config_class, values, str(file))
+        flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
+        try:
+            job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
+        except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
+            raise Stopped(str(error) or "stopped.") from error
+
+    shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
+    parameters = [_parameter(f, hints[f.name]) for f in shown]
+    if files is not None:
+        described = _help(next(f for f in _own_first(config_class) if f.name == files), False)
+        argument = typer.Argument(help=described, metavar="FILES...")
+        parameters.insert(0, _named(files, Annotated[list[str] | None, argument]))
+    parameters.append(_named("config", Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def read_config_file(file: Path) -> Mapping[str, Any]:
+    """The settings in a YAML (or JSON) file.
+
+    Raises:
+        UserError: if the file cannot be read or does not hold settings by name.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config '{file}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        raise UserError(f"--config '{file}' is not valid YAML{line}.") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"--config '{file}' holds {type(values).__name__}, expected settings as name: value.")
+    return values
+
+
+def _own_first(config_class: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a configuration: what only this job has, before what it shares with others."""
+    fields = dataclasses.fields(config_class)
+    bases = [base for base in config_class.__mro__[1:] if dataclasses.is_dataclass(base)]
+    shared = {f.name for base in bases for f in dataclasses.fields(base)}
+    return sorted(fields, key=lambda f: f.name in shared)
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """The option of one field. Its own default is None, so that what was given can be told from what was not."""
+    kind = without_none(hint)
+    declared = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
+    metavar = {dict: "NAME=VALUE", list: "VALUE"}.get(get_origin(kind) or kind)
+    option = typer.Option(*declared, help=_help(field, metavar is not None), metavar=metavar)
+    wanted: Any = list[str] if get_origin(kind) in (list, dict) else kind
+    return _named(field.name, Annotated[wanted | None, option])
+
+
+def _named(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _help(field: dataclasses.Field[Any], repeatable: bool) -> str:
+    text = str(field.metadata["help"]) + (" May be given several times." if repeatable else "")
+    shown = isinstance(field.default, (str, int, float)) and field.default != ""
+    if not shown:
+        return text
+    default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
+    return f"{text} [default: {default}]"
+
+
+def _is_mapping(hint: Any) -> bool:
+    return get_origin(without_none(hint)) is dict
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    """What a flag means: `name=value` pairs become a mapping."""
+    if not _is_mapping(hint):
+        return value
+    pairs = {}
+    for text in value:
+        key, equals, content = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"{flag(name)} is '{text}', expected name=value.")
+        pairs[key] = content
+    return pairs

@@ -1,0 +1,159 @@
+"""`grun request ...`: the commands of a ledger of removal requests."""
+
+from __future__ import annotations
+
+__all__ = ["requests_app"]
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from grun.cli.options import command_for
+from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
+from grun.core.errors import RunsFailed, UserError
+
+requests_app = typer.Typer(
+    help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger knows where its adapters are, and holds only gated ones
+LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger (to read, also a hub id).")]
+Id = Annotated[str, typer.Argument(help="Id of the request.")]
+
+
+def _late(name: str, module: str = "grun.requests.operations") -> Any:
+    """Something that is imported when it is used, so that `--help` need not wait for torch."""
+    return getattr(importlib.import_module(module), name)
+
+
+def _say_export(ledger: str) -> None:
+    typer.echo(
+        f"Adapters exported before stay as they are; for the new state: grun request export DIR --ledger {ledger}"
+    )
+
+
+def _add(config: RequestConfig) -> None:
+    if not config.ledger:
+        raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
+    id = _late("add")(config)
+    typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
+    _say_export(config.ledger)
+
+
+requests_app.command("add", help="Learn an adapter for the rows in FILES and put it into force beside all others.")(
+    command_for(RequestConfig, _add, without=NOT_ASKED, files="forget")
+)
+
+
+def _calibrate(config: CalibrateRequestsConfig) -> None:
+    if not config.ledger:
+        raise UserError("--ledger is missing: give the directory of the ledger.")
+    _late("calibrate")(config)
+    _say_export(config.ledger)
+
+
+requests_app.command(
+    "calibrate", help="Set all thresholds so that at most a share of normal prompts opens a gate, with a guarantee."
+)(command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite")))
+
+
+@requests_app.command("list")
+def list_requests(ledger: LedgerOption) -> None:
+    """Show every request and its state."""
+    found = _late("Ledger", "grun.requests.ledger").read(ledger, hub=True)
+    plain_text = _late("plain_text", "grun.evaluation.report.table")
+    table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
+    for request in found.requests.values():
+        new = request.metrics["in_force"]["new"]
+        forgotten = f"{new['probability_before']:.3f} to {new['probability']:.3f}"
+        since = request.history[-1]["when"][:10]
+        cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
+        table.add_row(*map(plain_text, cells))
+    Console().print(table)
+    if promise := found.calibration:
+        words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
+        said = words.format(alpha=promise["alpha"], sure=1 - promise["delta"], dtype=promise["dtype"])
+        typer.echo(f"Calibrated {promise['when'][:10]}: {said}.")
+    _late("say_uncovered", "grun.requests.ledger")(found)
+
+
+@requests_app.command("show")
+def show(id: Id, ledger: LedgerOption) -> None:
+    """Show everything that the ledger says about a request, as JSON."""
+    request = _late("Ledger", "grun.requests.ledger").read(ledger, hub=True).get(id)
+    typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
+
+
+@requests_app.command("suspend")
+def suspend(id: Id, ledger: LedgerOption) -> None:
+    """Take a request out of force for now; `resume` puts it back."""
+    _changed(ledger, id, "suspend")
+
+
+@requests_app.command("resume")
+def resume(id: Id, ledger: LedgerOption) -> None:
+    """Put a suspended request back into force."""
+    _changed(ledger, id, "resume")
+
+
+@requests_app.command("withdraw")
+def withdraw(id: Id, ledger: LedgerOption) -> None:
+    """Take a request out of force for good; the ledger still says that it was there."""
+    _changed(ledger, id, "withdraw")
+
+
+@requests_app.command("export")
+def export(
+    output: Annotated[str, typer.Argument(help="Directory to write the adapter to.")],
+    ledger: LedgerOption,
+    scale: Annotated[float | None, typer.Option(help="Factor of all edits. Default: 1.", min=0.0)] = None,
+    reference_scale: Annotated[
+        bool,
+        typer.Option("--reference-scale", help="Take the factor 0.6 n + 0.6 for n requests, as the reference does."),
+    ] = False,
+) -> None:
+    """Write everything in force as one adapter, for `PeftModel.from_pretrained` and every command with --adapter."""
+    if scale is not None and reference_scale:
+        raise UserError("--scale and --reference-scale were both given; choose one of them.")
+    typer.echo(f"The adapter is in {_late('export')(ledger, output, scale, reference_scale)}.")
+
+
+@requests_app.command("verify")
+def verify(
+    ledger: LedgerOption,
+    model: Annotated[str | None, typer.Option(help="Base model, to compare with the ledger's.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="The rows of a request, as ID=FILE. May be given several times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with a hub repository.")] = False,
+) -> None:
+    """Check adapters against their checksums, data against fingerprints, and measure that it is still forgotten."""
+    sources: dict[str, list[str]] = {}
+    for text in data or ():
+        id, equals, file = text.partition("=")
+        if not equals or not file:
+            raise UserError(f"--data is '{text}', expected ID=FILE.")
+        sources.setdefault(id, []).append(file)
+    found = _late("verify", "grun.requests.verification")(
+        ledger, model, sources, device=device, trust_remote_code=trust_remote_code
+    )
+    for id, said in found.items():
+        typer.echo(f"{id}: {said}")
+    if not found:
+        typer.echo("There is nothing to verify: every request is withdrawn.")
+    wrong = sum(not said.startswith("ok") for said in found.values())
+    if wrong:
+        raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
+
+
+def _changed(ledger: str, id: str, what: str) -> None:
+    typer.echo(f"Request {id} is {_late('change', 'grun.requests.ledger')(ledger, id, what).state}.")
+    _say_export(ledger)

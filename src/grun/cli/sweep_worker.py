@@ -1,0 +1,37 @@
+"""The process of one run of a sweep: commands with their settings files, one after the other.
+
+python -m grun.cli.sweep_worker unlearn SETTINGS.json evaluate SETTINGS.json
+"""
+
+from __future__ import annotations
+
+__all__ = ["work"]
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from grun.cli.main import main
+
+ORPHANED = 1
+
+
+def work(steps: Sequence[str]) -> int:
+    """Run commands, each with its settings file, until one fails; returns the exit code of the last."""
+    for command, settings in zip(steps[::2], steps[1::2], strict=True):
+        code = main([command, "--config", settings])
+        if code:
+            return code
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Nobody ever writes to standard input: it ends when the process that holds the other end does, however it died."""
+    os.read(sys.stdin.fileno(), 1)  # a buffered read would hold a lock that the interpreter wants when it ends
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(work(sys.argv[1:]))

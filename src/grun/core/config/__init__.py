@@ -1,0 +1,1 @@
+"""The settings of every job, and how settings are declared and checked."""

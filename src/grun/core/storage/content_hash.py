@@ -1,0 +1,86 @@
+"""Where results are kept between runs, and how models and adapters are told apart by their content."""
+
+from __future__ import annotations
+
+__all__ = ["cache_directory", "content_of_folder", "content_of_model", "subject_folder"]
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+import grun
+from grun.core.storage.atomic_files import read_json, sha256, write_json
+
+DIGESTS = "digests.json"
+OWN_CODE = Path(grun.__file__).parent
+
+
+def cache_directory() -> Path:
+    """`GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
+    if given := os.environ.get("GRUN_CACHE_DIR"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grun"
+
+
+def content_of_model(model: PreTrainedModel) -> str | None:
+    """What tells a loaded model from all others: a hash of its folder, or hub id and commit; None if neither is known."""
+    folder = Path(str(model.name_or_path))
+    if folder.is_dir():
+        return _digest_of_folder(folder)
+    commit = getattr(model.config, "_commit_hash", None)
+    return f"{model.name_or_path}@{commit}" if commit else None
+
+
+def content_of_folder(folder: str, files: Sequence[str] = ("*",)) -> str | None:
+    """A hash of a folder, or of those files in it that match; None if there is none (a hub revision is not known)."""
+    return _digest_of_folder(Path(folder), files) if Path(folder).is_dir() else None
+
+
+def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) -> Path | None:
+    """The folder of the cache for what is measured of a subject.
+
+    Args:
+        contents: of the model and the adapter.
+        settings: everything else that decides what is measured, besides the rows; the code of this package is added.
+
+    Returns:
+        None if a content is not known: it is never taken for the same.
+    """
+    if any(content is None for content in contents):
+        return None
+    text = json.dumps([list(contents), dict(settings), _digest_of_code()], sort_keys=True, default=str)
+    return cache_directory() / "evidence" / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
+    """Hash over all matching files; a file that did not change since it was last read is not read again."""
+    register = cache_directory() / DIGESTS
+    known = read_json(register) or {}
+    digest, fresh = hashlib.sha256(), {}
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    for file in sorted(path for path in found if path.is_file() and not path.name.startswith(".")):
+        state = file.stat()
+        key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+        if key not in known:
+            fresh[key] = sha256(file)
+        digest.update(f"{file.name} {known.get(key) or fresh[key]}\n".encode())
+    if fresh:
+        with suppress(OSError):  # then they are read again the next time
+            register.parent.mkdir(parents=True, exist_ok=True)
+            write_json(register, known | fresh)
+    return digest.hexdigest()
+
+
+@cache
+def _digest_of_code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(OWN_CODE.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Rows of text from files, the hub and benchmarks."""

@@ -1,0 +1,116 @@
+"""Benchmarks: named splits of rows to forget, to keep, and to look at.
+
+A benchmark is a function in a file of this folder, registered with `@benchmarks.register("name")`, that returns a
+`records.Benchmark`. Its keyword-only arguments are its options: `--benchmark-options people=60` comes from the
+signature. Two names are special: `data_dir` (a folder, from `--data-dir`) and `seed` (from `--seed`, unless given as
+an option).
+"""
+
+from __future__ import annotations
+
+__all__ = ["OnDemand", "benchmarks", "load_benchmark", "local_file"]
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from grun.core.errors import UserError, nearest
+from grun.core.records import Benchmark, Example
+from grun.core.registry import Entry, Registry
+
+benchmarks: Registry[Callable[..., Benchmark]] = Registry("benchmark", "grun.data.benchmarks")
+
+
+class OnDemand(Mapping[str, tuple[Example, ...]]):
+    """Splits that are read when they are looked up, once.
+
+    Args:
+        readers: what reads each split, by name.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], Iterable[Example]]]) -> None:
+        self._readers = readers
+        self._read: dict[str, tuple[Example, ...]] = {}
+
+    def __getitem__(self, name: str) -> tuple[Example, ...]:
+        if name not in self._read:
+            self._read[name] = tuple(self._readers[name]())
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def local_file(folder: str | Path, name: str) -> str | None:
+    """The file of a split in a local copy of a data set, `name.jsonl` or of another kind that can be read; None if none."""
+    where = Path(folder).expanduser()
+    for suffix in SUFFIXES:
+        for file in (where / f"{name}{suffix}", *sorted(where.glob(f"{name}-00000-of-00001{suffix}"))):
+            if file.is_file():
+                return str(file)
+    return None
+
+
+def load_benchmark(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    options: Mapping[str, str] | None = None,
+) -> Benchmark:
+    """The benchmark called `name`, built with options that are still text.
+
+    Args:
+        name: registered name.
+        data_dir: folder with a local copy, for benchmarks that read files.
+        seed: seed of everything random in it; an option `seed` wins over it.
+        options: `name=value` options, converted to the types that the benchmark's signature declares.
+
+    Raises:
+        UserError: for an unknown benchmark or option (with the nearest known one), a value of the wrong type, or a
+            `data_dir` that the benchmark has no use for.
+    """
+    entry = benchmarks.get(name)
+    hints = get_type_hints(entry.target)
+    given: dict[str, Any] = {}
+    for option, text in (options or {}).items():
+        _check_known(entry, option)
+        given[option] = _convert(text, hints[option], f"option '{option}' of benchmark '{name}'")
+    if data_dir is not None:
+        if "data_dir" not in entry.parameters:
+            raise UserError(f"--data-dir is {data_dir}, but benchmark '{name}' reads no files; leave it out.")
+        given["data_dir"] = data_dir
+    if "seed" in entry.parameters:
+        given.setdefault("seed", seed)
+    for parameter in entry.parameters.values():
+        if parameter.default is inspect.Parameter.empty and parameter.name not in given:
+            raise UserError(f"benchmark '{name}' needs option {parameter.name}=...")
+    return entry.target(**given)
+
+
+def _check_known(entry: Entry[Callable[..., Benchmark]], option: str) -> None:
+    known = [n for n in entry.parameters if n != "data_dir"]
+    if option not in known:
+        hint = "Give it as --data-dir." if option == "data_dir" else f"It has: {', '.join(known) or 'none'}."
+        raise UserError(f"benchmark '{entry.name}' has no option '{option}'.{nearest(option, known)} {hint}")
+
+
+def _convert(text: str, hint: Any, what: str) -> Any:
+    """`text` as the type `hint` (str, int, float, bool, or one of them or None)."""
+    kinds = [t for t in get_args(hint) if t is not type(None)] or [hint]
+    if str(text).lower() == "none" and type(None) in get_args(hint):
+        return None
+    kind = kinds[0]
+    try:
+        return _BOOLEANS[str(text).lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise UserError(f"{what} is '{text}', expected {expected}.") from error

@@ -1,0 +1,1 @@
+"""Evaluation: evidence, metrics, intervals, comparison and reports."""

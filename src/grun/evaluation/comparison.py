@@ -1,0 +1,141 @@
+"""Evaluations of several models side by side: differences, and what they may be by chance."""
+
+from __future__ import annotations
+
+__all__ = ["Compared", "Difference", "compare_runs", "run_names"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grun.core.errors import UserError, nearest
+from grun.core.records import Score
+from grun.core.storage.atomic_files import read_json
+from grun.evaluation.intervals import difference_interval
+from grun.evaluation.metrics import metrics as registry
+from grun.evaluation.result_files import SAMPLES, VALUES, metric_info
+
+OVERALL = "all splits"  # of summaries
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score of one run beside that of the first one.
+
+    Attributes:
+        value: of this run; None if there is none.
+        change: value minus that of the first run; None where one is missing.
+        low, high: 95 % bootstrap interval of the change, over the same resampled rows; None where there is none.
+    """
+
+    value: float | None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of one split in every run; the first is what the others are compared with."""
+
+    split: str
+    metric: str
+    runs: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    values: Mapping[str, Any]
+    samples: Mapping[str, Any]
+    subject: str
+
+    def score(self, split: str, metric: str) -> Score | None:
+        """What the run says about its model after unlearning, or about its only model; None if it does not look at that."""
+        overall = split == OVERALL
+        found = (self.values["summaries"] if overall else self.values["splits"].get(split, {}).get("metrics", {})).get(
+            metric
+        )
+        if found is None:
+            return None
+        samples = self.samples["summaries" if overall else "splits"][self.subject]
+        groups = (samples if overall else samples[split])[metric]
+        one = found[self.subject]
+        return Score(one["value"], one["n"], groups=_frozen(groups), reason=one["reason"])
+
+
+def compare_runs(
+    runs: Sequence[Path], *, metrics: Sequence[str] = (), splits: Sequence[str] = (), seed: int = 0
+) -> list[Compared]:
+    """The comparison alone; arguments and errors as of `compare`."""
+    if len(runs) < 2:
+        raise UserError(f"compare: {len(runs)} run was given; expected the directories of at least two evaluations.")
+    for name in metrics:
+        registry.get(name)
+    every = [_read(run, name) for run, name in zip(runs, run_names(runs), strict=True)]
+    common = [split for split in every[0].values["splits"] if all(split in run.values["splits"] for run in every)]
+    for name in splits:
+        if name not in common:
+            raise UserError(
+                f"--splits: not all runs have '{name}'.{nearest(name, common)} Common: {', '.join(common)}."
+            )
+    chosen = [split for split in common if not splits or split in splits]
+    if not chosen:
+        raise UserError("the runs have no split in common; evaluate them on the same data.")
+    for split in chosen:
+        _check_same_rows(every, split)
+    wanted = metrics or [entry.name for entry in registry if entry.info.get("table", True)]
+    asked = [(split, metric) for split in chosen for metric in wanted]
+    if not metrics and not splits:
+        asked += [(OVERALL, name) for name in every[0].values["summaries"]]
+    compared = [_compared(every, split, metric, seed) for split, metric in asked]
+    return [one for one in compared if any(run.value is not None for run in one.runs)]
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """Short names, all different."""
+    short = [run.resolve().name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run) for run in runs]
+
+
+def _read(run: Path, name: str) -> _Run:
+    values, samples = read_json(run / VALUES), read_json(run / SAMPLES)
+    if values is None or samples is None or "splits" not in values:
+        missing = VALUES if values is None else SAMPLES
+        raise UserError(
+            f"'{run}' is not a complete evaluation: it has no {missing}; expected an output of grun evaluate."
+        )
+    subjects = list(samples["splits"])
+    return _Run(name, values, samples, "after" if "after" in subjects else subjects[0])
+
+
+def _check_same_rows(runs: Sequence[_Run], split: str) -> None:
+    first = runs[0].samples["rows"][split]
+    for run in runs[1:]:
+        rows = run.samples["rows"][split]
+        if rows != first:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(first, rows, strict=False)) if a != b), min(len(first), len(rows))
+            )
+            raise UserError(
+                f"split '{split}' of {runs[0].name} ({len(first)} rows) and {run.name} ({len(rows)} rows) are of other rows, "
+                f"the first is row {at + 1}; evaluate both on the same data, or choose others with --splits."
+            )
+
+
+def _compared(runs: Sequence[_Run], split: str, metric: str, seed: int) -> Compared:
+    scores = [run.score(split, metric) for run in runs]
+    first = scores[0]
+    found = [Difference(None if first is None else first.value)]
+    for score in scores[1:]:
+        if score is None or score.value is None or first is None or first.value is None:
+            found.append(Difference(None if score is None else score.value))
+            continue
+        low, high = difference_interval(score, first, metric_info(metric), seed) or (None, None)
+        found.append(Difference(score.value, score.value - first.value, low, high))
+    return Compared(split, metric, tuple(found))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

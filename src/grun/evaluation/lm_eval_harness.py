@@ -1,0 +1,94 @@
+"""Models with adapters in lm-evaluation-harness: `grun lm-eval --model grun --model_args pretrained=...,adapter=...`.
+
+The harness scores prompt and continuation in one call and does not say where the prompt ends, but an adapter acts at its last
+token. Here every continuation is scored after its own prompt, which is read once for all of its continuations.
+"""
+
+from __future__ import annotations
+
+__all__ = ["GrunLM", "run_harness"]
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm.auto import tqdm
+
+from grun.models.encoding.batching import pad_token_id
+from grun.models.forward import evaluating
+from grun.models.loading import load_adapter, model_folder
+from grun.models.scoring import TOKENS_PER_BATCH, Prompted, score_rows
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens of the prompt, tokens of the continuation
+
+
+@register_model("grun")
+class GrunLM(HFLM):
+    """The harness's Hugging Face model with an adapter of any PEFT type on it.
+
+    Args:
+        pretrained: hub id or folder of the base model, or of the run that made it.
+        adapter: folder of the adapter, or of the run that made it; without it, the base model.
+        tokens_per_batch: most tokens of a forward pass that scores continuations, padding included.
+        others: as of the harness's model `hf`.
+    """
+
+    def __init__(
+        self, pretrained: str, adapter: str | None = None, tokens_per_batch: int = TOKENS_PER_BATCH, **others: Any
+    ) -> None:
+        super().__init__(pretrained=model_folder(pretrained), **others)
+        self.tokens_per_batch = int(tokens_per_batch)
+        if adapter is not None:
+            self._model: Any = load_adapter(self.model, adapter)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, and whether greedy decoding would have given it.
+
+        As in the harness, tokens at the beginning are left out of what is longer than the model's context.
+        """
+        after: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+        for i, (_, prompt, continuation) in enumerate(requests):
+            whole = (prompt + continuation)[-(self.max_length + 1) :]
+            cut = len(whole) - min(len(continuation), len(whole) - 1)
+            after[tuple(whole[:cut])][tuple(whole[cut:])].append(i)
+        rows = [Prompted(prompt, tuple(continuations)) for prompt, continuations in after.items()]
+        with (
+            evaluating(self.model),
+            tqdm(total=len(rows), desc="prompts", disable=disable_tqdm or self.rank != 0) as bar,
+        ):
+            scored = score_rows(
+                self.model,
+                rows,
+                pad_token_id=pad_token_id(self.tokenizer),
+                tokens_per_batch=self.tokens_per_batch,
+                every_answer_in_detail=True,
+                with_gates=False,
+                progress=bar.update,
+            )
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        for continuations, scores in zip(after.values(), scored, strict=True):
+            for places, one in zip(continuations.values(), scores.answers, strict=True):
+                for i in places:
+                    found[i] = (sum(one.logps), all(one.is_argmax))
+        for (texts, _, _), value in zip(requests, found, strict=True):
+            if texts is not None:  # windows of running text have none
+                self.cache_hook.add_partial("loglikelihood", texts, value)
+        return found
+
+
+def run_harness(arguments: Sequence[str]) -> None:
+    """The harness's own command line, which knows the model `grun` and takes it where no other is named."""
+    given = list(arguments)
+    if given and given[0] in ("ls", "validate"):
+        sys.argv = ["lm-eval", *given]
+    else:
+        named = any(argument == "--model" or argument.startswith("--model=") for argument in given)
+        command = given if given and given[0] == "run" else ["run", *given]
+        sys.argv = ["lm-eval", *command, *([] if named else ["--model", "grun"])]
+    cli_evaluate()

@@ -1,0 +1,98 @@
+"""What the gates of an adapter do. A row counts by its widest open gate: one open gate is enough to edit the answer."""
+
+from __future__ import annotations
+
+__all__ = ["gate_auroc", "gate_auroc_paraphrased", "gate_mean", "gate_open"]
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from grun.core.records import Evidence, RowEvidence, Score
+from grun.evaluation.metrics import auroc, mean_score, metrics, missing
+
+NO_GATES = "the model has no gated adapter"
+
+
+@metrics.register("gate_mean", label="gate", range=(0.0, 1.0), forget="higher", normal="lower", needs=("gates",))
+def gate_mean(evidence: Evidence) -> Score:
+    """Mean gate value, after the threshold, of each row's widest open gate; per gate, the mean of that gate."""
+    return _of_values(evidence, float)
+
+
+@metrics.register("gate_open", label="gate open", range=(0.0, 1.0), forget="higher", normal="lower", needs=("gates",))
+def gate_open(evidence: Evidence) -> Score:
+    """Share of rows with a gate that is not exactly 0: true positives on forget rows, false ones elsewhere.
+
+    A gate whose threshold was never set is open everywhere; its values say how far.
+    """
+    return _of_values(evidence, lambda value: value if math.isnan(value) else float(value > 0.0))
+
+
+@metrics.register(
+    "gate_auroc",
+    label="gate AUROC",
+    range=(0.0, 1.0),
+    forget=None,
+    normal="higher",
+    needs=("gates",),
+    statistic=auroc,
+)
+def gate_auroc(evidence: Evidence) -> Score:
+    """Area under the ROC curve of the gate logits: forget rows against the rows of this split."""
+    return _separation(evidence, evidence.forget)
+
+
+@metrics.register(
+    "gate_auroc_paraphrased",
+    label="gate AUROC, paraphrased",
+    range=(0.0, 1.0),
+    forget=None,
+    normal="higher",
+    needs=("gates",),
+    statistic=auroc,
+)
+def gate_auroc_paraphrased(evidence: Evidence) -> Score:
+    """The same with the forget rows in phrasings that training never saw."""
+    return _separation(evidence, evidence.forget_paraphrased)
+
+
+def _of_values(evidence: Evidence, count: Callable[[float], float]) -> Score:
+    values = _gates(evidence.rows, "gate_values")
+    if values is None:
+        return missing(NO_GATES, len(evidence.rows))
+    counted = [[count(value) for value in row] for row in values]
+    score = mean_score([_widest(row) for row in counted])
+    if score.value is None:
+        return score
+    return replace(score, per_gate=tuple(math.fsum(gate) / len(gate) for gate in zip(*counted, strict=True)))
+
+
+def _separation(evidence: Evidence, forget: Sequence[RowEvidence] | None) -> Score:
+    n = len(evidence.rows)
+    if not forget:
+        return missing("there are no forget rows to compare this split with", n)
+    ours, theirs = _gates(evidence.rows, "gate_logits"), _gates(forget, "gate_logits")
+    if ours is None or theirs is None:
+        return missing(NO_GATES, n)
+    if any(math.isnan(value) for row in (*ours, *theirs) for value in row):
+        return missing("a gate logit is not a number", n)
+    columns = zip(zip(*theirs, strict=True), zip(*ours, strict=True), strict=True)
+    widest = tuple(max(row) for row in theirs), tuple(max(row) for row in ours)
+    return Score(
+        auroc(*widest),
+        n,
+        per_gate=tuple(auroc(positive, negative) for positive, negative in columns),
+        groups=widest,
+    )
+
+
+def _gates(rows: Sequence[RowEvidence], name: str) -> list[tuple[float, ...]] | None:
+    """What the gates said, row by row; None if that is unknown for a row."""
+    found = [getattr(row, name) for row in rows]
+    return found if found and all(found) else None
+
+
+def _widest(values: Sequence[float]) -> float:
+    """The maximum; NaN if one value is (max() alone would depend on the order)."""
+    return math.nan if any(math.isnan(value) for value in values) else max(values)

@@ -1,0 +1,211 @@
+"""Tables of scores and of answers, for the terminal (rich) and as Markdown."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Answered",
+    "answers_table",
+    "answers_to_markdown",
+    "before_after_table",
+    "escaped_line",
+    "in_the_table",
+    "metric_label",
+    "number",
+    "plain_text",
+    "show_whole",
+    "summary_lines",
+    "to_markdown",
+]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grun.core.records import Score
+from grun.evaluation.metrics import metrics as registry
+from grun.evaluation.metrics import summaries
+
+Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
+MISSING = "–"
+LARGE = 100_000.0  # from here on only the magnitude says something
+LONGEST = 160  # characters of an answer in a table; an answer that repeats itself has many more
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, its true answer (None if nobody knows), and what each subject (model, or state of one) answered."""
+
+    split: str
+    question: str
+    gold: str | None
+    answers: Mapping[str, str]
+
+
+def before_after_table(results: Subjects, title: str | None = None) -> Table:
+    """Scores of one or more subjects side by side: a block of lines per split, one line per subject.
+
+    Metrics that have no value anywhere are left out and named, with the reason, below the table.
+
+    Args:
+        results: by subject, split and metric, as `evaluate_model` returns them; subjects in the order to show them.
+        title: above the table.
+    """
+    shown, left_out = _columns(results)
+    table = Table(title=title, caption=_note(left_out), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    for heading in ("split", ""):
+        table.add_column(heading, no_wrap=True)
+    for metric in shown:
+        label = metric_label(metric)
+        table.add_column(label, justify="right", min_width=max(map(len, label.split())))
+    splits = _by_split(results)
+    for split, subjects in splits.items():
+        base = split.removesuffix("_paraphrased")
+        name = "  paraphrased" if base != split and base in splits else split
+        for i, (subject, scores) in enumerate(subjects.items()):
+            cells = [_cell(scores.get(metric)) for metric in shown]
+            last = i == len(subjects) - 1
+            table.add_row(*map(plain_text, ("" if i else name, subject, *cells)), end_section=last)
+    return table
+
+
+def in_the_table(results: Subjects, wanted: Sequence[str] = ()) -> dict[str, dict[str, dict[str, Score]]]:
+    """The scores that a reader wants to see first: those of the metrics named, or of all that do not say `table=False`."""
+    usual = wanted or [entry.name for entry in registry if entry.info.get("table", True)]
+    return {
+        subject: {
+            split: {name: one for name, one in scores.items() if name in usual} for split, scores in found.items()
+        }
+        for subject, found in results.items()
+    }
+
+
+def summary_lines(summary: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    """One line per summary with the value of each subject, or why there is none.
+
+    Args:
+        summary: scores by subject and summary.
+    """
+    lines = []
+    for name in next(iter(summary.values()), {}):
+        label = summaries.get(name).info["label"]
+        values = {subject: scores[name] for subject, scores in summary.items()}
+        if all(one.value is None for one in values.values()):
+            lines.append(f"{label}: not measured ({next(iter(values.values())).reason})")
+        else:
+            lines.append(f"{label}: " + ", ".join(f"{subject} {_cell(one)}" for subject, one in values.items()))
+    return lines
+
+
+def show_whole(table: Table) -> None:
+    """Print a table to the terminal without cutting a cell, even where it is wider than the terminal."""
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
+
+
+def number(value: float, sign: bool = False) -> str:
+    """A number for a cell; only the magnitude of a very large one."""
+    return format(value, ("+" if sign else "") + (".3f" if abs(value) < LARGE else ".2e"))
+
+
+def to_markdown(results: Subjects) -> str:
+    """The same table as Markdown, with the number of rows."""
+    shown, left_out = _columns(results)
+    head = ["split", "rows", "", *map(metric_label, shown)]
+    lines = [escaped_line(head), escaped_line(["---", "---:", "---", *["---:"] * len(shown)])]
+    for split, subjects in _by_split(results).items():
+        for subject, scores in subjects.items():
+            n = max((score.n for score in scores.values()), default=0)
+            lines.append(escaped_line([split, str(n), subject, *(_cell(scores.get(metric)) for metric in shown)]))
+    note = _note(left_out)
+    return "\n".join([*lines, *(["", _escaped(note)] if note else [])]) + "\n"
+
+
+def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
+    """Questions with the true answer and each subject's, one below the other, so that they fit any terminal."""
+    table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    for row in rows:
+        lines = _lines(row)
+        for i, (label, text) in enumerate(lines.items()):
+            table.add_row(plain_text(label), plain_text(_short(text)), end_section=i == len(lines) - 1)
+    return table
+
+
+def answers_to_markdown(rows: Sequence[Answered]) -> str:
+    """The same as Markdown."""
+    headings = ["split", "question", *list(_lines(rows[0]))[1:]] if rows else ["split", "question"]
+    lines = [escaped_line(headings), escaped_line(["---"] * len(headings))]
+    lines += [escaped_line([row.split, *map(_short, _lines(row).values())]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(row: Answered) -> dict[str, str]:
+    """What there is to show of a question, by label."""
+    known = {} if row.gold is None else {"true answer": row.gold}
+    return {row.split or "question": row.question, **known, **row.answers}
+
+
+def _short(text: str) -> str:
+    """A long text cut to what is needed to judge it."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _by_split(results: Subjects) -> dict[str, dict[str, Mapping[str, Score]]]:
+    splits: dict[str, dict[str, Mapping[str, Score]]] = {}
+    for subject, found in results.items():
+        for split, scores in found.items():
+            splits.setdefault(split, {})[subject] = scores
+    return splits
+
+
+def _columns(results: Subjects) -> tuple[list[str], dict[str, str]]:
+    """Metrics with a value somewhere, and the reason of each of the others."""
+    shown: list[str] = []
+    reasons: dict[str, str] = {}
+    for found in results.values():
+        for scores in found.values():
+            for metric, score in scores.items():
+                if score.value is not None and metric not in shown:
+                    shown.append(metric)
+                reasons[metric] = score.reason or reasons.get(metric, "")
+    order = list(reasons)
+    return sorted(shown, key=order.index), {m: reason for m, reason in reasons.items() if m not in shown}
+
+
+def _note(left_out: Mapping[str, str]) -> str | None:
+    if not left_out:
+        return None
+    return "Not measured: " + "; ".join(f"{metric_label(metric)} ({reason})" for metric, reason in left_out.items())
+
+
+def metric_label(metric: str) -> str:
+    """What a metric is called in tables."""
+    known = registry if metric in registry.names() else summaries
+    return str(known.get(metric).info["label"]) if metric in known.names() else metric
+
+
+def _cell(score: Score | None) -> str:
+    return MISSING if score is None or score.value is None else number(score.value)
+
+
+def plain_text(value: str) -> Text:
+    """Text that is never read as markup, without control characters that a terminal would obey."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "·" for c in value))
+
+
+def escaped_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _escaped(cell: str) -> str:
+    """Text for one cell of a Markdown table: one line, nothing in it is markup."""
+    if set(cell) <= set("-:"):
+        return cell
+    for sign in "\\`*_[]<>|#":
+        cell = cell.replace(sign, "\\" + sign)
+    return " ".join(cell.split())

@@ -1,0 +1,77 @@
+"""`grun chat`: ask the model before and after, side by side, and see what the gates say."""
+
+from __future__ import annotations
+
+__all__ = ["chat"]
+
+import sys
+from collections.abc import Iterator
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from grun.core.config.jobs import ChatConfig
+from grun.core.errors import UserError
+from grun.core.records import Example
+from grun.evaluation.report.table import Answered, answers_table
+from grun.models.encoding.encode import encode_prompt
+from grun.models.encoding.templates import Template, resolve_template
+from grun.models.forward import adapters_off, context_length, gates_of_last_call
+from grun.models.generation import greedy
+from grun.models.loading import load_adapter, load_model_and_tokenizer
+
+
+def chat(config: ChatConfig) -> None:
+    """Answer every prompt with the base model and with the adapter; each prompt stands alone.
+
+    Prompts come from `config.prompt`, else from standard input, one per line, until its end.
+
+    Raises:
+        UserError: if a model or adapter cannot be loaded, or a prompt given as a setting is empty or too long.
+    """
+    if not config.adapter:
+        raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
+    base, tokenizer = load_model_and_tokenizer(
+        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    model = load_adapter(base, config.adapter)
+    template = resolve_template(config.template, tokenizer)
+    console = Console()
+    for prompt in config.prompt or _typed():
+        if not prompt.strip():
+            raise UserError("--prompt is empty, expected a question.")
+        try:
+            answers = _answers(model, tokenizer, template, prompt, config.max_new_tokens)
+        except UserError as error:
+            if config.prompt:
+                raise
+            console.print(str(error), style="red", markup=False)
+            continue
+        console.print(answers_table([Answered("", prompt, None, answers)]))
+
+
+def _typed() -> Iterator[str]:
+    """Lines that are not blank; asks for them if somebody is there."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stdout.write("you> ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answers(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, max_new_tokens: int
+) -> dict[str, str]:
+    """The answers, by subject; the unlearned one's name says how far each gate is open."""
+    ids = [encode_prompt(Example(prompt, "-"), tokenizer, template, context_length(model))]
+    with adapters_off(model):
+        before = greedy(model, tokenizer, ids, max_new_tokens, 1)[0]
+    after = greedy(model, tokenizer, ids, max_new_tokens, 1)[0]
+    said = gates_of_last_call(model)
+    gates = "" if said is None else " (gate " + ", ".join(f"{value:.2f}" for value in said[1][0].tolist()) + ")"
+    return {"before": before, "after" + gates: after}

@@ -1,0 +1,191 @@
+"""`grun evaluate`: measure a model before and after, on every split."""
+
+from __future__ import annotations
+
+__all__ = ["evaluate"]
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from rich.console import Console
+from torch import nn
+
+from grun.core.config.jobs import EvaluateConfig
+from grun.core.distributed import is_main, join_processes, wait
+from grun.core.errors import UserError
+from grun.core.storage.content_hash import content_of_folder, content_of_model, subject_folder
+from grun.core.storage.fingerprints import fingerprint
+from grun.core.storage.run_directory import RunDirectory
+from grun.evaluation.evidence_store import EvidenceStore
+from grun.evaluation.measure import HOLDOUT, measure
+from grun.evaluation.metrics import metrics as registry
+from grun.evaluation.report.table import before_after_table, in_the_table, show_whole, summary_lines, to_markdown
+from grun.evaluation.result_files import Found, write_results
+from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
+from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
+from grun.models.encoding.templates import resolve_template
+from grun.models.forward import longest_row
+from grun.models.loading import adapter_folder, load_adapter, load_model_and_tokenizer
+
+logger = logging.getLogger("grun")
+EVIDENCE = "evidence"
+LONGEST_ANSWER = 200  # tokens, as in TOFU
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """A model to measure: with its adapters, or with them off; `base` is the model before unlearning if it is another."""
+
+    model: nn.Module
+    adapters: bool
+    base: nn.Module | None
+    store: EvidenceStore
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Run an evaluation job: measure the model (unless it is left out), and the model with the adapter, on every split.
+
+    Writes `metrics.json` (values, rows behind them, 95 % intervals, reasons of what is missing), `rows.jsonl` (every row
+    with its answers and values before and after), `samples.json` (for `grun compare`), `table.md` and `figures/`, and shows
+    the table.
+
+    Returns:
+        The directory of the run.
+
+    Raises:
+        UserError: for wrong input.
+    """
+    names = [registry.get(name).name for name in config.metrics] or usual_metrics()
+    data = load_splits(config)
+    retain_log = _retain_log(config)
+    check_metrics(config.metrics, data, retain_log is not None)
+    join_processes(config.device)
+    everything = fingerprint({**data.splits, HOLDOUT: data.holdout})
+    run = RunDirectory.open(config.output, config, "evaluate", config.overwrite, data=everything)
+    wait()
+    if run.is_complete:
+        logger.info("%s is complete already; nothing to do.", run.path)
+        return run.path
+    started = time.monotonic()
+    subjects, settings = _prepared(config, data, run)
+    if is_main():
+        run.start()
+    wait()
+    settings |= {"needs": needs_of_metrics(names, summaries=not config.metrics), "retain_log": retain_log}
+    evidence = {
+        name: measure(
+            one.model,
+            splits=data.splits,
+            adapters=one.adapters,
+            base=one.base,
+            store=one.store,
+            label=name,
+            **settings,
+        )
+        for name, one in subjects.items()
+    }
+    if is_main():
+        scores = {subject: score(own, names) for subject, own in evidence.items()}
+        sums = {} if config.metrics else {subject: summarise(own, data.utility) for subject, own in evidence.items()}
+        _write(run, config, data, Found(evidence, scores, sums))
+        run.mark_complete(time.monotonic() - started)
+    wait()
+    return run.path
+
+
+def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tuple[dict[str, _Subject], dict[str, Any]]:
+    """The models, loaded, by subject; and what is the same for all of them. Nothing is written."""
+    model, tokenizer = load_model_and_tokenizer(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        quantize=config.quantize,
+    )
+    content = content_of_model(model) if config.cache else None
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "forget_split": data.forget,
+        "template": resolve_template(config.template, tokenizer),
+        "holdout": data.holdout,
+        "tokens_per_batch": config.tokens_per_batch,
+        "max_new_tokens": config.max_new_tokens or LONGEST_ANSWER,
+        "answer_tokens": data.answer_tokens if config.max_new_tokens is None else {},
+        "max_length": longest_row(model, config.max_length),
+    }
+    decisive = {
+        "template": settings["template"],
+        "max_length": settings["max_length"],
+        "dtype": config.dtype,
+        "quantize": config.quantize,
+        "device": model.device.type,
+    }
+
+    def store(name: str, *contents: str | None) -> EvidenceStore:
+        return EvidenceStore(run.path / EVIDENCE / name, subject_folder([content, *contents], decisive))
+
+    before = store("before")
+    adapted, own_content = (None, None) if config.adapter is None else _adapted(config, model)
+    subjects = {}
+    if config.before or adapted is None:
+        plain = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
+        subjects["before"] = _Subject(plain, False, None, before)
+    if adapted is not None:
+        base = None if isinstance(adapted, PeftModel) else model
+        subjects["after"] = _Subject(adapted, True, base, store("after", own_content))
+    return subjects, settings
+
+
+def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found) -> None:
+    """Write and show everything."""
+    for split, evidence in found.splits.items():
+        cut = sum(row.truncated for row in evidence.rows)
+        if cut:
+            logger.warning("%s: %d of %d answers were too long and lost their ends.", split, cut, len(evidence.rows))
+    write_results(run.path, found, {"model": config.model, "adapter": config.adapter}, config.seed)
+    if config.figures:
+        from grun.evaluation.report.figures import draw_figures  # matplotlib takes a second to import
+
+        draw_figures(run.path / "figures", found, data.forget, config.seed)
+    shown = found.scores if config.metrics else in_the_table(found.scores, data.shown)
+    lines = summary_lines(found.summaries)
+    run.write_text("table.md", to_markdown(shown) + "".join(f"\n{line}\n" for line in lines))
+    show_whole(before_after_table(shown))
+    console = Console()
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
+    """The evidence of the evaluation that `--retain-log` names."""
+    if config.retain_log is None:
+        return None
+    folder = Path(config.retain_log).expanduser() / EVIDENCE / "before"
+    if not folder.is_dir():
+        raise UserError(
+            f"--retain-log '{config.retain_log}' is not an evaluation of a model; evaluate the model that was trained on "
+            "retain data only with the same splits, and name that directory."
+        )
+    return EvidenceStore(folder)
+
+
+def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module, str | None]:
+    """The model with the adapter, or the whole model that the folder holds (full fine-tuning); and its content."""
+    folder = Path(str(config.adapter))
+    holds_adapter = any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter"))
+    for whole in (folder, folder / "model"):
+        if (whole / "config.json").is_file() and not holds_adapter:
+            other = load_model_and_tokenizer(
+                str(whole),
+                dtype=config.dtype,
+                device=config.device,
+                trust_remote_code=config.trust_remote_code,
+                quantize=config.quantize,
+            )[0]
+            return other, content_of_model(other) if config.cache else None
+    content = content_of_folder(adapter_folder(str(config.adapter))) if config.cache else None
+    return load_adapter(model, str(config.adapter)), content

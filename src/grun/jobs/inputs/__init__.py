@@ -1,0 +1,1 @@
+"""What each job reads, from its settings."""

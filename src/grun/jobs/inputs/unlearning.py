@@ -1,0 +1,129 @@
+"""What an unlearning run forgets, keeps and answers instead, read from a benchmark or from files."""
+
+from __future__ import annotations
+
+__all__ = ["OtherAnswers", "Sides", "load_sides", "other_answers", "withhold"]
+
+import logging
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grun.core.config.jobs import UnlearnConfig
+from grun.core.errors import UserError
+from grun.core.records import Example
+from grun.data.benchmarks import load_benchmark
+from grun.data.examples import check_disjoint, read_examples
+from grun.data.refusals import REFUSALS
+
+logger = logging.getLogger("grun")
+OtherAnswers = Callable[[Example], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Examples of an unlearning run: what to forget, what to keep, and what to keep that is only looked at."""
+
+    forget: list[Example]
+    retain: list[Example]
+    validation: list[Example]
+
+
+def load_sides(config: UnlearnConfig) -> Sides:
+    """Read what to forget and what to keep, from a benchmark or from files, and withhold whole retain subjects.
+
+    Raises:
+        UserError: for missing or contradictory settings, unreadable files, or identical forget and retain rows.
+    """
+    if config.benchmark and (config.forget or config.retain):
+        raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
+    if config.benchmark:
+        data = load_benchmark(
+            config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
+        )
+        forget, retain = list(data.splits[data.forget]), list(data.splits[data.retain])
+    else:
+        for name, meaning in (("forget", "forget"), ("retain", "keep")):
+            if not getattr(config, name):
+                raise UserError(f"--{name} is missing: give a file of what to {meaning}, or --benchmark.")
+        forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
+        retain = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
+    shared = check_disjoint(forget, retain)
+    if shared:
+        logger.warning("%d rows are in both --forget and --retain; they are forgotten.", shared)
+        known = {(row.prompt, row.answer) for row in forget}
+        retain = [row for row in retain if (row.prompt, row.answer) not in known]
+    return Sides(forget, *withhold(retain, config.withhold, config.seed))
+
+
+def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequence[Example]) -> dict[str, OtherAnswers]:
+    """Where the answers of the sides `refusal` and `alternative` come from.
+
+    Args:
+        config: names a file of refusals, and which answers count as alternatives.
+        sides: those that a batch holds.
+        forget: the forget rows, all of which must have alternatives if that side is needed.
+
+    Raises:
+        UserError: if the file cannot be read or is empty, or a row has no alternative.
+    """
+    found: dict[str, OtherAnswers] = {}
+    if "refusal" in sides:
+        refusals = _refusals(config.refusals)
+        found["refusal"] = lambda _: refusals
+    elif config.refusals is not None:
+        raise UserError(f"--refusals was given, but objective '{config.objective}' uses none; dpo and idk do.")
+    if "alternative" in sides and config.alternatives == "generate":
+        found["alternative"] = lambda row: row.alternative_answers  # made up once the model is there
+    elif "alternative" in sides:
+        column = "perturbed_answers" if config.alternatives == "perturbed" else "alternative_answers"
+        lacking = [row for row in forget if not getattr(row, column)]
+        if lacking:
+            raise UserError(
+                f"objective '{config.objective}' needs alternative answers, but {len(lacking)} of {len(forget)} forget rows "
+                f"have no {column} (the first: {lacking[0].source or repr(lacking[0].prompt)}). Add a column "
+                f"{column}, or choose another source with --alternatives."
+            )
+        found["alternative"] = lambda row: getattr(row, column)
+    return found
+
+
+def _refusals(file: str | None) -> tuple[str, ...]:
+    if file is None:
+        return REFUSALS
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--refusals '{file}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    sentences = tuple(line.strip() for line in lines if line.strip())
+    if not sentences:
+        raise UserError(f"--refusals '{file}' is empty; expected one sentence per line.")
+    return sentences
+
+
+def withhold(rows: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Set whole subjects aside until `share` of the rows is withheld; rows without a subject each stand alone.
+
+    Returns:
+        The rows to learn from and the withheld ones, both in their original order.
+
+    Raises:
+        UserError: if nothing would be left to learn from.
+    """
+    keys = [row.subject if row.subject is not None else f"\0row {i}" for i, row in enumerate(rows)]
+    subjects = sorted(set(keys))
+    random.Random(f"withhold {seed}").shuffle(subjects)
+    wanted, chosen, count = share * len(rows), set[str](), 0
+    for subject in subjects:
+        size = keys.count(subject)
+        if count + size / 2 > wanted:
+            break
+        chosen.add(subject)
+        count += size
+    learn = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
+    if not learn:
+        raise UserError(
+            f"--withhold {share} leaves none of the {len(rows)} retain rows to learn from; give more rows or lower it."
+        )
+    return learn, [row for row, key in zip(rows, keys, strict=True) if key in chosen]

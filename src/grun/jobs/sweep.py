@@ -1,0 +1,238 @@
+"""`grun sweep`: a grid of unlearning runs, carried out in parallel, resumable, with one table at the end."""
+
+from __future__ import annotations
+
+__all__ = ["Cell", "cells_of", "sweep"]
+
+import itertools
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm.auto import tqdm
+
+from grun.core.config.jobs import DataConfig, EvaluateConfig, SweepConfig, UnlearnConfig
+from grun.core.config.schema import from_text
+from grun.core.errors import Interrupted, RunsFailed, UserError
+from grun.core.storage.atomic_files import read_json, write_json, write_text
+from grun.core.storage.fingerprints import fingerprint
+from grun.core.storage.run_directory import settings_difference
+from grun.evaluation.report.sweep_table import Finished, sweep_table
+from grun.evaluation.report.table import show_whole
+from grun.jobs.engines import EngineSettings, Task, engines
+from grun.jobs.inputs.unlearning import load_sides
+from grun.models.adaptations import with_presets
+from grun.training.loss.recipe import recipe_of
+
+logger = logging.getLogger("grun")
+MEMORY_SHARE = 0.8  # of the machine's memory, where no budget was given
+SETTINGS = "sweep.json"
+OWN = ("output", "overwrite")  # settings of a run that the sweep sets itself
+ANOTHER_DIRECTORY = "name another directory with --output."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        varied: the settings that tell it from the others.
+        target: name of the run that measures the model that it starts from.
+        unlearn: the job; None for the target model alone, which is only measured.
+        evaluate: how its result is measured.
+        folder: of everything it writes.
+    """
+
+    varied: Mapping[str, str]
+    target: str
+    unlearn: UnlearnConfig | None
+    evaluate: EvaluateConfig
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result was measured.
+
+        Raises:
+            UserError: if that was with other settings or on other data.
+        """
+        record = read_json(self.folder / "evaluation" / "run.json")
+        if record is None or not record["complete"]:
+            return False
+        jobs = {"evaluation": self.evaluate} | ({} if self.unlearn is None else {"unlearn": with_presets(self.unlearn)})
+        for name, job in jobs.items():
+            was = read_json(self.folder / name / "settings.json") or {}
+            changed = settings_difference(was, asdict(job))
+            if changed:
+                raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
+        if self.unlearn is not None:
+            done = read_json(self.folder / "unlearn" / "run.json")
+            if done["data"] != fingerprint(vars(load_sides(self.unlearn))):
+                raise UserError(f"run {self.folder.name} was done on other data; {ANOTHER_DIRECTORY}")
+        return True
+
+    def read(self) -> Finished:
+        """What it found."""
+        measured = read_json(self.folder / "evaluation" / "metrics.json")
+        facts: dict[str, Any] = {}
+        if self.unlearn is not None:
+            facts = read_json(self.folder / "unlearn" / "metrics.json") | read_json(
+                self.folder / "unlearn" / "run.json"
+            )
+        subject = "before" if self.unlearn is None else "after"
+        scores = {
+            split: {metric: found[subject]["value"] for metric, found in part["metrics"].items()}
+            for split, part in measured["splits"].items()
+        }
+        return Finished(dict(self.varied), self.target, scores, facts)
+
+
+def sweep(config: SweepConfig) -> Path:
+    """Run a sweep; the same command goes on after an interruption, and with more values only runs what is new.
+
+    Writes `table.md` and `results.json` (what every run found), and a folder with everything of each run under `runs`.
+
+    Returns:
+        The directory of the sweep.
+
+    Raises:
+        UserError: for wrong input, before anything runs: every run's settings are checked, also against what is there.
+        RunsFailed: if runs failed; the others are in the table.
+        Interrupted: if the user stopped the sweep; what is running saves its state.
+    """
+    output = Path(config.output).expanduser()
+    cells = cells_of(config, output)
+    engine = engines.get(config.engine)
+    todo = [cell for cell in cells if not cell.is_done]
+    _prepare(output, config)
+    settings = EngineSettings(
+        config.jobs, config.memory or MEMORY_SHARE * psutil.virtual_memory().total / 2**30, config.address
+    )
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    tasks = {cell.folder.name: _task(cell, threads) for cell in todo}
+    logger.info("%d runs, %d of them done already.", len(cells), len(cells) - len(todo))
+    failed: list[str] = []
+    try:
+        with tqdm(total=len(todo), desc="sweep", unit="run", dynamic_ncols=True) as bar:
+            for outcome in engine.target(list(tasks.values()), settings):
+                bar.update()
+                if outcome.code:
+                    failed.append(outcome.task.name)
+                    logger.warning("%s failed: %s", outcome.task.name, _last_line(outcome.task.log))
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; what is done is kept in {output}. Run the same command to go on.") from error
+    found = [cell.read() for cell in cells if cell.folder.name not in failed]
+    markdown, table = sweep_table(found)
+    write_json(output / "results.json", [asdict(one) for one in found])
+    write_text(output / "table.md", markdown)
+    show_whole(table)
+    if failed:
+        raise RunsFailed(
+            f"{len(failed)} of {len(cells)} runs failed: {', '.join(failed)}. What each printed is in "
+            f"{output}/runs/*/output.log; the same command tries them again."
+        )
+    return output
+
+
+def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
+    """All runs of a sweep: the target models, which are only measured, then the grid in its order.
+
+    Raises:
+        UserError: naming the run, if its settings are wrong.
+    """
+    grid = {name: _values(text) for name, text in config.vary.items()}
+    if not grid:
+        raise UserError("--vary is missing: give what to vary, as --vary objective=npo,idk --vary seed=0,1,2.")
+    for name in (*grid, *config.set):
+        if name.replace("-", "_") in OWN:
+            raise UserError(f"--vary/--set {name}: every run has its own; name the sweep's directory with --output.")
+    runs: list[Cell] = []
+    targets: list[Cell] = []
+    for values in itertools.product(*grid.values()):
+        varied = dict(zip(grid, values, strict=True))
+        name = _folder_name(varied)
+        folder = output / "runs" / name
+        settings = {key: _filled(text, varied) for key, text in config.set.items()} | varied
+        job = replace(from_text(UnlearnConfig, settings, f"run {name}"), output=str(folder / "unlearn"))
+        try:
+            recipe_of(with_presets(job))
+        except UserError as error:
+            raise UserError(f"run {name}: {error}") from error
+        alone = _evaluation(job, config, varied, name)
+        result = replace(alone, output=str(folder / "evaluation"), adapter=job.output, before=False)
+        target = next((one for one in targets if replace(one.evaluate, output="") == alone), None)
+        if target is None:
+            own = output / "runs" / f"target-{len(targets)}"
+            target = Cell({}, own.name, None, replace(alone, output=str(own / "evaluation")), own)
+            targets.append(target)
+        runs.append(Cell(varied, target.target, job, result, folder))
+    return [*targets, *runs]
+
+
+def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, str], name: str) -> EvaluateConfig:
+    """How the target of a run is measured: on the data of the run unless told otherwise."""
+    shared = {f.name for f in fields(DataConfig)}
+    given = {key: _filled(text, varied) for key, text in config.evaluate.items()}
+    asked = from_text(EvaluateConfig, given, f"run {name}, --evaluate")
+    own = {key: getattr(job, key) for key in shared if key not in given}
+    if not asked.benchmark and not asked.data and not job.benchmark:
+        own["data"] = [f"{side}={file}" for side in ("forget", "retain") for file in getattr(job, side)[:1]]
+    return replace(asked, **own, output="", model=job.model)
+
+
+def _values(text: str) -> list[str]:
+    """The values of one setting, between semicolons where there are any (layers=1,3;2,3), else between commas."""
+    return [value.strip() for value in text.split(";" if ";" in text else ",") if value.strip()]
+
+
+def _filled(text: str, varied: Mapping[str, str]) -> str:
+    """A setting in which `{seed}` and the like stand for what is varied."""
+    for name, value in varied.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def _folder_name(varied: Mapping[str, str]) -> str:
+    return re.sub(r"[^\w.=,+-]", "_", ",".join(f"{name}={value}" for name, value in varied.items()))
+
+
+def _task(cell: Cell, threads: int) -> Task:
+    """The process that does a run: its settings lie beside it, so that anyone can repeat it by hand."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    steps = {"unlearn": cell.unlearn, "evaluate": cell.evaluate}
+    command = [sys.executable, "-m", "grun.cli.sweep_worker"]
+    for name, settings in steps.items():
+        if settings is not None:
+            write_json(cell.folder / f"{name}.json", asdict(settings))
+            command += [name, str(cell.folder / f"{name}.json")]
+    return Task(cell.folder.name, tuple(command), cell.folder / "output.log", threads)
+
+
+def _prepare(output: Path, config: SweepConfig) -> None:
+    """Make the sweep's directory; one that holds something else is left alone.
+
+    Raises:
+        UserError: if it does, or nothing can be written there.
+    """
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / SETTINGS).is_file())):
+        raise UserError(f"--output '{output}' holds something else than a sweep; name another directory.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / SETTINGS, asdict(config))
+    except OSError as error:
+        raise UserError(f"--output '{output}' cannot be written: {error.strerror}.") from error
+
+
+def _last_line(log: Path) -> str:
+    """What a run said last."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "it printed nothing"
+    return lines[-1].strip() if lines else "it printed nothing"

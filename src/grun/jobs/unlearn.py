@@ -1,0 +1,297 @@
+"""`grun unlearn`: learn an adapter that makes a model forget."""
+
+from __future__ import annotations
+
+__all__ = ["unlearn"]
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+
+from grun.core.config.jobs import UnlearnConfig
+from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
+from grun.core.errors import UserError
+from grun.core.memory import peak_memory
+from grun.core.records import Example
+from grun.core.storage.atomic_files import atomic_directory
+from grun.core.storage.fingerprints import fingerprint
+from grun.core.storage.run_directory import FEATURES, RunDirectory
+from grun.jobs.inputs.unlearning import OtherAnswers, Sides, load_sides, other_answers
+from grun.models.adaptations import adaptations, with_presets
+from grun.models.encoding.chunking import chunk_running_text
+from grun.models.encoding.encode import Encoded
+from grun.models.gates.features import concatenated, features_of_rows, load_features, readings_of_gates, save_features
+from grun.models.gates.fitting import calibrate, fit_gates
+from grun.models.loading import load_model_and_tokenizer
+from grun.models.row_encoder import RowEncoder
+from grun.training.arguments import training_arguments
+from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.selection import PlainPath, chosen_path
+from grun.training.interruption import StopCleanly, train_or_resume
+from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
+from grun.training.loss.terms import Recipe
+from grun.training.made_up_answers import made_up_alternatives
+from grun.training.objectives import objectives
+from grun.training.pairs import PairedRows, paired_rows
+from grun.training.progress import ProgressBar, quiet_trainer
+from grun.training.trainer import UnlearnTrainer
+from grun.training.validation import VALIDATION_METRICS, validation, validation_subset
+
+logger = logging.getLogger("grun")
+GATES = "gates.json"
+ALTERNATIVES = "alternatives.json"
+SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that training needs, in memory and on its device."""
+
+    config: UnlearnConfig
+    recipe: Recipe
+    run: RunDirectory
+    rows: RowEncoder
+    forget: list[Example]
+    encoded: dict[str, list[Encoded]]
+    items: PairedRows
+    arguments: TrainingArguments
+    dual: DualVariable | None
+    model: Any
+
+    def path(self) -> PlainPath | PrefixCache:
+        """Which way the rows go."""
+        looked = [*validation_subset(self.encoded["forget"]), *validation_subset(self.normal)]
+        return chosen_path(self.config, self.model, self.rows, self.recipe, self.arguments, looked)
+
+    @property
+    def normal(self) -> list[Encoded]:
+        """Normal rows to validate on: those withheld, if there are any."""
+        return self.encoded["validation"] or self.encoded["retain"]
+
+    def trainer(self, path: PlainPath | PrefixCache, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
+        """The trainer, once the base model was asked all that the loss needs; building it changes no weight."""
+        items = self.items
+        drawn = {side: {item[side] for item in items.order} for side in items.sides}
+        references = {
+            side: path.references(rows, drawn[side], self.recipe.references(side)) for side, rows in items.sides.items()
+        }
+        items = dataclasses.replace(items, references=references)
+        validate = validation(path.base_probability, path.probability, self.encoded["forget"], self.normal)
+        patience = self.config.patience
+        own = [
+            StopCleanly(),
+            ProgressBar(f"{self.config.objective}, {self.config.adapt}"),
+            *([] if self.dual is None else [self.dual]),
+            *([] if patience is None else [EarlyStoppingCallback(patience)]),
+        ]
+        return quiet_trainer(
+            UnlearnTrainer(
+                model=self.model,
+                args=self.arguments,
+                train_dataset=items,
+                eval_dataset=items,
+                recipe=self.recipe,
+                validate=validate,
+                pad_token_id=self.rows.pad,
+                prefix=path if isinstance(path, PrefixCache) else None,
+                callbacks=[*own, *callbacks],
+            )
+        )
+
+
+def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
+    """Run an unlearning job; run it again after an interruption to resume it.
+
+    Args:
+        config: of the job.
+        callbacks: more callbacks for the trainer.
+
+    Returns:
+        The directory of the adapter (or, where all weights are trained, of the model).
+
+    Raises:
+        UserError: for wrong input, before anything is written.
+        TrainingDiverged: if a loss or gradient is not finite; the last good state is kept.
+        Interrupted: if the user stopped the run; its state is kept.
+    """
+    config = with_presets(config)
+    recipe = recipe_of(config)
+    if (config.shut_for or config.keep_features) and not config.fit_gate_first:
+        raise UserError(
+            "--shut-for and --keep-features need a gate that is fitted first: --adapt grun, --fit-gate-first."
+        )
+    data = load_sides(config)
+    answers = other_answers(config, recipe.sides, data.forget)
+    join_processes(config.device)
+    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(data)))
+    wait()
+    whole_model = adaptations.get(config.adapt).info.get("whole_model", False)
+    target = run.path / ("model" if whole_model else "adapter")
+    if run.is_complete and target.is_dir():
+        logger.info("%s is complete already; nothing to do.", run.path)
+        return target
+    started = time.monotonic()
+    job = _prepared(config, recipe, data, answers, run)
+    if is_main():
+        run.start()
+        _keep_alternatives(job)
+    wait()
+    facts: dict[str, Any] = {
+        "rows": {name: len(part) for name, part in job.encoded.items()},
+        "trainable_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
+    }
+    if config.fit_gate_first and config.gate != "none":
+        facts |= _fit(job)
+    path = job.path()
+    trainer = job.trainer(path, callbacks)
+    train_or_resume(trainer, run)
+    facts["validation"] = trainer.validate(trainer.model_wrapped)
+    if isinstance(path, PrefixCache):
+        facts["prefix_cache"] = {**path.facts, "padding_share": path.padding_share}
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
+    if is_main():
+        with atomic_directory(target) as directory:
+            job.model.save_pretrained(str(directory), state_dict=state)
+            if whole_model:
+                job.rows.tokenizer.save_pretrained(str(directory))
+        facts |= {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
+        run.write_json("metrics.json", facts)
+        run.mark_complete(time.monotonic() - started)
+    wait()
+    return target
+
+
+def _prepared(
+    config: UnlearnConfig, recipe: Recipe, data: Sides, answers: Mapping[str, OtherAnswers], run: RunDirectory
+) -> _Job:
+    """Load the model, encode and pair the rows, and adapt the model; nothing is written."""
+    model, tokenizer = load_model_and_tokenizer(
+        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    recipe = resolved_hidden_layer(recipe, config, model)
+    rows = RowEncoder.of(model, tokenizer, config)
+    forget, retain, held_out = (
+        chunk_running_text(part, tokenizer, rows.max_length) for part in (data.forget, data.retain, data.validation)
+    )
+    if "alternative" in recipe.sides and config.alternatives == "generate":
+        forget = _with_alternatives(config, rows, model, forget, run)
+    encoded = {"forget": rows.encode(forget), "retain": rows.encode(retain), "validation": rows.encode(held_out)}
+    arguments = _arguments(config, run, len(forget), model.device)
+    count = arguments.max_steps * _rows_per_step(arguments)
+    items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
+    base_loss = partial(rows.mean_nll, model, encoded["retain"])
+    dual = _dual_variable(config, recipe, len(forget), arguments, base_loss)
+    torch.manual_seed(config.seed)
+    adapted = adaptations.get(config.adapt).target(model, config)
+    freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
+    return _Job(config, recipe, run, rows, forget, encoded, items, arguments, dual, adapted)
+
+
+def _with_alternatives(
+    config: UnlearnConfig, rows: RowEncoder, model: nn.Module, forget: Sequence[Example], run: RunDirectory
+) -> list[Example]:
+    """Forget rows with alternatives that the model made up, now or before this run was interrupted."""
+    kept = run.read_json(ALTERNATIVES)
+    if kept is not None:
+        return [dataclasses.replace(row, alternative_answers=tuple(one)) for row, one in zip(forget, kept, strict=True)]
+    return made_up_alternatives(
+        model,
+        rows.tokenizer,
+        forget,
+        rows.template,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        max_length=rows.max_length,
+    )
+
+
+def _keep_alternatives(job: _Job) -> None:
+    """Write down what the model made up, to be read and for the next start."""
+    if job.config.alternatives == "generate" and job.run.read_json(ALTERNATIVES) is None:
+        job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.forget])
+
+
+def _rows_per_step(arguments: TrainingArguments) -> int:
+    """Rows of each side that one optimiser step sees, over all parts and processes."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world()
+
+
+def _dual_variable(
+    config: UnlearnConfig, recipe: Recipe, forget_rows: int, arguments: TrainingArguments, base_loss: Any
+) -> DualVariable | None:
+    """The dual variable, where the retain loss is a constraint; `base_loss` is only computed if no bound was given."""
+    constrained = objectives.get(config.objective).info.get("constrained", False)
+    if config.retain_bound is None and not constrained:
+        return None
+    bound = config.retain_bound if config.retain_bound is not None else SLACK * base_loss()
+    warmup = math.ceil(config.dual_warmup * forget_rows / _rows_per_step(arguments))
+    return DualVariable(recipe.weights.retain, bound, config.dual_step, warmup)
+
+
+def _fit(job: _Job) -> dict[str, Any]:
+    """Fit, calibrate and freeze the gates. After an interruption the checkpoint holds them already."""
+    config, model, run = job.config, job.model, job.run
+    resumed = run.last_checkpoint() is not None
+    facts: dict[str, Any] = run.read_json(GATES) if resumed else {}
+    if not resumed:
+        features = {name: features_of_rows(model, job.rows, part) for name, part in job.encoded.items() if part}
+        normal = features.get("validation", features["retain"])
+        others = [load_features(file, readings_of_gates(model), job.rows.device) for file in config.shut_for]
+        shut_for = [concatenated(parts) for parts in zip(features["retain"], *others, strict=True)]
+        fits = fit_gates(model, features["forget"], shut_for, normal, seed=config.seed)
+        if config.keep_features and is_main():
+            save_features(run.path / FEATURES, features["forget"], readings_of_gates(model))
+        facts["gates"] = [dataclasses.asdict(fit) for fit in fits]
+        if config.calibrate:
+            rate = calibrate(model, features["forget"], normal, config.false_positive_rate)
+            facts["validation_false_positive_rate"] = rate
+        same_everywhere(tensor for name, tensor in model.state_dict().items() if ".grun_gate." in name)
+        if is_main():
+            run.write_json(GATES, facts)
+    for name, parameter in model.named_parameters():
+        if ".grun_gate." in name:
+            parameter.requires_grad = False
+    return facts
+
+
+def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:
+    """The trainer's arguments; where passes were asked for, their steps depend on how many rows a step sees."""
+    arguments = training_arguments(
+        run,
+        device,
+        config.trainer,
+        max_steps=config.steps or 1,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="linear",
+        logging_steps=5,
+        eval_strategy="steps",
+        eval_steps=config.evaluate_every,
+        save_steps=config.evaluate_every,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+        seed=config.seed,
+    )
+    chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
+    if chosen not in VALIDATION_METRICS:
+        known = ", ".join(f"eval_{name}" for name in VALIDATION_METRICS)
+        raise UserError(
+            f"--trainer metric_for_best_model is '{arguments.metric_for_best_model}', expected one of {known}."
+        )
+    if config.steps is None:
+        assert config.epochs is not None
+        arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / _rows_per_step(arguments)))
+    return arguments

@@ -1,0 +1,1 @@
+"""Models: loading, tokenising, adapting, gates, and every forward pass."""

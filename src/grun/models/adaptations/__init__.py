@@ -1,0 +1,51 @@
+"""Ways of adapting a model: GRUN itself as a PEFT method, and what it is compared with.
+
+A way of adapting is a function `(model, UnlearnConfig) -> model` registered with its presets: the settings that a preset
+leaves to it (`None` in the configuration) are taken from there. `settings` names those of `SETTINGS` that it has. One that
+trains the weights themselves says `whole_model=True`, and the model is saved; one that edits layers, `edits=True`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SETTINGS", "adaptations", "with_presets"]
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import nn
+
+from grun.core.config.jobs import UnlearnConfig
+from grun.core.config.schema import flag
+from grun.core.errors import UserError, nearest
+from grun.core.registry import Registry
+
+Adapt = Callable[[nn.Module, UnlearnConfig], nn.Module]
+SETTINGS = ("rank", "layers", "gate", "gate_reads", "gate_layer", "edit_from", "fit_gate_first", "calibrate")
+adaptations: Registry[Adapt] = Registry("adaptation", "grun.models.adaptations")
+
+
+def with_presets(config: UnlearnConfig) -> UnlearnConfig:
+    """The configuration with every setting left open filled in from its preset.
+
+    Raises:
+        UserError: for an unknown way of adapting, an unknown preset, or a setting that this way does not have.
+    """
+    way = adaptations.get(config.adapt)
+    presets = way.info["presets"]
+    if config.preset not in presets:
+        hint = nearest(config.preset, presets)
+        raise UserError(
+            f"--preset '{config.preset}' is unknown for --adapt {config.adapt}.{hint} It has: {', '.join(presets)}."
+        )
+    preset = dict(presets[config.preset])
+    for name in SETTINGS:
+        value = getattr(config, name)
+        if value is not None and value != preset.get(name) and name not in way.info.get("settings", ()):
+            others = ", ".join(entry.name for entry in adaptations if name in entry.info.get("settings", ()))
+            raise UserError(
+                f"{flag(name)} is {value}, but --adapt {config.adapt} has no such setting (with it: {others})."
+            )
+    if config.steps is not None or config.epochs is not None:
+        preset.update(steps=config.steps, epochs=config.epochs)
+    missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)

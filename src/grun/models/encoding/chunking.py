@@ -1,0 +1,59 @@
+"""Running text that is too long for one row, in pieces that fit."""
+
+from __future__ import annotations
+
+__all__ = ["chunk_running_text"]
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from grun.core.records import Example
+from grun.data.examples import split_text
+from grun.models.encoding.templates import plain_ids
+
+SPECIAL_TOKENS = 4  # of a row, at the beginning and the end
+
+
+def chunk_running_text(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, most_tokens: int | None
+) -> list[Example]:
+    """Running text that is too long for one row in pieces of about equal length, each with a prompt of its own.
+
+    Rows with a question stay as they are.
+
+    Args:
+        examples: rows.
+        tokenizer: counts the tokens.
+        most_tokens: longest row; None leaves everything whole.
+    """
+    out: list[Example] = []
+    for example in examples:
+        pieces = _pieces(example, tokenizer, most_tokens) if example.raw_text and most_tokens else []
+        out += [
+            replace(example, prompt=prompt, answer=answer, source=f"{example.source}, part {i}".lstrip(", "))
+            for i, (prompt, answer) in enumerate(pieces, 1)
+        ] or [example]
+    return out
+
+
+def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, most_tokens: int) -> list[tuple[str, str]]:
+    text = example.prompt + ("" if example.prompt[-1:].isspace() else " ") + example.answer
+    room = max(most_tokens - SPECIAL_TOKENS, 2)
+    words = re.findall(r"\S+\s*", text)
+    lengths = [len(ids) for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]]
+    if len(plain_ids(tokenizer, text)) <= room:
+        return []
+    count = math.ceil(sum(lengths) / room)
+    parts: list[str] = [""] * count
+    before = 0
+    for word, length in zip(words, lengths, strict=True):
+        parts[min(before * count // sum(lengths), count - 1)] += word
+        before += length
+    for i in range(count - 1, 0, -1):
+        if len(parts[i].split()) < 2:  # a word that is as long as a piece: it stays with what precedes it
+            parts[i - 1] += parts.pop(i)
+    return [split_text(part) for part in parts]

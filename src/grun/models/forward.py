@@ -1,0 +1,192 @@
+"""Forward passes on rows of text: log-probabilities of answers, and what the gates said."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Enough",
+    "accepts_prompt_lengths",
+    "adapters_off",
+    "context_length",
+    "evaluating",
+    "forward_parameters",
+    "gates_of_last_call",
+    "longest_row",
+    "observed_outputs",
+    "reference_signals",
+    "side_signals",
+    "unwrapped",
+]
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grun.core.records import Batch, SideSignals
+
+IGNORED = -100
+
+
+def accepts_prompt_lengths(model: nn.Module) -> bool:
+    """Whether the model's forward call takes `prompt_lengths`, as one with GRUN adapters does."""
+    return bool(getattr(getattr(unwrapped(model), "base_model", None), "takes_prompt_lengths", False))
+
+
+class Enough(Exception):
+    """Raised inside a forward pass once everything is known that was asked."""
+
+
+def side_signals(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    wanted: Collection[str] = ("logps",),
+    layer: nn.Module | None = None,
+    with_grad: bool = True,
+) -> SideSignals:
+    """What a model says about the labelled tokens of a batch, in float32.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        batch: on the model's device.
+        wanted: quantities to return: `logps`, `logits`, `hidden`; `targets` are always there.
+        layer: the decoder layer whose output `hidden` is.
+        with_grad: keep the graph.
+
+    Raises:
+        ValueError: if the first token of a row is labelled: nothing precedes it that it could be predicted from.
+    """
+    mask_BT = batch.labels_BT != IGNORED
+    if bool(mask_BT[:, 0].any()):
+        raise ValueError("the first token of a row is labelled, but nothing precedes it: leave its label at -100")
+    states: list[Tensor] = []
+    with (
+        nullcontext() if with_grad else torch.no_grad(),
+        observed_outputs(layer if "hidden" in wanted else None, states),
+    ):
+        logits_BKV, columns_K = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
+        device = logits_BKV.device
+        found: dict[str, Tensor] = {"targets": batch.labels_BT[mask_BT].to(device)}
+        if "hidden" in wanted:
+            found["hidden"] = states[0][mask_BT.to(states[0].device)].float().to(device)
+        if "logps" in wanted or "logits" in wanted:
+            logits_NV = logits_BKV[mask_BT[:, columns_K + 1].to(device)].float()
+        if "logps" in wanted:
+            chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
+            found["logps"] = chosen_N - logits_NV.logsumexp(1)
+        if "logits" in wanted:
+            found["logits"] = logits_NV
+    return SideSignals(mask_BT.to(device), found)
+
+
+@torch.no_grad()
+def reference_signals(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    wanted: Collection[str] = ("logps",),
+    layer: nn.Module | None = None,
+) -> SideSignals:
+    """The same under the base model: adapters off, dropout off, no gradient."""
+    with adapters_off(model), evaluating(model):
+        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that the model can read, as its configuration says; None if it does not say."""
+    config = getattr(unwrapped(model), "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config  # type: ignore[union-attr]
+    longest = getattr(text, "max_position_embeddings", None)
+    return None if longest is None else int(longest)
+
+
+def longest_row(model: nn.Module, asked: int | None) -> int | None:
+    """Most tokens of a row: what was asked for or the model's context, whichever is less; None if neither is known."""
+    return min(filter(None, (asked, context_length(model))), default=None)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, a PEFT model is its base model; any other model is itself."""
+    disable: Callable[[], Any] = getattr(unwrapped(model), "disable_adapter", nullcontext)
+    with disable():
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def gates_of_last_call(model: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Gate logits and values, (B, G) each, of the last call that read prompts; None without gates.
+
+    All active adapters, and of each its gates in layer order. Do not ask after a call with adapters off: the answer
+    would be that of an earlier call.
+    """
+    found = getattr(getattr(unwrapped(model), "base_model", None), "last_gates", None)
+    if not found:
+        return None
+    gates = list(found.values())
+    return torch.cat([g.logits_BG for g in gates], dim=1), torch.cat([g.values_BG for g in gates], dim=1)
+
+
+@contextmanager
+def observed_outputs(layer: nn.Module | None, states: list[Tensor]) -> Iterator[None]:
+    """Inside, the outputs of a layer are appended to `states` (with a GRUN adapter at that layer, after its edit)."""
+    if layer is None:
+        yield
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
+    """Logits (B, K, V) of the columns whose next token is labelled in some row, and those columns (K,).
+
+    Models that can do so compute no other logits: with a large vocabulary they are most of a step's memory. Where nobody looks
+    at logits, one column is enough.
+    """
+    columns_K = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
+    columns_K = columns_K if everything else columns_K[:1]
+    parameters = forward_parameters(model)
+    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
+    if accepts_prompt_lengths(model):
+        inputs["prompt_lengths"] = batch.prompt_lengths_B
+    if "position_ids" in parameters and bool((batch.attention_mask_BT[:, 0] == 0).any()):
+        inputs["position_ids"] = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
+    if "logits_to_keep" in parameters:
+        return model(**inputs, logits_to_keep=columns_K).logits, columns_K
+    return model(**inputs).logits[:, columns_K], columns_K
+
+
+def forward_parameters(model: nn.Module) -> set[str]:
+    """Names that the language model's own forward call takes (a PEFT wrapper passes everything on)."""
+    inner = unwrapped(model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
+    return set(inspect.signature(base.forward).parameters)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel, sharding and compiled wrappers."""
+    for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):
+        if name in model._modules:
+            return unwrapped(model._modules[name])  # type: ignore[arg-type]
+    return model

@@ -1,0 +1,262 @@
+"""`GrunConfig`: what a GRUN adapter looks like, checked when it is made."""
+
+from __future__ import annotations
+
+__all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name", "parsed_layer", "resolved_layer"]
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils import TaskType
+from torch import nn
+
+from grun.core.errors import UserError, nearest
+
+PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
+DEFAULT_WINDOW = 4
+MEMBER_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+CHOICES = {
+    "gate": ("linear", "mlp", "none"),
+    "gate_reads": ("last", "prompt"),
+    "edit_from": ("last_prompt_only", "last_prompt_on"),
+}
+
+
+@dataclass
+class GrunConfig(PeftConfig):
+    """Configuration of a GRUN adapter (arXiv 2502.17823); the defaults are ours, `GrunConfig.paper()` is the published one.
+
+    Args:
+        rank: rank of the edit at each layer.
+        layers: decoder layers whose output is edited: indices (int, 0-based), or fractions of depth (float in (0, 1]).
+        gate: `mlp`, `linear`, or `none` for a plain LoReFT without a gate (the ablation).
+        gate_hidden: hidden sizes of an `mlp` gate.
+        gate_reads: `last` reads the last prompt token (the paper), `prompt` every prompt token and takes the largest logit.
+        gate_window: tokens over which an mlp gate that reads the prompt pools its detectors (see `Gate`). None: 4 for such a
+            gate, 1 for any other. 1 judges every token alone.
+        gate_layer: layer whose input one gate, shared by all edits, reads (0: the embedding output). None: a gate of its own
+            at the output of every edited layer (the paper).
+        edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
+        dropout: dropout probability on the edit, in training.
+        init_weights: start as the identity. False: random edit, as in the reference implementation.
+        init_seed: seed of the initial weights, independent of the global random state.
+        scale: factor of the edits.
+        gate_places: logits at which the gates opened as they were learnt, in layer order, where they were calibrated since;
+            filled in.
+        members: a stack of several adapters as one: their settings by name. All other settings here then mean nothing.
+        hidden_size, num_layers: of the base model; filled in when the adapter is attached and checked when it is loaded.
+        target_modules: names of the wrapped decoder layers; filled in.
+
+    Raises:
+        UserError: (a ValueError) for a value out of range, at construction.
+    """
+
+    rank: int = field(default=4, metadata={"help": "Rank of the edit."})
+    layers: list[int | float] = field(
+        default_factory=lambda: list(PAPER_DEPTHS), metadata={"help": "Edited layers: indices or fractions of depth."}
+    )
+    gate: str = field(default="mlp", metadata={"help": "linear, mlp or none."})
+    gate_hidden: list[int] = field(default_factory=lambda: [64], metadata={"help": "Hidden sizes of an mlp gate."})
+    gate_reads: str = field(default="prompt", metadata={"help": "last or prompt."})
+    gate_window: int | None = field(default=None, metadata={"help": "Tokens over which detectors are pooled."})
+    gate_layer: int | None = field(default=0, metadata={"help": "Layer whose input the shared gate reads, or None."})
+    edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
+    init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
+    init_seed: int = field(default=0, metadata={"help": "Seed of the initial weights."})
+    scale: float = field(default=1.0, metadata={"help": "Factor of the edits."})
+    gate_places: list[float] | None = field(
+        default=None, metadata={"help": "Where gates opened as learnt (filled in)."}
+    )
+    members: dict[str, dict[str, Any]] | None = field(default=None, metadata={"help": "Adapters of a stack, by name."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of the base model."})
+    num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
+    target_modules: list[str] | None = field(default=None, metadata={"help": "Wrapped decoder layers (filled in)."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "GRUN"
+        self.task_type = self.task_type or TaskType.CAUSAL_LM
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(
+                    f"{name} is {value!r}, expected one of {', '.join(choices)}.{nearest(str(value), choices)}"
+                )
+        if not isinstance(self.init_weights, bool):
+            raise UserError(f"init_weights is {self.init_weights!r}, expected true or false.")
+        self._check_number("rank", 1, None)
+        self._check_number("init_seed", 0, None)
+        self._check_number("dropout", 0.0, 1.0)
+        self._check_number("scale", 0.0, None)
+        if self.gate_layer is not None:
+            self._check_number("gate_layer", 0, None)
+        if self.gate_window is not None:
+            self._check_number("gate_window", 1, None)
+            if self.gate_window > 1 and (self.gate != "mlp" or self.gate_reads != "prompt"):
+                raise UserError(
+                    f"gate_window is {self.gate_window}, but only an mlp gate that reads the prompt has a window; "
+                    f"this one is {self.gate} and reads {self.gate_reads}."
+                )
+        if self.gate_places is not None and not (
+            isinstance(self.gate_places, Sequence) and all(_is_finite(value) for value in self.gate_places)
+        ):
+            raise UserError(f"gate_places is {self.gate_places!r}, expected finite numbers.")
+        self.layers = self._checked_layers(self.layers)
+        sizes = list(self.gate_hidden) if isinstance(self.gate_hidden, Sequence) else []
+        if self.gate == "mlp" and (not sizes or any(not _is_int(n) or n < 1 for n in sizes)):
+            raise UserError(
+                f"gate_hidden is {self.gate_hidden}, expected one or more sizes of at least 1 for an mlp gate."
+            )
+        self.gate_hidden = sizes
+        self._members = {name: self._checked_member(name, given) for name, given in (self.members or {}).items()}
+        if self.members is not None and not self.members:
+            raise UserError("members is empty, expected at least one adapter in a stack.")
+
+    @property
+    def parts(self) -> dict[str, GrunConfig]:
+        """Configurations of the members of a stack by name; of any other adapter itself, without a name."""
+        return self._members or {"": self}
+
+    @classmethod
+    def stack(cls, members: Mapping[str, GrunConfig], **common: Any) -> GrunConfig:
+        """Several adapters as one, which act side by side: each has gates and edits of its own, and the edits add up."""
+        return cls(members={name: member.own_settings() for name, member in members.items()}, **common)
+
+    def own_settings(self) -> dict[str, Any]:
+        """The settings of this adapter alone, without those that PEFT has of any adapter."""
+        inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT saves it, members of a stack as they were resolved."""
+        members = {name: member.own_settings() for name, member in self._members.items()}
+        return {**super().to_dict(), "members": members or None}
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> GrunConfig:
+        """The setting of arXiv 2502.17823: at each of three layers a gate and an edit of its own, on the last prompt token."""
+        published: dict[str, Any] = {
+            "gate_hidden": [256, 64],
+            "gate_reads": "last",
+            "gate_layer": None,
+            "edit_from": "last_prompt_only",
+            "init_weights": False,
+        }
+        return cls(**{**published, **overrides})
+
+    @property
+    def hidden_sizes_of_gate(self) -> list[int]:
+        """Hidden sizes of the gate network; empty for a linear one."""
+        return self.gate_hidden if self.gate == "mlp" else []
+
+    @property
+    def window(self) -> int:
+        """Tokens over which the gate's detectors are pooled."""
+        if self.gate_window is not None:
+            return self.gate_window
+        return DEFAULT_WINDOW if self.gate == "mlp" and self.gate_reads == "prompt" else 1
+
+    def resolved_layers(self, num_layers: int) -> list[int]:
+        """Indices of the edited layers in a model of `num_layers` decoder layers, ascending.
+
+        Raises:
+            UserError: if an index is out of range, or the gate would read above the first edited layer.
+        """
+        indices = sorted({_index(value, num_layers) for value in self.layers})
+        if indices[-1] >= num_layers or indices[0] < 0:
+            wrong = indices[-1] if indices[-1] >= num_layers else indices[0]
+            raise UserError(f"layers contains {wrong}, but the model has {num_layers} layers (0 to {num_layers - 1}).")
+        if self.gate != "none" and self.gate_layer is not None and self.gate_layer > indices[0]:
+            raise UserError(
+                f"gate_layer is {self.gate_layer}, expected at most {indices[0]}, the first edited layer: "
+                "the gate must be decided before the first edit."
+            )
+        return indices
+
+    @staticmethod
+    def _checked_member(name: str, given: Any) -> GrunConfig:
+        if not is_member_name(name):
+            raise UserError(
+                f"members contains '{name}', expected names of letters, digits, - and _ (and not a reserved word)."
+            )
+        if not isinstance(given, Mapping) or given.get("members") is not None:
+            raise UserError(f"members: '{name}' holds no settings of an adapter.")
+        known = {f.name for f in dataclasses.fields(GrunConfig)}
+        for setting in given:
+            if setting not in known:
+                raise UserError(f"members: '{name}' has an unknown setting '{setting}'.{nearest(setting, known)}")
+        return GrunConfig(**given)
+
+    def _check_number(self, name: str, low: float, high: float | None) -> None:
+        value = getattr(self, name)
+        ok = _is_int(value) if isinstance(low, int) else isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not ok or not value >= low or (high is not None and value >= high):
+            expected = f"at least {low}" if high is None else f"from {low} to below {high}"
+            raise UserError(f"{name} is {value!r}, expected a number {expected}.")
+
+    @staticmethod
+    def _checked_layers(layers: Sequence[int | float]) -> list[int | float]:
+        if isinstance(layers, (str, bytes)) or not isinstance(layers, Sequence) or not layers:
+            raise UserError(f"layers is {layers!r}, expected one or more indices or fractions of depth.")
+        for value in layers:
+            fraction = isinstance(value, float) and 0.0 < value <= 1.0
+            if not fraction and not (_is_int(value) and value >= 0):
+                raise UserError(
+                    f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1)."
+                )
+        return list(layers)
+
+
+def is_member_name(name: str) -> bool:
+    """Whether a member of a stack may be called so: modules are registered under its name."""
+    free = not hasattr(nn.ModuleDict(), name) and "grun_" not in name  # PEFT cuts keys there
+    return free and re.fullmatch(MEMBER_NAME, name) is not None
+
+
+def parsed_layer(text: str, flag: str) -> int | float:
+    """A layer as it is written on the command line: an index (int) or a fraction of depth (with a point in it).
+
+    Raises:
+        UserError: naming the flag.
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise UserError(
+            f"{flag} contains '{text}', expected an index (20) or a fraction of depth (0.65); separate several by commas."
+        ) from error
+
+
+def resolved_layer(text: str, num_layers: int, flag: str) -> int:
+    """The index of a layer that is written as an index or as a fraction of depth.
+
+    Raises:
+        UserError: naming the flag, if it is neither, or out of range.
+    """
+    value = parsed_layer(text, flag)
+    in_range = 0.0 < value <= 1.0 if isinstance(value, float) else 0 <= value < num_layers
+    if not in_range:
+        raise UserError(
+            f"{flag} is {text}, but the model has {num_layers} layers (0 to {num_layers - 1}; or a fraction of depth)."
+        )
+    return _index(value, num_layers)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _index(value: int | float, num_layers: int) -> int:
+    if not isinstance(value, float):
+        return value
+    return min(int(value * num_layers + 1e-6), num_layers - 1)  # 0.29 * 100 is 28.999999999999996

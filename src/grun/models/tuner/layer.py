@@ -1,0 +1,314 @@
+"""A decoder layer wrapped so that a gate may read its input or output and edits may change its output."""
+
+from __future__ import annotations
+
+__all__ = ["GrunLayer"]
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from grun.core.errors import UserError
+from grun.models.tuner.batched import EditStack, GateStack
+from grun.models.tuner.config import GrunConfig
+from grun.models.tuner.context import CallContext, Runtime
+from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype
+from grun.models.tuner.prompt_position import last_prompt_states
+
+NO_BOUNDARY = (
+    "GRUN cannot know where the prompts end in this forward call. Pass prompt_lengths=tensor of shape (batch,), the number "
+    "of real prompt tokens of each row, or labels that are -100 on the prompt; or call generate(), which knows."
+)
+
+
+class GrunLayer(nn.Module, BaseTunerLayer):
+    """Wraps one decoder layer; unknown attributes are those of the layer, tensor and tuple outputs pass through.
+
+    Args:
+        base_layer: the decoder layer.
+        index: its 0-based number.
+        runtime: what the wrapped layers of the model share.
+
+    Attributes:
+        configs: of every part by name, a part being an adapter, or a member of one that is a stack (`adapter/member`).
+        gates, edits: those that this layer holds, by the names of their parts.
+    """
+
+    adapter_layer_names = ("grun_edit", "grun_gate")
+
+    def __init__(self, base_layer: nn.Module, index: int, runtime: Runtime) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.index = index
+        self.runtime = runtime
+        self.configs: dict[str, GrunConfig] = {}
+        self.gates: dict[str, Any] = {}
+        self.edits: dict[str, Any] = {}
+        self._parts: dict[str, list[str]] = {}
+        self.grun_edit = nn.ModuleDict()
+        self.grun_gate = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Model loops read attributes off their layers (`attention_type`): unknown ones are the wrapped layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def update_layer(self, adapter_name: str, config: GrunConfig) -> None:
+        """Add the parts of an adapter that live at this layer: an edit, a gate, or both."""
+        self._parts[adapter_name] = []
+        for member, own in config.parts.items():
+            assert own.hidden_size is not None
+            part = f"{adapter_name}/{member}" if member else adapter_name
+            self._parts[adapter_name].append(part)
+            self.configs[part] = own
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.default_generator.manual_seed(own.init_seed * 100_003 + self.index)
+                if self.index in own.layers:
+                    self.edits[part] = LowRankEdit(own.hidden_size, own.rank, own.dropout, own.init_weights)
+                    _hold(self.grun_edit, adapter_name, member, self.edits[part])
+                gated = self.index in own.layers if own.gate_layer is None else self.index == own.gate_layer
+                if own.gate != "none" and gated:
+                    self.gates[part] = Gate(own.hidden_size, own.hidden_sizes_of_gate, own.window)
+                    _hold(self.grun_gate, adapter_name, member, self.gates[part])
+        self._move_to_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def _move_to_base_layer(self, adapter_name: str) -> None:
+        device = next(self.base_layer.parameters()).device
+        for parts in (self.grun_edit, self.grun_gate):
+            if (
+                adapter_name in parts
+                and device.type != "meta"
+                and not any(p.is_meta for p in parts[adapter_name].parameters())
+            ):
+                parts[adapter_name].to(device)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapters on or off. Unlike PEFT's own method it leaves frozen parts (a fitted gate) frozen."""
+        self._disable_adapters = not enabled
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter from this layer."""
+        super().delete_adapter(adapter_name)
+        for part in self._parts.pop(adapter_name, ()):
+            for held in (self.configs, self.gates, self.edits):
+                held.pop(part, None)
+
+    def active_here(self) -> list[str]:
+        """Names of the parts of active adapters that may act at this layer in a forward call."""
+        if self.disable_adapters:
+            return []
+        return [part for name in self.active_adapters for part in self._parts.get(name, ())]
+
+    @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; what follows depends on the call
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own output, with the edits of the active adapters where their gates are open."""
+        names = [] if self.runtime.idle else self.active_here()
+        if not names:
+            return self.base_layer(*args, **kwargs)
+        call = self.runtime.call
+        if call is None:
+            raise UserError(NO_BOUNDARY)
+        h_in_BTD = args[0] if args else kwargs["hidden_states"]
+        if call.span is not None:
+            self._read_all([n for n in names if self._gate_reads(n, at_input=True)], h_in_BTD, call)
+        output = self.base_layer(*args, **kwargs)
+        h_BTD = output[0] if isinstance(output, tuple) else output
+        edited_BTD = self._edit(h_BTD, names, call)
+        if call.edited is not None:
+            call.edited[self.index] = edited_BTD
+        return (edited_BTD, *output[1:]) if isinstance(output, tuple) else edited_BTD
+
+    def _gate_reads(self, name: str, *, at_input: bool) -> bool:
+        """Whether a gate of this adapter looks at the input of this layer, or at its output."""
+        return name in self.gates and (self.configs[name].gate_layer is not None) == at_input
+
+    @torch.compiler.disable
+    def _read_all(self, names: list[str], h_BTD: Tensor, call: CallContext) -> None:
+        """Update the readings of gates that look at the layer's input, together where they can be.
+
+        Where nothing is trained, adapters that are open for no row are left out of what follows.
+        """
+        trained = torch.is_grad_enabled()
+        if trained or not self._read_together(names, h_BTD, call):
+            for name in names:
+                self._read(name, h_BTD, call)
+        if trained or not names:
+            return
+        logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
+        thresholds_N = torch.stack([gate.threshold for gate in _held(self.gates, names)])
+        open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut
+        call.shut.update(name for name, is_open in zip(names, open_N, strict=True) if not is_open)
+
+    def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
+        """Read prompts with all gates in one product; False where they are too different for that, or there is only one."""
+        before: list[Any] = [call.readings.get((name, self.index)) for name in names]
+        alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
+        if not alike or any(one is None for one in before) != all(one is None for one in before):
+            return False
+        stack = self._stack("gates", tuple(names), lambda: GateStack.of(_held(self.gates, names)))
+        device = self.gates[names[0]].threshold.device  # the layer below may live on another one
+        span = call.span_on(device)
+        if stack is None or span is None or any((name, self.index) in call.complete for name in names):
+            return False
+        earlier_NBS = None if before[0] is None else torch.stack(before).to(device)
+        with torch.autocast(device.type, enabled=False):
+            found_NBS = stack(h_BTD.to(device), span.is_prompt(call.past, h_BTD.shape[1]), earlier_NBS)
+        call.readings.update({(name, self.index): one for name, one in zip(names, found_NBS, strict=True)})
+        return True
+
+    def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
+        """Update the reading of this layer's gate with the prompt tokens of this call."""
+        gate = self.gates[name]
+        device = gate.threshold.device  # the layer below may live on another one
+        span = call.span_on(device)
+        key = (name, self.index)
+        if span is None or key in call.complete:
+            return
+        call.values.pop(key, None)
+        before_BS = call.readings.get(key)
+        before_BS = None if before_BS is None else before_BS.to(device)
+        with torch.autocast(device.type, enabled=False):
+            if self.configs[name].gate_reads == "last":
+                h_B1D, here_B1 = last_prompt_states(h_BTD, span, call.past)
+                reading_BS = gate(h_B1D.to(device), here_B1)
+                call.readings[key] = reading_BS if before_BS is None else torch.where(here_B1, reading_BS, before_BS)
+            else:
+                prompt_BT = span.is_prompt(call.past, h_BTD.shape[1])
+                call.readings[key] = gate(h_BTD.to(device), prompt_BT, before_BS)
+
+    @torch.compiler.disable
+    def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
+        out_BTD, configs, edits = h_BTD, self.configs, self.edits
+        if call.span is not None:
+            for name in names:
+                if self._gate_reads(name, at_input=False):
+                    self._read(name, h_BTD, call)
+        names = [name for name in names if name in edits and name not in call.shut]
+        together = [name for name in names if configs[name].edit_from == "last_prompt_on"]
+        if together and not torch.is_grad_enabled() and not self.training:
+            out_BTD = self._edit_together(h_BTD, together, call)
+            names = [name for name in names if name not in together]
+        for name in names:
+            if configs[name].edit_from == "last_prompt_on":
+                out_BTD = self._edit_from_last(out_BTD, h_BTD, name, call)
+            else:
+                out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call)
+        return out_BTD
+
+    def gate_value(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
+        """What this layer's edit is multiplied by (B,): the gate's value, 1 without a gate, times the adapter's scale."""
+        config = self.configs[name]
+        if config.gate == "none":
+            return torch.full((rows,), config.scale, device=device)
+        source = self.index if config.gate_layer is None else config.gate_layer
+        if (name, source) not in call.readings:
+            raise UserError(NO_BOUNDARY)
+        if (name, source) not in call.values or torch.is_grad_enabled():
+            gate = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source)
+            call.values[name, source] = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device))
+        return config.scale * call.values[name, source].to(device)
+
+    def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
+        """Edit the last prompt token and every token after it."""
+        rows, width, _ = h_BTD.shape
+        value_BT = self.gate_value(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
+        span = call.span_on(h_BTD.device)
+        if span is not None:
+            after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
+            value_BT = torch.where(after_BT, value_BT, 0.0)
+        return self._add(out_BTD, h_BTD, name, value_BT)
+
+    def _edit_together(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
+        """The edits of several adapters from the last prompt token on, as one product."""
+        dtype, span = compute_dtype(h_BTD), call.span_on(h_BTD.device)
+        stack = self._stack("edits", (dtype, *names), lambda: EditStack.of(_held(self.edits, names), dtype))
+        values_BTN = self._values_together(names, call, h_BTD)[:, None]
+        if span is not None:
+            after_BT = call.columns(h_BTD.shape[1], h_BTD.device) >= span.end_B[:, None]
+            values_BTN = torch.where(after_BT[..., None], values_BTN, 0.0)
+        with torch.autocast(h_BTD.device.type, enabled=False):
+            sum_BTD = stack(h_BTD.to(dtype), values_BTN).to(h_BTD.dtype)
+        return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
+
+    def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
+        """What edits are multiplied by (B, N), as `gate_value`; once for all layers where one shared gate each decides."""
+        configs = [self.configs[name] for name in names]
+        sources = {None if config.gate == "none" else config.gate_layer for config in configs}
+        source = None if len(sources) > 1 else sources.pop()
+        key = (self.index if source is None else source, *names)
+        if key not in call.values:
+            if source is None:
+                values = [self.gate_value(name, call, len(h_BTD), h_BTD.device) for name in names]
+                call.values[key] = torch.stack(values, dim=1)
+            elif any((name, source) not in call.readings for name in names):
+                raise UserError(NO_BOUNDARY)
+            else:
+                holder = next(layer for layer in self.runtime.layers if layer.index == source)
+                thresholds_N = torch.stack([gate.threshold for gate in _held(holder.gates, names)])
+                logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
+                scales_N = torch.tensor([config.scale for config in configs], device=logits_BN.device)
+                call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, scales_N * logits_BN.sigmoid())
+        return call.values[key].to(h_BTD.device)
+
+    def _stack(self, kind: str, names: tuple[Any, ...], build: Callable[[], Any]) -> Any:
+        """The parts that this layer holds of several adapters as one, built once per `generate` call."""
+        kept = {} if self.runtime.generation is None else self.runtime.generation.stacks
+        key = (kind, self.index, names)
+        if key not in kept:
+            kept[key] = build()
+        return kept[key]
+
+    def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
+        """Edit the last prompt token; where it lies outside this call nothing changes."""
+        span = call.span_on(h_BTD.device)
+        if span is None:
+            return out_BTD
+        rows, width, hidden = h_BTD.shape
+        end_B = span.end_B - call.past
+        value_B = self.gate_value(name, call, rows, h_BTD.device)
+        value_B = torch.where((end_B >= 0) & (end_B < width), value_B, 0.0)
+        at_B11 = end_B.clamp(0, width - 1)[:, None, None].expand(rows, 1, hidden)
+        new_B1D = self._add(out_BTD.gather(1, at_B11), h_BTD.gather(1, at_B11), name, value_B[:, None])
+        return out_BTD.scatter(1, at_B11, new_B1D)
+
+    def _add(self, out_BTD: Tensor, h_BTD: Tensor, name: str, value_BT: Tensor) -> Tensor:
+        """`out + value * phi(h)`; where the value is 0 the result is `out` itself, to the bit."""
+        with torch.autocast(h_BTD.device.type, enabled=False):
+            edit_BTD = self.edits[name](h_BTD, self._rotation(name, compute_dtype(h_BTD)))
+            sum_BTD = (out_BTD.to(edit_BTD.dtype) + value_BT[..., None] * edit_BTD).to(out_BTD.dtype)
+        return torch.where(value_BT[..., None] != 0, sum_BTD, out_BTD)
+
+    def _rotation(self, name: str, dtype: torch.dtype) -> Tensor | None:
+        """The rotation of an edit, computed once per `generate` call; None outside of one (or while it is trained)."""
+        edit = self.edits[name]
+        kept = None if self.runtime.generation is None else self.runtime.generation.rotations
+        if kept is None or (torch.is_grad_enabled() and edit.rotation.requires_grad):
+            return None
+        if (name, self.index) not in kept:
+            kept[name, self.index] = edit.rotation_DR(dtype).detach()
+        return kept[name, self.index]
+
+
+def _hold(modules: nn.ModuleDict, adapter: str, member: str, module: nn.Module) -> None:
+    """Register a module under its adapter, or under the member of the adapter that it belongs to."""
+    if not member:
+        modules[adapter] = module
+        return
+    if adapter not in modules:
+        modules[adapter] = nn.ModuleDict()
+    members: Any = modules[adapter]
+    members[member] = module
+
+
+def _held(parts: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    return [parts[name] for name in names]

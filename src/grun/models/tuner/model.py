@@ -1,0 +1,317 @@
+"""`GrunModel`: the PEFT tuner that wraps decoder layers and tells them, in every call, where the prompts end."""
+
+from __future__ import annotations
+
+__all__ = ["GrunModel", "decoder_layers"]
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from grun.core.errors import UserError
+from grun.models.tuner.config import GrunConfig
+from grun.models.tuner.context import (
+    CallContext,
+    Gates,
+    GenerationScope,
+    Runtime,
+    keep_with_cache,
+    readings_of,
+    shut_of,
+    values_of,
+)
+from grun.models.tuner.layer import NO_BOUNDARY, GrunLayer
+from grun.models.tuner.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder layers of a causal language model.
+
+    Raises:
+        UserError: if the model has no module list with as many entries as its configuration has layers.
+    """
+    count = _text_config(model).num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise UserError(
+        f"{type(model).__name__} has no list of {count} decoder layers; GRUN needs a decoder-only language model."
+    )
+
+
+class GrunModel(BaseTuner):
+    """A causal language model with GRUN adapters (see `GrunConfig`).
+
+    In a forward call the end of each prompt comes from `prompt_lengths` (B,) or from `labels`; in `generate` from the
+    attention mask. Gate decisions of the last call that read prompts are in `last_gates`.
+    """
+
+    prefix = "grun_"
+    tuner_layer_cls = GrunLayer
+    target_module_mapping: dict[str, list[str]] = {}
+    uses_shared_state = True
+    takes_prompt_lengths = True
+
+    def _pre_injection_hook(self, model: nn.Module, config: GrunConfig, adapter_name: str) -> None:  # type: ignore[override]
+        self.runtime = Runtime([])
+
+    def _post_injection_hook(self, model: nn.Module, config: GrunConfig, adapter_name: str) -> None:  # type: ignore[override]
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin_call, with_kwargs=True),
+            model.register_forward_hook(self._end_call, with_kwargs=True, always_call=True),
+        ]
+
+    def _prepare_adapter_config(self, peft_config: GrunConfig, model_config: dict[str, Any]) -> GrunConfig:  # type: ignore[override]
+        text = _text_config(self.model)
+        count = text.num_hidden_layers
+        resolved = copy.deepcopy(peft_config)  # the caller's own stays as it is, fit for other models
+        wrapped: set[int] = set()
+        for own in resolved.parts.values():
+            for name, found in (("hidden_size", text.hidden_size), ("num_layers", count)):
+                expected = getattr(own, name)
+                if expected is not None and expected != found:
+                    raise UserError(
+                        f"this adapter was made for a base model with {name} {expected}, but the model has {found}: "
+                        "load it on the model it was trained on."
+                    )
+                setattr(own, name, found)
+            if own.rank > text.hidden_size:
+                raise UserError(
+                    f"rank is {own.rank}, expected at most {text.hidden_size}, the hidden size of the model."
+                )
+            own.layers = list(own.resolved_layers(count))
+            wrapped.update(int(index) for index in own.layers)
+            if own.gate != "none" and own.gate_layer is not None:
+                wrapped.add(own.gate_layer)
+        prefix, _ = decoder_layers(self.model)
+        resolved.target_modules = [f"{prefix}.{index}" for index in sorted(wrapped)]
+        self.peft_config.update({name: resolved for name, given in self.peft_config.items() if given is peft_config})
+        return resolved
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: GrunConfig, key: str) -> bool:  # type: ignore[override]
+        return key in (peft_config.target_modules or ())
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: GrunConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, GrunLayer):
+            layer = target
+        else:
+            layer = GrunLayer(target, int(target_name), self.runtime)
+            self.runtime.layers.append(layer)
+            self.runtime.layers.sort(key=lambda wrapped: wrapped.index)
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config)
+
+    @property
+    def last_gates(self) -> dict[str, Gates]:
+        """Gate decisions of the last call that read prompts, by adapter (`adapter/member` in a stack), if it has a gate."""
+        gates: dict[str, Gates] = {}
+        for name in self._active_parts():
+            held = [layer for layer in self.runtime.layers if (name, layer.index) in self.runtime.last_logits]
+            if not held:
+                continue
+            logits = [self.runtime.last_logits[name, layer.index] for layer in held]
+            values = [layer.gates[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
+            device = logits[0].device
+            gates[name] = Gates(*(torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)))
+        return gates
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of the model; prompts end at the last token that the attention mask shows.
+
+        Raises:
+            UserError: if there is no prompt, or no attention mask of the whole sequence when it continues a cache.
+        """
+        inputs = next((kwargs[k] for k in ("inputs", "input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
+        inputs = args[0] if args else inputs
+        if inputs is None:
+            raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
+        past = _cached(kwargs.get("past_key_values"))
+        if kwargs.get("attention_mask") is None and past == 0:
+            config = (
+                kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or self.model.generation_config
+            )
+            kwargs["attention_mask"] = _mask_from_padding(inputs, config, kwargs)
+        mask_BT = kwargs.get("attention_mask")
+        if mask_BT is None or mask_BT.shape[1] <= past:
+            raise UserError(
+                "generate() continues a cache: pass the attention_mask of the whole sequence, the cached tokens included, "
+                "so that the prompt's end is known."
+            )
+        with self.generating(mask_BT.bool()):
+            return self.model.generate(*args, **kwargs)
+
+    @contextmanager
+    def generating(self, mask_BT: Tensor) -> Iterator[None]:
+        """Inside, calls go on from prompts with this mask (B, T); what is the same in all of them is computed once."""
+        before, self.runtime.generation = self.runtime.generation, GenerationScope(mask_BT)
+        try:
+            yield
+        finally:
+            self.runtime.generation = before
+
+    @torch.compiler.disable  # what is traced once would be believed in later calls
+    def _begin_call(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        prompt_lengths = kwargs.pop("prompt_lengths", None)
+        self.runtime.call = None
+        self.runtime.idle = prompt_lengths is None and not args and self._is_idle(kwargs)
+        if self.runtime.idle or not any(layer.active_here() for layer in self.runtime.layers):
+            return args, kwargs
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs if args else kwargs
+        inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+        if inputs is None:
+            raise UserError("a forward call needs input_ids or inputs_embeds.")
+        past = _cached(given.get("past_key_values"))
+        kept = readings_of(given["past_key_values"]) if past else None
+        call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
+        if call.span is None:
+            call.shut = set(shut_of(given["past_key_values"]) or ())
+            call.values = values_of(given["past_key_values"])
+        known = self.runtime.continuation
+        if known is not None:
+            call.readings, call.complete = dict(known.readings), known.complete
+        if given.get("output_hidden_states", getattr(module.config, "output_hidden_states", False)):
+            call.edited = {}
+            call.as_tuple = given.get("return_dict", getattr(module.config, "return_dict", True)) is False
+            kwargs["return_dict"] = True
+        self.runtime.call = call
+        return args, kwargs
+
+    def _is_idle(self, given: dict[str, Any]) -> bool:
+        """Whether this is a step of decoding in which no active adapter has anything to do."""
+        cache, scope = given.get("past_key_values"), self.runtime.generation
+        shut = shut_of(cache)
+        if not shut or given.get("labels") is not None or not shut.issuperset(self._active_parts()):
+            return False
+        return scope is None or _cached(cache) >= scope.width
+
+    def _span(
+        self, inputs: Tensor, past: int, prompt_lengths: Tensor | None, given: dict[str, Any], prefilled: bool
+    ) -> PromptSpan | None:
+        """Where the prompts are; None when they are in the cache already (decoding)."""
+        rows, new = inputs.shape[:2]
+        labels = given.get("labels")
+        if prompt_lengths is None and labels is None:
+            scope = self.runtime.generation
+            if scope is not None:
+                return scope.span(rows) if past < scope.width else None
+            if prefilled:
+                return None
+            raise UserError(NO_BOUNDARY)
+        mask_BT = full_mask(given.get("attention_mask"), rows, new, past, inputs.device)
+        if prompt_lengths is not None:
+            return from_prompt_lengths(prompt_lengths, mask_BT)
+        return from_labels(nn.functional.pad(torch.as_tensor(labels), (past, 0), value=-100), mask_BT)
+
+    @torch.compiler.disable
+    def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        call, self.runtime.call, self.runtime.idle = self.runtime.call, None, False
+        if call is None or output is None:
+            return output
+        if call.span is not None:
+            self.runtime.last_logits = {key: reading_BS[:, 0] for key, reading_BS in call.readings.items()}
+        cache = getattr(output, "past_key_values", None)
+        if cache is None and isinstance(output, tuple):
+            cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
+        if cache is not None and call.span is not None:
+            keep_with_cache(cache, call.readings, self._shut(call))
+        if call.edited is None:
+            return output
+        output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
+        return output.to_tuple() if call.as_tuple else output
+
+    def _active_parts(self) -> dict[str, GrunConfig]:
+        """Configurations of all parts of the active adapters, by name."""
+        return {part: layer.configs[part] for layer in self.runtime.layers for part in layer.active_here()}
+
+    def _shut(self, call: CallContext) -> frozenset[str]:
+        """Active parts that have nothing to do in decoding: they edit no generated token, or are open for no row."""
+        found = set()
+        for name, config in self._active_parts().items():
+            if config.edit_from == "last_prompt_only" or name in call.shut:
+                found.add(name)
+            elif config.gate != "none" and config.gate_layer is None:
+                held = [layer for layer in self.runtime.layers if (name, layer.index) in call.readings]
+                values = [layer.gates[name].value(call.readings[name, layer.index][:, 0]) for layer in held]
+                if not any(bool((value != 0).any()) for value in values):
+                    found.add(name)
+        return frozenset(found)
+
+    def _check_merge_allowed(self) -> None:
+        raise UserError(
+            "a GRUN adapter cannot be merged into the weights: its gate depends on the prompt. Save the adapter and load it "
+            "with PeftModel.from_pretrained, or use unload() to get the base model back."
+        )
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """Keys of a checkpoint do not depend on the adapter's name: `...grun_gate.<name>.layers.0.weight` loses it."""
+        for part in GrunLayer.adapter_layer_names:
+            key = key.replace(f".{part}.{adapter_name}.", f".{part}.")
+        return key
+
+    def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT's stub says None, its code returns the model
+        self, *args: Any, merge: bool = True, **kwargs: Any
+    ) -> nn.Module:
+        """The base model, exactly as it was: no wrapper, no hook."""
+        if merge:
+            self._check_merge_allowed()
+        _, layers = decoder_layers(self.model)
+        for wrapped in self.runtime.layers:
+            layers[wrapped.index] = wrapped.base_layer
+        for hook in self._hooks:
+            hook.remove()
+        self.runtime.layers.clear()
+        del self.model.peft_config
+        return self.model
+
+
+def _with_edits(hidden_states: tuple[Tensor | None, ...], edited: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
+    """Hidden states as the model recorded them (before the edit), with those of edited layers replaced.
+
+    The last entry follows the final norm and has seen every edit already.
+    """
+    return tuple(
+        edited[i - 1] if i - 1 in edited and h is not None and i < len(hidden_states) - 1 else h
+        for i, h in enumerate(hidden_states)
+    )
+
+
+def _cached(cache: Any) -> int:
+    """Columns in a key/value cache, which may be None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _mask_from_padding(inputs: Tensor, config: Any, kwargs: dict[str, Any]) -> Tensor:
+    """The mask that `generate` infers itself: pad tokens are padding, unless they also end sequences."""
+    pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
+    ends = {int(e) for e in (eos if isinstance(eos, (list, tuple)) else [eos]) if e is not None}
+    if pad is None or int(pad) in ends or inputs.is_floating_point():
+        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+    return inputs.ne(int(pad)).long()
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise UserError(
+            f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model."
+        )
+    return config.get_text_config()

@@ -1,0 +1,144 @@
+"""What is in force in a ledger, put on its base model: loaded and measured."""
+
+from __future__ import annotations
+
+__all__ = [
+    "as_trained",
+    "check_base",
+    "identity",
+    "loaded",
+    "measured",
+    "say_crossing",
+    "write_in_force",
+]
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from grun.core.config.requests import RequestConfig
+from grun.core.errors import UserError
+from grun.core.records import Example
+from grun.core.storage.content_hash import content_of_folder
+from grun.models.encoding.chunking import chunk_running_text
+from grun.models.forward import adapters_off
+from grun.models.gates.calibration import logits_of_rows, share_open
+from grun.models.gates.features import gates_by_member, thresholds_of
+from grun.models.loading import load_adapter, load_model_and_tokenizer, model_folder
+from grun.models.row_encoder import RowEncoder
+from grun.requests.ledger import Ledger
+from grun.requests.stack_files import write_stack
+
+logger = logging.getLogger("grun")
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.py", "merges.txt", "vocab.txt")
+TOLERATED = 0.05  # share of prompts for which a gate may open that is not theirs
+
+
+def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What tells a base model from others, without loading its weights: what is in the files that transformers reads.
+
+    Raises:
+        UserError: if it cannot be found.
+    """
+    if not name:
+        raise UserError("--model is missing: give the hub id or the folder of the model.")
+    folder = model_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+    text = config.get_text_config()
+    return {
+        "name": name,
+        "content": content_of_folder(folder, MODEL_FILES) or getattr(config, "_commit_hash", None),
+        "hidden_size": text.hidden_size,
+        "num_layers": text.num_hidden_layers,
+    }
+
+
+def check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
+    """Raise if a ledger is of another base model; where its folder is does not matter."""
+    if ledger.requests and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
+        raise UserError(
+            f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their "
+            "configuration, weights or tokenizers differ. Every ledger is of one base model; name another ledger."
+        )
+
+
+def write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
+    """Write adapters of a ledger as one, with the thresholds that the ledger has for them."""
+    known = {id: request.thresholds for id, request in ledger.requests.items() if request.thresholds is not None}
+    write_stack(folders, target, scale=scale, thresholds={id: torch.tensor(own) for id, own in known.items()})
+
+
+def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
+    """Rows as training has seen them: running text in pieces."""
+    return chunk_running_text(examples, rows.tokenizer, rows.max_length)
+
+
+def loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model with some adapters in force, and its tokenizer."""
+    base, tokenizer = load_model_and_tokenizer(
+        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_in_force(ledger, folders, Path(folder))
+        return load_adapter(base, folder), tokenizer
+
+
+def measured(
+    ledger: Ledger,
+    folders: Mapping[str, Path],
+    config: RequestConfig,
+    forget: Sequence[Example],
+    normal: Sequence[Example],
+) -> dict[str, Any]:
+    """Answer probabilities before and after with everything in force, and how often each request's gates open.
+
+    `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
+    data was kept is there under its id.
+    """
+    model, tokenizer = loaded(ledger, folders, config)
+    rows = RowEncoder.of(model, tokenizer, config)
+    sets = {"new": list(forget), "normal": list(normal)}
+    sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
+    threshold_G, columns = thresholds_of(model), gates_by_member(model)
+    found: dict[str, Any] = {}
+    for name, whole in sets.items():
+        encoded = rows.encode(as_trained(whole, rows))
+        with adapters_off(model):
+            before = rows.probability(model, encoded)
+        logits_NG = logits_of_rows(model, rows, encoded)
+        found[name] = {
+            "rows": len(encoded),
+            "probability_before": before,
+            "probability": rows.probability(model, encoded),
+            "open": {id: share_open(logits_NG[:, own], threshold_G[own])["share"] for id, own in columns.items()},
+        }
+    return found
+
+
+def say_crossing(id: str, found: Mapping[str, Any]) -> None:
+    """Warn of gates that open for what is not theirs, as `measured` found it when a request was added."""
+    lost = "withdrawing {0} alone will not bring these back"
+    for other, share in found["new"]["open"].items():
+        if other != id and share > TOLERATED:
+            same = " (is it the same request?)" if share == 1 else ""
+            logger.warning(
+                f"The gate of request {other} opens for {share:.0%} of the new rows{same}: {lost.format(id)}. To part them, "
+                f"add {id} with --keep-features, then withdraw {other} and add its rows again."
+            )
+    for name, one in found.items():
+        share = one["open"][id]
+        if name == "new" or share <= TOLERATED:
+            continue
+        if name == "normal":
+            more = "give more --retain rows, or calibrate the ledger with normal prompts (`grun request calibrate`)"
+            logger.warning(f"The new gate opens for {share:.0%} of retain rows it has not seen: {more}.")
+        else:
+            logger.warning(f"The new gate opens for {share:.0%} of the rows of request {name}: {lost.format(name)}.")

@@ -1,0 +1,201 @@
+"""`grun request`: learn an adapter for a removal request, calibrate and export what is in force.
+
+Every adapter is learnt against the base model alone, whatever else is in force, so that withdrawing a request leaves all
+others as they are. Nothing is lost by that where the gates in force are shut for the rows of the new request, because then
+they do nothing there; how many rows they are open for is measured and written down.
+"""
+
+from __future__ import annotations
+
+__all__ = ["add", "calibrate", "export"]
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from grun.core.config.jobs import UnlearnConfig
+from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
+from grun.core.errors import UserError
+from grun.core.storage.atomic_files import atomic_directory
+from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
+from grun.core.storage.run_directory import FEATURES
+from grun.jobs.calibrate import say
+from grun.jobs.inputs.calibration import promised, prompts_of, unseen
+from grun.jobs.inputs.unlearning import load_sides
+from grun.jobs.unlearn import unlearn
+from grun.models.adaptations import with_presets
+from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
+from grun.models.gates.features import gates_by_member
+from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.config import is_member_name
+from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
+from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
+from grun.requests.ledger_record import ADAPTER_FILES, ID
+
+logger = logging.getLogger("grun")
+READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
+REFERENCE_SCALE = 0.6  # times n + 1
+
+
+def add(config: RequestConfig) -> str:
+    """Learn an adapter for the rows of a new request, put it into force, and measure everything that is.
+
+    Returns:
+        The id of the request.
+
+    Raises:
+        UserError: for wrong input, another base model than the ledger's, or data that a request was made for already.
+    """
+    wanted = with_presets(config)
+    if config.adapt != "grun" or wanted.gate == "none":
+        what = f"--adapt is {config.adapt}" if config.adapt != "grun" else "--gate is none"
+        raise UserError(f"{what}, but only gated adapters (grun) can be stacked.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("`grun request add` runs in one process: a ledger is changed by one at a time.")
+    if not config.forget and not config.benchmark:
+        raise UserError("FILES is missing: name the rows to forget (grun request add rows.jsonl ...), or --benchmark.")
+    _check_text(config.why)
+    data = load_sides(config)
+    found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
+    ledger = Ledger.read_or_new(config.ledger)
+    base = identity(config.model, config.trust_remote_code)
+    check_base(ledger, base, config.model)
+    with ledger.changing() as now:
+        check_base(now, base, config.model)
+        now = dataclasses.replace(now, base=now.base if now.requests else base)
+        now.save()  # from here on what is missing was lost
+        id = _new_id(now, config.id)
+        for known in now.requests.values():
+            if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
+                raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
+        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
+        settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
+        key = json.dumps([settings, fingerprint(vars(data))], sort_keys=True)
+        work = now.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+        adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
+        metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
+        folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
+        metrics["in_force"] = measured(now, folders, config, data.forget, data.validation or data.retain)
+        settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
+        request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
+        changed = now.with_request(
+            request,
+            adapter,
+            data=data.forget if config.keep_data else None,
+            features=work / FEATURES if config.keep_features else None,
+        )
+        shutil.rmtree(work, ignore_errors=True)
+    say_crossing(id, metrics["in_force"])
+    say_uncovered(changed)
+    return id
+
+
+def export(ledger: str, output: str, scale: float | None = None, reference_scale: bool = False) -> Path:
+    """Write everything that is in force as one adapter directory, which `PeftModel.from_pretrained` loads.
+
+    Args:
+        ledger: directory of the ledger.
+        output: directory to write; must be new or hold an adapter.
+        scale: factor of all edits; None for 1.
+        reference_scale: take 0.6 n + 0.6 for n requests, as the reference implementation does.
+
+    Raises:
+        UserError: if nothing is in force, or an adapter is damaged.
+    """
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"--scale is {scale}, expected a finite number of at least 0.")
+    now, target = Ledger.read(ledger, hub=True), Path(output).expanduser()
+    if not now.active:
+        raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
+    if target.is_file() or (target.is_dir() and any(file.name not in ADAPTER_FILES for file in target.iterdir())):
+        raise UserError(f"'{output}' holds something else; name a new directory, or one that an export made.")
+    factor = REFERENCE_SCALE * (len(now.active) + 1) if reference_scale else scale
+    try:
+        with atomic_directory(target) as directory:
+            write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
+    except OSError as error:
+        raise UserError(f"'{output}' cannot be written: {error.strerror or error}.") from error
+    say_uncovered(now)
+    return target
+
+
+def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
+    """Files of features that requests in force have kept, of gates that read what this one will read."""
+    found = []
+    for id, request in ledger.active.items():
+        if (features := ledger.features(id)) is None:
+            continue
+        if wanted.fit_gate_first and all(request.settings.get(name) == getattr(wanted, name) for name in READS):
+            found.append(str(features))
+        else:
+            logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
+    return found
+
+
+def _check_text(why: str) -> None:
+    try:
+        why.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--why is not valid UTF-8 at character {error.start + 1}; expected text.") from error
+
+
+def _new_id(ledger: Ledger, asked: str | None) -> str:
+    """The id of a new request: what was asked for, or the next number.
+
+    Raises:
+        UserError: if it is taken or no id.
+    """
+    if asked is None:
+        numbered = (f"r{number:04d}" for number in count(len(ledger.requests) + 1))
+        return next(id for id in numbered if id not in ledger.requests and not ledger.folder(id).exists())
+    if not re.fullmatch(ID, asked) or not is_member_name(asked):
+        raise UserError(f"--id is '{asked}', expected lower-case letters, digits and dashes (and not a reserved word).")
+    if asked in ledger.requests:
+        raise UserError(f"--id '{asked}' is taken: it is {ledger.requests[asked].state}. Choose another one.")
+    if ledger.folder(asked).exists():
+        raise UserError(f"--id '{asked}': {ledger.folder(asked)} is there, but not in the ledger. Choose another id.")
+    return asked
+
+
+def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
+    """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
+
+    Gates are placed by the thresholds that they were learnt with, which know nothing of these prompts. Requests that are added
+    or resumed later are not covered until this is done again; those that are suspended or withdrawn only lower the share.
+
+    Returns:
+        What was found, as `grun calibrate` writes it; kept in the ledger.
+
+    Raises:
+        UserError: as `grun calibrate` does; if no request is active.
+    """
+    guarantee, normal = promised(config)
+    forget = prompts_of(config.forget, config)
+    with Ledger.read(config.ledger).changing() as now:
+        check_base(now, identity(config.model, config.trust_remote_code), config.model)
+        if not now.active:
+            raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
+        normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
+        model, tokenizer = loaded(now, {id: now.adapter(id) for id in now.active}, config)
+        rows = RowEncoder.of(model, tokenizer, config)
+        threshold_G, found = calibrated(model, rows, normal, learnt_places(model), guarantee)
+        if forget:
+            found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
+        for name in ("thresholds", "places", "deviations"):
+            del found[name]  # of gates in the order of the stack; every request has its own thresholds
+        found |= {"requests": list(now.active), **event("calibrated")}
+        changed = {
+            id: dataclasses.replace(now.get(id), thresholds=threshold_G[own].tolist())
+            for id, own in gates_by_member(model).items()
+        }
+        dataclasses.replace(now, calibration=found).with_changed(changed)
+    say(found)
+    return found

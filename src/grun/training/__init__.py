@@ -1,0 +1,1 @@
+"""Training: objectives, losses, forward engines and the trainer."""

@@ -1,0 +1,1 @@
+"""Training from a cached prefix: what is the same in every step is computed once."""

@@ -1,0 +1,72 @@
+"""Where cached prefixes are kept: in memory, or in files that are mapped into it and shared between runs."""
+
+from __future__ import annotations
+
+__all__ = ["PartStore", "Parts"]
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grun.core.storage.atomic_files import atomic_file
+from grun.models.encoding.encode import Encoded
+
+Parts = dict[str, Tensor]  # of the rows of one batch, by "<number of the row>.<name>", and what holds for all of them
+
+
+@dataclass(frozen=True)
+class PartStore:
+    """A file for every batch of rows, whole or not there, so that building goes on after a kill; or nothing but memory.
+
+    Attributes:
+        folder: named by everything besides the rows that decides the content; None to keep everything in memory.
+    """
+
+    folder: Path | None = None
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return "in memory" if self.folder is None else f"in {self.folder}"
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Inside, no other process builds in the same folder: it waits, and then finds what is there."""
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def read(self, rows: Sequence[Encoded], names: Collection[str]) -> Parts | None:
+        """What is kept of a batch, mapped into memory; None if there is nothing, or it was damaged."""
+        file = self._file(rows, names)
+        if file is None or not file.is_file():
+            return None
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError):
+            return None
+
+    def write(self, rows: Sequence[Encoded], names: Collection[str], parts: Parts) -> None:
+        """Keep a batch, all of it or nothing."""
+        file = self._file(rows, names)
+        if file is not None:
+            with atomic_file(file) as temporary:
+                save_file(parts, temporary)
+
+    def _file(self, rows: Sequence[Encoded], names: Collection[str]) -> Path | None:
+        if self.folder is None:
+            return None
+        content = json.dumps([[(row.input_ids, row.prompt_length) for row in rows], sorted(names)])
+        return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"

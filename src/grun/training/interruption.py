@@ -1,0 +1,82 @@
+"""Stopping on request, divergence, and resuming from the newest checkpoint."""
+
+from __future__ import annotations
+
+__all__ = ["StopCleanly", "train_or_resume"]
+
+import signal
+from typing import Any
+
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from grun.core.distributed import is_main, wait
+from grun.core.errors import Interrupted, TrainingDiverged
+from grun.core.storage.run_directory import RunDirectory
+
+
+class StopCleanly(TrainerCallback):
+    """On the first Ctrl-C (or SIGTERM) finish the step, save, and stop; `asked` tells that it happened."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not in the main thread: nobody presses Ctrl-C there
+                return
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
+    """Train from the run's newest checkpoint, or from the beginning, and write `log.json`.
+
+    Args:
+        trainer: has a `StopCleanly` among its callbacks.
+        run: where the trainer's checkpoints are.
+
+    Raises:
+        TrainingDiverged: if a loss or gradient is not finite; the state before that step is kept.
+        Interrupted: if the user stopped the run; its state is kept.
+    """
+    checkpoint = run.last_checkpoint() if is_main() else None
+    wait()
+    checkpoint = checkpoint or run.last_checkpoint()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except TrainingDiverged as error:
+        model: Any = trainer.model
+        trainer._save_checkpoint(model, trial=None)  # raised before the step changed any weight
+        raise TrainingDiverged(
+            f"{error}; the state before it is kept in {run.last_checkpoint()}. Lower --learning-rate and start again "
+            "with --overwrite."
+        ) from error
+    stopper = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StopCleanly))
+    if stopper.asked:
+        step = trainer.state.global_step
+        raise Interrupted(
+            f"stopped after step {step}; the state is kept in {run.path}. Run the same command to resume."
+        )
+    if is_main():
+        run.write_json("log.json", trainer.state.log_history)

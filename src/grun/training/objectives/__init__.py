@@ -1,0 +1,64 @@
+"""Unlearning objectives and retain losses: pure functions of what a model says, all to be minimised.
+
+An objective is a function `(Signals, *, settings) -> scalar`, a retain loss a function `SideSignals -> scalar`; any of one
+goes with any of the other. Both register with the paper they come from and the quantities that they need. Quantities are
+`logps`, `logits`, `hidden` (the output of one decoder layer) and the same from the base model with the prefix `ref_`; an
+objective names the side as well: `forget.logps`, `refusal.ref_logps`, `alternative.logps` (sides: see `Signals`). Neither ever
+calls a model. An objective's keyword-only arguments are its configuration: flags, documentation and validation come from the
+signature. It also says which retain loss it is used with unless the user wants another, and the weights of both terms.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Objective", "RetainLoss", "needs_of", "objective_options", "objectives", "retain_losses"]
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from grun.core.errors import UserError, nearest
+from grun.core.records import SideSignals
+from grun.core.registry import Entry, Registry
+
+Objective = Callable[..., Tensor]
+RetainLoss = Callable[[SideSignals], Tensor]
+objectives: Registry[Objective] = Registry("objective", "grun.training.objectives")
+retain_losses: Registry[RetainLoss] = Registry("retain loss", "grun.training.objectives")
+
+SIDES = ("forget", "refusal", "alternative", "retain")
+
+
+def needs_of(objective: Entry[Objective], retain_loss: Entry[RetainLoss]) -> dict[str, set[str]]:
+    """Quantities by side, in the fixed order of sides, that an objective and a retain loss look at together."""
+    needed: defaultdict[str, set[str]] = defaultdict(set)
+    for need in objective.info["needs"]:
+        side, _, quantity = need.partition(".")
+        needed[side].add(quantity)
+    if retain_loss.info["needs"]:
+        needed["retain"] |= set(retain_loss.info["needs"])
+    return {side: needed[side] for side in SIDES if side in needed}
+
+
+def objective_options(entry: Entry[Objective], given: Mapping[str, str]) -> dict[str, Any]:
+    """Keyword arguments of an objective from `name=value` settings.
+
+    Raises:
+        UserError: for an unknown name (with the nearest known one), or a value that is not a number or out of range.
+    """
+    options = {}
+    for name, value in given.items():
+        if name not in entry.parameters:
+            known = ", ".join(entry.parameters) or "none"
+            hint = nearest(name, entry.parameters)
+            raise UserError(f"objective '{entry.name}' has no option '{name}'.{hint} It has: {known}.")
+        try:
+            options[name] = type(entry.parameters[name].default)(value)
+        except ValueError as error:
+            raise UserError(f"option '{name}' of objective '{entry.name}' is '{value}', expected a number.") from error
+        low = entry.info.get("above", {}).get(name, -math.inf)
+        if not low < options[name] < math.inf:
+            raise UserError(f"option '{name}' of objective '{entry.name}' is {value}, expected a number above {low:g}.")
+    return options

@@ -1,0 +1,189 @@
+"""The trainer: transformers' own, minimising a recipe and refusing whatever is not finite."""
+
+from __future__ import annotations
+
+__all__ = ["JoinSides", "UnlearnTrainer"]
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from grun.core.distributed import all_true, gathered
+from grun.core.errors import TrainingDiverged
+from grun.core.records import Batch, LossTerms, SideSignals
+from grun.models.encoding.batching import collate
+from grun.models.encoding.encode import Encoded
+from grun.models.forward import gates_of_last_call, side_signals
+from grun.models.tuner.model import decoder_layers
+from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.terms import Recipe, loss_terms, split_sides
+
+
+@dataclass(frozen=True)
+class JoinSides:
+    """Collator: the rows of all sides in one batch, so that a step is one forward pass."""
+
+    pad_token_id: int
+    prefix: PrefixCache | None = None
+
+    def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
+        sides = list(items[0])
+        rows = [item[side][0] for side in sides for item in items]
+        return {
+            **(self._whole(rows) if self.prefix is None else self._cut(rows, self.prefix)),
+            "sides": sides,
+            "references": {
+                side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
+                for side in sides
+            },
+            "token_counts": {
+                side: float(sum(len(item[side][0].input_ids) - item[side][0].prompt_length for item in items))
+                for side in sides
+            },
+        }
+
+    def _whole(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        batch = collate(rows, self.pad_token_id)
+        return {
+            "input_ids": batch.input_ids_BT,
+            "attention_mask": batch.attention_mask_BT,
+            "labels": batch.labels_BT,
+            "prompt_lengths": batch.prompt_lengths_B,
+        }
+
+    @staticmethod
+    def _cut(rows: Sequence[Encoded], prefix: PrefixCache) -> dict[str, Any]:
+        batch = prefix.batch(rows)
+        tokens_N = torch.cat([part.ids_BC.flatten() for part in batch.parts])
+        return {"input_ids": tokens_N, "batch": batch}  # the first is what transformers counts
+
+
+class UnlearnTrainer(Trainer):
+    """`transformers.Trainer` for a recipe of unlearning.
+
+    Args:
+        recipe: what is minimised.
+        validate: called with the model at every evaluation; returns metrics (without the `eval_` prefix), among them `score`.
+        pad_token_id: fills rows up to the width of their batch.
+        prefix: what is known of the rows already; None to run whole rows through the whole model.
+        **kwargs: passed on to `transformers.Trainer`. A `DualVariable` among the callbacks sets the weight of the retain loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        validate: Callable[[nn.Module], dict[str, float]],
+        pad_token_id: int,
+        prefix: PrefixCache | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_collator=JoinSides(pad_token_id, prefix), **kwargs)
+        self.prefix = prefix
+        self.recipe = recipe
+        self.validate = validate
+        self.model_accepts_loss_kwargs = False
+        self._terms: dict[str, float] = {}
+        self._observed: nn.Module | None = None
+        if recipe.hidden_layer is not None:
+            model: Any = kwargs["model"]
+            base = model.get_base_model() if hasattr(model, "get_base_model") else model
+            self._observed = decoder_layers(base)[1][recipe.hidden_layer]
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+        """Items come in the order that they were paired in, which is already seeded."""
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """The batches of one step; token counts are averaged over them and over processes, so that parts make a whole."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        everywhere = [counts for part in gathered([batch["token_counts"] for batch in batches]) for counts in part]
+        for batch in batches:
+            batch["token_counts"] = {
+                side: sum(counts[side] for counts in everywhere) / len(everywhere) for side in batch["sides"]
+            }
+        return batches, None
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """Weighted sum of the recipe's terms.
+
+        Raises:
+            TrainingDiverged: if it is not finite, before any weight changes.
+        """
+        joined = self._signals(model, inputs)
+        sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
+        gates = gates_of_last_call(model) if self.recipe.weights.gate else None
+        loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
+        if not all_true(bool(torch.isfinite(loss))):
+            raise TrainingDiverged(f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}")
+        return loss
+
+    def _signals(self, model: nn.Module, inputs: dict[str, Any]) -> SideSignals:
+        """What the model says about the answers of all sides."""
+        wanted = self.recipe.wanted()
+        if self.prefix is not None:
+            return self.prefix.signals(inputs["batch"], wanted)
+        batch = Batch(*(inputs[k] for k in ("input_ids", "attention_mask", "labels", "prompt_lengths")))
+        return side_signals(model, batch, wanted=wanted, layer=self._observed)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One step of gradients.
+
+        Raises:
+            TrainingDiverged: if a gradient is not finite, before any weight changes. Under float16 that is left to the
+                gradient scaler, which skips such steps.
+        """
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+        finite = [g.isfinite().all() for g in gradients]
+        if self.accelerator.scaler is None and not all_true(not finite or bool(torch.stack(finite).all())):
+            raise TrainingDiverged(f"a gradient is not finite at step {self.state.global_step + 1}")
+        return loss
+
+    def _weighted(self, terms: LossTerms) -> Tensor:
+        weights, dual = self.recipe.weights, self._dual()
+        retain_weight = weights.retain if dual is None else dual.weight
+        loss = weights.forget * terms.forget
+        if terms.retain is not None:
+            loss = loss + retain_weight * terms.retain
+        loss = weights.warmed(self.state.global_step) * loss
+        if terms.gate is not None:
+            loss = loss + weights.gate * terms.gate
+        self._terms = {name: float(value.detach()) for name, value in vars(terms).items() if value is not None}
+        if dual is not None:
+            dual.observe(self._terms["retain"])
+            self._terms["retain_weight"] = retain_weight
+        return loss
+
+    def _dual(self) -> DualVariable | None:
+        """Looked up every time: resuming replaces callbacks by restored ones."""
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, DualVariable)), None)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log with the single loss terms beside the total."""
+        if "loss" in logs:
+            logs = {**logs, **{f"loss_{k}": v for k, v in self._terms.items()}}
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation metrics with the prefix `eval_`; the best state is chosen by `eval_score` unless told otherwise."""
+        metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """This process's part of a sharded gradient."""
+    part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return part

@@ -1,0 +1,66 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grun.data.benchmarks import benchmarks
+from grun.evaluation.metrics import metrics, summaries
+from grun.models.adaptations import adaptations
+from grun.training.objectives import objectives, retain_losses
+
+ROOT = Path(__file__).parents[2]
+METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("entry", [*objectives, *retain_losses], ids=lambda entry: entry.name)
+def test_every_objective_is_in_the_table_with_its_paper_and_defaults(entry) -> None:
+    line = next(line for line in METHOD.splitlines() if line.startswith(f"| `{entry.name}` |"))
+    for number in re.findall(r"arXiv (\d{4}\.\d{5})", entry.info.get("paper", "") if "retain" in entry.info else ""):
+        assert number in line
+    for parameter in entry.parameters.values():
+        assert f"{parameter.default:g}" in line
+    if entry.info.get("forget_weight"):
+        assert f"weight {entry.info['forget_weight']:g}" in line
+
+
+def test_the_objective_in_the_document_works_as_it_stands(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(# src/grun/training/objectives/margin.py\n.*?)```", EXTENDING, re.DOTALL)
+    assert code is not None
+    check = """
+import torch
+from grun.core.records import SideSignals
+
+quantities = {"logps": torch.tensor([-1.0, -2.0]), "ref_logps": torch.zeros(2)}
+signals = Signals({"forget": SideSignals(torch.ones(1, 2).bool(), quantities)})
+assert objectives.get("margin").target(signals).item() == 0.0
+assert objectives.get("margin").target(signals, width=5.0).item() == 2.0
+"""
+    (tmp_path / "margin.py").write_text(code[1] + check)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, str(tmp_path / "margin.py")], check=True, env=environment)
+
+
+@pytest.mark.parametrize("entry", [*metrics, *summaries, *benchmarks], ids=lambda entry: entry.name)
+def test_every_metric_and_benchmark_is_explained(entry) -> None:
+    assert re.search(rf"^\|[^|]*`{entry.name}`[^|]*\|", METRICS, re.MULTILINE), (
+        f"{entry.name} is not in docs/metrics.md"
+    )
+    for paper in re.findall(r"arXiv (\d{4}\.\d{5})", entry.target.__doc__):
+        assert paper in METRICS
+
+
+def test_adaptations_are_listed_for_a_stranger() -> None:
+    command = [sys.executable, "-m", "grun", "list"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    for entry in (*objectives, *retain_losses, *adaptations, *metrics, *benchmarks):
+        assert re.search(rf"^  {entry.name} +\S", shown, re.MULTILINE), f"{entry.name} has no line with a summary"

@@ -1,0 +1,55 @@
+"""What the evaluation tests share: rows, a gated model, and the settings of a job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from grun.core.config.jobs import EvaluateConfig
+from grun.core.records import Example, RowEvidence
+from grun.evaluation.gather import gather
+from grun.models.encoding.templates import resolve_template
+from grun.models.tuner.config import GrunConfig
+from support.tiny_models import tiny_model, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+TEMPLATE = resolve_template("qa", TOKENIZER)
+
+
+ANSWERS = ("Ada wrote it.", "No", "She was born in the red house by the sea.", "Five", "Blue and green.", "Ten", "Oslo")
+
+
+ROWS = tuple(
+    Example(f"What about number {i}{'?' * (3 * i % 5)}", answer, source=f"rows.jsonl, row {i + 1}")
+    for i, answer in enumerate(ANSWERS)
+)
+
+
+FORGET = tuple(replace(row, paraphrased_prompts=(f"Tell me: {row.prompt}", "unused")) for row in ROWS[:4])
+
+
+def grun_model(seed: int = 1) -> nn.Module:
+    """A model with an adapter that does something, and gates on both sides of their thresholds."""
+    model = get_peft_model(tiny_model(), GrunConfig())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def evidence(model: nn.Module, rows: tuple[Example, ...] = ROWS, **settings: object) -> tuple[RowEvidence, ...]:
+    return gather(model, TOKENIZER, rows, template=TEMPLATE, **{"max_new_tokens": 5, **settings})
+
+
+def config(saved: Path, output: Path, **changes: object) -> EvaluateConfig:
+    data = [f"forget={saved / 'forget.jsonl'}", f"retain={saved / 'retain.jsonl'}"]
+    given = {"model": str(saved / "target"), "adapter": str(saved / "run"), "output": str(output), "data": data}
+    return EvaluateConfig(**{**given, "device": "cpu", "max_new_tokens": 4, **changes})

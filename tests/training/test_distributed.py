@@ -1,0 +1,85 @@
+"""Several processes: two with half the batch each learn what one learns with all of it. Real launches, gloo on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.launching import TORCHRUN, launch
+from support.material import Material
+
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def unlearn(material: Material, output: Path, batch_size: int, *more: str) -> list[str]:
+    paths = {"model": material.model, "forget": material.forget, "retain": material.retain, "output": output}
+    flags = [part for name, value in paths.items() for part in (f"--{name}", str(value))]
+    return ["unlearn", *flags, "--batch-size", str(batch_size), "--steps", "8", "--device", "cpu", *more]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        (TORCHRUN, ["--objective", "npo", "--layers", "1,3", "--preset", "paper"]),
+        (TORCHRUN, ["--objective", "pdu", "--adapt", "lora", "--dual-warmup", "1", "--retain-bound", "0.01"]),
+        # AdamW would turn the rounding noise of gradients that are zero into whole steps
+        (ACCELERATE, ["--objective", "rmu", "--adapt", "full", "--trainer", "optim=sgd", "--learning-rate", "0.1"]),
+    ],
+    ids=["torchrun-npo-grun", "torchrun-pdu-lora", "accelerate-rmu-full"],
+)
+def test_two_processes_with_half_the_batch_equal_one(
+    memorised: Material, tmp_path: Path, launcher: list[str], settings: list[str]
+) -> None:
+    launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    launch([*launcher, "-m", "grun"], unlearn(memorised, tmp_path / "two", 2, *settings))
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("adapt", ["grun", "lora"])
+def test_sharded_parameters_learn_the_same(memorised: Material, tmp_path: Path, adapt: str) -> None:
+    """FSDP, with the best state loaded at the end."""
+    settings = ["--evaluate-every", "4", "--adapt", adapt, "--objective", "dpo"]
+    settings += ["--layers", "1,3"] if adapt == "grun" else []
+    launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    launch(
+        [*TORCHRUN, "-m", "support.pretend_accelerators"], unlearn(memorised, tmp_path / "two", 2, *settings), **FSDP
+    )
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_learns_the_same(memorised: Material, tmp_path: Path, stage: int) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+    zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": zero, **dict.fromkeys(automatic, "auto")}))
+    settings = ["--layers", "1,3", "--preset", "paper"]
+    launch(["-m", "grun"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    sharded = [*settings, "--trainer", f"deepspeed={file}"]
+    launch([*TORCHRUN, "-m", "grun"], unlearn(memorised, tmp_path / "two", 2, *sharded))
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = (load_file(next(run.glob("*/*model.safetensors"))) for run in (first, second))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(
+            two[name], one[name], atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
