@@ -41,7 +41,7 @@ def test_help_explains_every_setting(command: str, capsys: pytest.CaptureFixture
 
 
 def test_help_and_version_do_not_wait_for_torch() -> None:
-    code = "import sys; from grun.cli import main; main(['unlearn', '--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from grun.cli.main import main; main(['unlearn', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
@@ -60,9 +60,9 @@ def test_list_shows_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_new_objective_is_one_file(material: Material, tmp_path: Path) -> None:
     package = tmp_path / "grun"
     shutil.copytree(Path(grun.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "objectives" / "dummy.py").write_text(
+    (package / "training" / "objectives" / "dummy.py").write_text(
         '"""A leaf."""\n'
-        "from grun.objectives import objectives\n"
+        "from grun.training.objectives import objectives\n"
         '@objectives.register("dummy", paper="none", needs=("forget.logps",), retain="kl")\n'
         "def dummy(signals, *, scale: float = 1.0):\n"
         '    """Do nothing in particular."""\n'

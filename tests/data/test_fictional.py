@@ -160,7 +160,7 @@ def names_in(data: Benchmark) -> set[str]:
 
 
 def test_the_same_in_another_process_with_another_hash_seed() -> None:
-    code = "from grun.benchmarks.fictional import fictional; import hashlib; "
+    code = "from grun.data.benchmarks.fictional import fictional; import hashlib; "
     code += "print(hashlib.md5(repr(fictional(seed=3)).encode()).hexdigest())"
     found = [
         subprocess.run(
