@@ -38,7 +38,7 @@ from grun.models.generation import greedy
 from grun.models.loading import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import ACTIVE, Ledger
-from grun.requests.operations import calibrate, export
+from grun.requests.operations import calibrate_active, export
 
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
 STREAMS = {  # ledger, share of special prompts, what they are
@@ -128,7 +128,7 @@ def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, A
         file.write_text("".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rest[:count]), encoding="utf-8")
         rest = rest[count:]
         promise = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
-        said = calibrate(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
+        said = calibrate_active(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
         adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
         found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said}
     return found

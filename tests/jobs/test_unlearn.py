@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
-from grun.jobs.inputs.unlearning import load_sides
+from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import adaptations, with_presets
 from grun.training.objectives import objectives
@@ -114,7 +114,7 @@ def test_forget_wins_over_retain_and_whole_subjects_are_withheld(
     rows = [row | {"author": f"author {i // 3}"} for i, row in enumerate(invented_rows("Marl", 24))]
     shared = [row | {"author": "nobody"} for row in invented_rows("Lund", 2)]
     retain = write_rows(tmp_path / "retain.jsonl", [*shared, *rows])
-    sides = load_sides(replace(config, retain=[str(retain)]))
+    sides = load_unlearning_rows(replace(config, retain=[str(retain)]))
     assert "2 rows are in both" in caplog.text
     assert len(sides.forget) == 8
     assert len(sides.retain) + len(sides.validation) == 24
@@ -122,7 +122,7 @@ def test_forget_wins_over_retain_and_whole_subjects_are_withheld(
 
 
 def test_a_benchmark_gives_both_sides() -> None:
-    sides = load_sides(UnlearnConfig(benchmark="fictional", benchmark_options={"people": "20"}))
+    sides = load_unlearning_rows(UnlearnConfig(benchmark="fictional", benchmark_options={"people": "20"}))
     assert {row.subject for row in sides.forget}.isdisjoint(row.subject for row in sides.retain)
     assert sides.validation
 

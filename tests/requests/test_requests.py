@@ -26,7 +26,7 @@ from grun.models.gates.calibration import logits_of_prompts
 from grun.models.row_encoder import RowEncoder
 from grun.requests.active import say_crossing
 from grun.requests.ledger import Ledger, change
-from grun.requests.operations import add, calibrate, export
+from grun.requests.operations import add, calibrate_active, export
 from grun.requests.verification import verify
 from support.material import Material, invented_rows, write_rows
 
@@ -205,7 +205,7 @@ def test_what_a_calibration_does_not_cover_is_said(
     normal = write_rows(tmp_path / "normal.jsonl", [{"prompt": r["question"]} for r in invented_rows("calm", 60)])
     add(halves[0])
     settings = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
-    calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
+    calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
     export(halves[0].ledger, str(tmp_path / "out"))
     assert "does not cover" not in caplog.text
     add(halves[1])
@@ -230,7 +230,7 @@ def test_calibration_covers_everything_in_force(
         add(one)
     normal = write_rows(tmp_path / "normal.jsonl", [{"prompt": r["question"]} for r in invented_rows("calm", 60)])
     settings = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
-    found = calibrate(
+    found = calibrate_active(
         CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1, forget=halves[1].forget)
     )
     assert found["forget_open"]["prompts"] == 4
@@ -245,13 +245,13 @@ def test_calibration_covers_everything_in_force(
     model = PeftModel.from_pretrained(model, str(export(halves[0].ledger, str(tmp_path / "out"))))
     gates = model.base_model.runtime.layers[0].gates
     assert [float(gates[f"default/{id}"].threshold) for id in ledger.active] == pytest.approx(thresholds)
-    calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
+    calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
     again = Ledger.read(halves[0].ledger).requests.values()  # it starts from what was learnt, not from what it left
     assert [t for request in again for t in request.thresholds] == thresholds
     with pytest.raises(UserError, match=r"--normal has 60 prompts, too few for --alpha 0\.01.*299 are needed"):
-        calibrate(CalibrateRequestsConfig(**settings, normal=[str(normal)]))
+        calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)]))
     with pytest.raises(UserError, match="--normal has 0 prompts that are no retain rows of a gate, too few"):
-        calibrate(CalibrateRequestsConfig(**settings, normal=halves[0].retain, alpha=0.4, delta=0.4))
+        calibrate_active(CalibrateRequestsConfig(**settings, normal=halves[0].retain, alpha=0.4, delta=0.4))
 
 
 def test_the_same_rows_in_another_order_are_the_same_request(halves: list[RequestConfig], tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ requests_app.command("add", help="Learn an adapter for the rows in FILES and put
 def _calibrate(config: CalibrateRequestsConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger.")
-    _late("calibrate")(config)
+    _late("calibrate_active")(config)
     _say_export(config.ledger)
 
 

@@ -26,7 +26,7 @@ from grun.core.storage.run_directory import settings_difference
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import show_whole
 from grun.jobs.engines import EngineSettings, Task, engines
-from grun.jobs.inputs.unlearning import load_sides
+from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.models.adaptations import with_presets
 from grun.training.loss.recipe import recipe_of
 
@@ -73,7 +73,7 @@ class Cell:
                 raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
         if self.unlearn is not None:
             done = read_json(self.folder / "unlearn" / "run.json")
-            if done["data"] != fingerprint(vars(load_sides(self.unlearn))):
+            if done["data"] != fingerprint(vars(load_unlearning_rows(self.unlearn))):
                 raise UserError(f"run {self.folder.name} was done on other data; {ANOTHER_DIRECTORY}")
         return True
 

@@ -26,12 +26,12 @@ from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import FEATURES, RunDirectory
-from grun.jobs.inputs.unlearning import OtherAnswers, Sides, load_sides, other_answers
+from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, other_answers
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import concatenated, features_of_rows, load_features, readings_of_gates, save_features
-from grun.models.gates.fitting import calibrate, fit_gates
+from grun.models.gates.fitting import fit_gates, set_thresholds
 from grun.models.loading import load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
@@ -131,7 +131,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
         raise UserError(
             "--shut-for and --keep-features need a gate that is fitted first: --adapt grun, --fit-gate-first."
         )
-    data = load_sides(config)
+    data = load_unlearning_rows(config)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
     run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(data)))
@@ -173,7 +173,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
 
 
 def _prepared(
-    config: UnlearnConfig, recipe: Recipe, data: Sides, answers: Mapping[str, OtherAnswers], run: RunDirectory
+    config: UnlearnConfig, recipe: Recipe, data: UnlearningRows, answers: Mapping[str, OtherAnswers], run: RunDirectory
 ) -> _Job:
     """Load the model, encode and pair the rows, and adapt the model; nothing is written."""
     model, tokenizer = load_model_and_tokenizer(
@@ -254,7 +254,7 @@ def _fit(job: _Job) -> dict[str, Any]:
             save_features(run.path / FEATURES, features["forget"], readings_of_gates(model))
         facts["gates"] = [dataclasses.asdict(fit) for fit in fits]
         if config.calibrate:
-            rate = calibrate(model, features["forget"], normal, config.false_positive_rate)
+            rate = set_thresholds(model, features["forget"], normal, config.false_positive_rate)
             facts["validation_false_positive_rate"] = rate
         same_everywhere(tensor for name, tensor in model.state_dict().items() if ".grun_gate." in name)
         if is_main():

@@ -7,7 +7,7 @@ they do nothing there; how many rows they are open for is measured and written d
 
 from __future__ import annotations
 
-__all__ = ["add", "calibrate", "export"]
+__all__ = ["add", "calibrate_active", "export"]
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
 from grun.core.storage.run_directory import FEATURES
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
-from grun.jobs.inputs.unlearning import load_sides
+from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
@@ -63,7 +63,7 @@ def add(config: RequestConfig) -> str:
     if not config.forget and not config.benchmark:
         raise UserError("FILES is missing: name the rows to forget (grun request add rows.jsonl ...), or --benchmark.")
     _check_text(config.why)
-    data = load_sides(config)
+    data = load_unlearning_rows(config)
     found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
@@ -165,7 +165,7 @@ def _new_id(ledger: Ledger, asked: str | None) -> str:
     return asked
 
 
-def calibrate(config: CalibrateRequestsConfig) -> dict[str, Any]:
+def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
     """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
 
     Gates are placed by the thresholds that they were learnt with, which know nothing of these prompts. Requests that are added

@@ -23,7 +23,7 @@ from grun.models.gates.features import (
     readings_of_gates,
     save_features,
 )
-from grun.models.gates.fitting import calibrate, fit_gates
+from grun.models.gates.fitting import fit_gates, set_thresholds
 from grun.models.tuner.edit import Gate
 from support.adapter_kit import attach
 from support.tiny_models import tiny_model
@@ -131,7 +131,7 @@ def fitted(seed: int = 0, **options: object) -> tuple[object, dict[str, list[Gat
 def test_a_fitted_gate_opens_for_the_names_and_for_no_others(options: dict, least: float) -> None:
     model, parts = fitted(**options)
     gate = gates_of(model, "default")[0][1]
-    rate = calibrate(model, parts["forget"], parts["withheld"], 0.01)
+    rate = set_thresholds(model, parts["forget"], parts["withheld"], 0.01)
     with torch.no_grad():
         opened = {name: gate.value(part[0].logits(gate)) for name, part in parts.items()}
     assert rate == 0.0
@@ -145,7 +145,7 @@ def test_a_fitted_gate_opens_for_the_names_and_for_no_others(options: dict, leas
 
 def test_a_windowed_gate_wants_both_parts_of_a_name() -> None:
     model, parts = fitted()
-    calibrate(model, parts["forget"], parts["withheld"], 0.01)
+    set_thresholds(model, parts["forget"], parts["withheld"], 0.01)
     gate = gates_of(model, "default")[0][1]
     whole = prompts(NAMES, 16, 9)
     half = [Encoded(tuple(101 if i in NAMES and i % 2 else i for i in r.input_ids), r.prompt_length, 0) for r in whole]
@@ -192,7 +192,7 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
     normal_NG = torch.tensor(logits)[: len(logits) // gates * gates].view(-1, gates)
     forget_NG = torch.randn(20, gates, generator=torch.Generator().manual_seed(seed)) + 3
     model = Stub(gates)
-    told = calibrate(model, model.features(forget_NG), model.features(normal_NG), rate)
+    told = set_thresholds(model, model.features(forget_NG), model.features(normal_NG), rate)
     values = [gate.value(normal_NG[:, i]) for i, (_, gate) in enumerate(gates_of(model, "default"))]
     observed = float((torch.stack(values).amax(0) > 0).float().mean())
     assert observed == pytest.approx(told)
@@ -202,8 +202,8 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
 def test_the_threshold_lies_in_a_gap_nearer_to_the_forget_prompts() -> None:
     model = Stub(1)
     normal, forget = torch.linspace(-5, -1, 50)[:, None], torch.full((20, 1), 3.0)
-    assert calibrate(model, model.features(forget), model.features(normal), 0.0) == 0.0
+    assert set_thresholds(model, model.features(forget), model.features(normal), 0.0) == 0.0
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(5 / 3, abs=1e-5)
-    calibrate(model, model.features(-forget), model.features(normal), 0.0)
+    set_thresholds(model, model.features(-forget), model.features(normal), 0.0)
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(-1.0)
     assert math.isfinite(float(gates_of(model, "default")[0][1].threshold))

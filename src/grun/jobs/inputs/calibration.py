@@ -15,7 +15,7 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.fingerprints import fingerprint
 from grun.data.examples import read_examples
-from grun.jobs.inputs.unlearning import load_sides
+from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.models.gates.guarantee import Guarantee
 
 logger = logging.getLogger("grun")
@@ -67,7 +67,7 @@ def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], gua
     unknown: list[str] = []
     for name, settings in runs.items():
         try:
-            sides = load_sides(from_mapping(UnlearnConfig, settings, name))
+            sides = load_unlearning_rows(from_mapping(UnlearnConfig, settings, name))
         except UserError:
             unknown.append(name)
             continue

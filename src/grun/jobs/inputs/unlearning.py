@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OtherAnswers", "Sides", "load_sides", "other_answers", "withhold"]
+__all__ = ["OtherAnswers", "UnlearningRows", "load_unlearning_rows", "other_answers", "withhold"]
 
 import logging
 import random
@@ -22,7 +22,7 @@ OtherAnswers = Callable[[Example], Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Sides:
+class UnlearningRows:
     """Examples of an unlearning run: what to forget, what to keep, and what to keep that is only looked at."""
 
     forget: list[Example]
@@ -30,7 +30,7 @@ class Sides:
     validation: list[Example]
 
 
-def load_sides(config: UnlearnConfig) -> Sides:
+def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:
     """Read what to forget and what to keep, from a benchmark or from files, and withhold whole retain subjects.
 
     Raises:
@@ -54,7 +54,7 @@ def load_sides(config: UnlearnConfig) -> Sides:
         logger.warning("%d rows are in both --forget and --retain; they are forgotten.", shared)
         known = {(row.prompt, row.answer) for row in forget}
         retain = [row for row in retain if (row.prompt, row.answer) not in known]
-    return Sides(forget, *withhold(retain, config.withhold, config.seed))
+    return UnlearningRows(forget, *withhold(retain, config.withhold, config.seed))
 
 
 def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequence[Example]) -> dict[str, OtherAnswers]:

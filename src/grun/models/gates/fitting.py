@@ -6,7 +6,7 @@ the edit that it controls, so they are computed once and the gate is fitted on t
 
 from __future__ import annotations
 
-__all__ = ["GateFit", "calibrate", "fit_gates"]
+__all__ = ["GateFit", "fit_gates", "set_thresholds"]
 
 import math
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def fit_gates(
 
 
 @torch.no_grad()
-def calibrate(
+def set_thresholds(
     model: nn.Module,
     forget: Sequence[GateFeatures],
     normal: Sequence[GateFeatures],

@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def sides(self) -> list[str]:
-        """Sides of a batch; a gate that is being trained needs retain prompts whatever the retain loss."""
+        """UnlearningRows of a batch; a gate that is being trained needs retain prompts whatever the retain loss."""
         gated = self.weights.gate > 0 and "retain" not in self.needs
         return [*self.needs, "retain"] if gated else list(self.needs)
 
