@@ -19,8 +19,8 @@ from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
-from grun.models.loading import adapter_folder, load_adapter, load_model_and_tokenizer, model_folder
-from grun.models.row_encoder import RowEncoder
+from grun.models.loaded import load
+from grun.models.loading import adapter_folder, load_adapter, model_folder
 from grun.models.tuner.config import GrunConfig
 
 logger = logging.getLogger("grun")
@@ -56,17 +56,21 @@ def calibrate(config: CalibrateConfig) -> Path:
         logger.info("%s is complete already; nothing to do.", run.path)
         return target
     started = time.monotonic()
-    base, tokenizer = load_model_and_tokenizer(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    base = load(
+        config.model,
+        config,
+        template=config.template,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
     )
-    model: Any = load_adapter(base, config.adapter)
+    model: Any = load_adapter(base.model, config.adapter)
     adapter: Any = model.active_peft_config
     parts = adapter.parts.values() if isinstance(adapter, GrunConfig) else ()
     if not parts or any(part.gate == "none" for part in parts):
         raise UserError(
             f"--adapter '{config.adapter}' has no gate (or a part of it has none), so nothing can be promised."
         )
-    rows, learnt_G = RowEncoder.of(base, tokenizer, config), learnt_places(model)
+    rows, learnt_G = base.encoder, learnt_places(model)
     run.start()
     forget_NG = logits_of_prompts(model, rows, forget) if forget else None
     place_G, lower = learnt_G, False

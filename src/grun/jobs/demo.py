@@ -28,8 +28,8 @@ from grun.evaluation.report.table import (
 from grun.evaluation.scores import Results, needs_of_metrics, score
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
-from grun.models.encoding.templates import resolve_template
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loaded import load
+from grun.models.loading import load_adapter
 
 BENCHMARK = "fictional"
 SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that every part is given
@@ -108,13 +108,13 @@ def _measure(
     splits = {name: _spread(data.splits[name], config.rows) for name in data.evaluation}
     measured = {}
     for subject, adapter in {TARGET: None, **adapted}.items():
-        model, tokenizer = load_model_and_tokenizer(target, device=config.device)
+        base = load(target, config)
         measured[subject] = measure(
-            model if adapter is None else load_adapter(model, str(adapter)),
-            tokenizer,
+            base.model if adapter is None else load_adapter(base.model, str(adapter)),
+            base.tokenizer,
             splits,
             forget_split=data.forget,
-            template=resolve_template("auto", tokenizer),
+            template=base.template,
             needs=needs_of_metrics(METRICS),
             max_new_tokens=LONGEST_ANSWER,
             label=subject,

@@ -17,7 +17,7 @@ from torch import nn
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
-from grun.core.storage.content_hash import content_of_folder, content_of_model, subject_folder
+from grun.core.storage.content_hash import content_of_folder, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.evaluation.evidence_store import EvidenceStore
@@ -27,9 +27,8 @@ from grun.evaluation.report.table import before_after_table, in_the_table, show_
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
-from grun.models.encoding.templates import resolve_template
-from grun.models.forward import longest_row
-from grun.models.loading import adapter_folder, load_adapter, load_model_and_tokenizer
+from grun.models.loaded import LoadedModel, content_if_given, load
+from grun.models.loading import adapter_folder, load_adapter
 
 logger = logging.getLogger("grun")
 EVIDENCE = "evidence"
@@ -64,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     retain_log = _retain_log(config)
     check_metrics(config.metrics, data, retain_log is not None)
     join_processes(config.device)
-    everything = fingerprint({**data.splits, HOLDOUT: data.holdout})
+    everything = fingerprint({**data.splits, HOLDOUT: data.holdout}) + content_if_given(config.model)
     run = RunDirectory.open(config.output, config, "evaluate", config.overwrite, data=everything)
     wait()
     if run.is_complete:
@@ -99,23 +98,18 @@ def evaluate(config: EvaluateConfig) -> Path:
 
 def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tuple[dict[str, _Subject], dict[str, Any]]:
     """The models, loaded, by subject; and what is the same for all of them. Nothing is written."""
-    model, tokenizer = load_model_and_tokenizer(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        quantize=config.quantize,
-    )
-    content = content_of_model(model) if config.cache else None
+    base = _loaded(config.model, config)
+    model = base.model
+    content = base.content() if config.cache else None
     settings: dict[str, Any] = {
-        "tokenizer": tokenizer,
+        "tokenizer": base.tokenizer,
         "forget_split": data.forget,
-        "template": resolve_template(config.template, tokenizer),
+        "template": base.template,
         "holdout": data.holdout,
         "tokens_per_batch": config.tokens_per_batch,
         "max_new_tokens": config.max_new_tokens or LONGEST_ANSWER,
         "answer_tokens": data.answer_tokens if config.max_new_tokens is None else {},
-        "max_length": longest_row(model, config.max_length),
+        "max_length": base.max_length,
     }
     decisive = {
         "template": settings["template"],
@@ -129,15 +123,19 @@ def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tup
         return EvidenceStore(run.path / EVIDENCE / name, subject_folder([content, *contents], decisive))
 
     before = store("before")
-    adapted, own_content = (None, None) if config.adapter is None else _adapted(config, model)
+    adapted, own_content = _adapted(config, model)
     subjects = {}
     if config.before or adapted is None:
         plain = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
         subjects["before"] = _Subject(plain, False, None, before)
     if adapted is not None:
-        base = None if isinstance(adapted, PeftModel) else model
-        subjects["after"] = _Subject(adapted, True, base, store("after", own_content))
+        other = None if isinstance(adapted, PeftModel) else model
+        subjects["after"] = _Subject(adapted, True, other, store("after", own_content))
     return subjects, settings
+
+
+def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:
+    return load(name, config, template=config.template, max_length=config.max_length, quantize=config.quantize)
 
 
 def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found) -> None:
@@ -173,19 +171,18 @@ def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
     return EvidenceStore(folder)
 
 
-def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module, str | None]:
-    """The model with the adapter, or the whole model that the folder holds (full fine-tuning); and its content."""
+def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str | None]:
+    """The model with the adapter, or the whole model that the folder holds (full fine-tuning); and its content.
+
+    Without an adapter in the settings there is none, unless the caller's own model has one.
+    """
+    if config.adapter is None:
+        return (model if isinstance(model, PeftModel) else None), None
     folder = Path(str(config.adapter))
     holds_adapter = any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter"))
     for whole in (folder, folder / "model"):
         if (whole / "config.json").is_file() and not holds_adapter:
-            other = load_model_and_tokenizer(
-                str(whole),
-                dtype=config.dtype,
-                device=config.device,
-                trust_remote_code=config.trust_remote_code,
-                quantize=config.quantize,
-            )[0]
-            return other, content_of_model(other) if config.cache else None
+            other = _loaded(str(whole), config)
+            return other.model, other.content() if config.cache else None
     content = content_of_folder(adapter_folder(str(config.adapter))) if config.cache else None
     return load_adapter(model, str(config.adapter)), content

@@ -32,7 +32,7 @@ from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import concatenated, features_of_rows, load_features, readings_of_gates, save_features
 from grun.models.gates.fitting import fit_gates, set_thresholds
-from grun.models.loading import load_model_and_tokenizer
+from grun.models.loaded import content_if_given, load
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.forward_engines.prefix.cache import PrefixCache
@@ -134,7 +134,8 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     data = load_unlearning_rows(config)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
-    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(data)))
+    data_of_run = fingerprint(vars(data)) + content_if_given(config.model)
+    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=data_of_run)
     wait()
     whole_model = adaptations.get(config.adapt).info.get("whole_model", False)
     target = run.path / ("model" if whole_model else "adapter")
@@ -176,13 +177,14 @@ def _prepared(
     config: UnlearnConfig, recipe: Recipe, data: UnlearningRows, answers: Mapping[str, OtherAnswers], run: RunDirectory
 ) -> _Job:
     """Load the model, encode and pair the rows, and adapt the model; nothing is written."""
-    model, tokenizer = load_model_and_tokenizer(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    base = load(
+        config.model, config, template=config.template, max_length=config.max_length, batch_size=config.batch_size
     )
+    model, rows = base.model, base.encoder
     recipe = resolved_hidden_layer(recipe, config, model)
-    rows = RowEncoder.of(model, tokenizer, config)
     forget, retain, held_out = (
-        chunk_running_text(part, tokenizer, rows.max_length) for part in (data.forget, data.retain, data.validation)
+        chunk_running_text(part, rows.tokenizer, rows.max_length)
+        for part in (data.forget, data.retain, data.validation)
     )
     if "alternative" in recipe.sides and config.alternatives == "generate":
         forget = _with_alternatives(config, rows, model, forget, run)

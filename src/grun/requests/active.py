@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
-from grun.core.config.requests import RequestConfig
+from grun.core.config.jobs import UnlearnConfig
+from grun.core.config.requests import CalibrateConfig, RequestConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.content_hash import content_of_folder
@@ -29,7 +30,8 @@ from grun.models.encoding.chunking import chunk_running_text
 from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
-from grun.models.loading import load_adapter, load_model_and_tokenizer, model_folder
+from grun.models.loaded import load
+from grun.models.loading import load_adapter, model_folder
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import Ledger
 from grun.requests.stack_files import write_stack
@@ -81,14 +83,16 @@ def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
     return chunk_running_text(examples, rows.tokenizer, rows.max_length)
 
 
-def loaded(ledger: Ledger, folders: Mapping[str, Path], config: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model with some adapters in force, and its tokenizer."""
-    base, tokenizer = load_model_and_tokenizer(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+def loaded(
+    ledger: Ledger, folders: Mapping[str, Path], config: UnlearnConfig | CalibrateConfig
+) -> tuple[Any, RowEncoder]:
+    """The model that a job names with some adapters in force, and the encoder of its rows."""
+    base = load(
+        config.model, config, template=config.template, max_length=config.max_length, batch_size=config.batch_size
     )
     with tempfile.TemporaryDirectory() as folder:
         write_in_force(ledger, folders, Path(folder))
-        return load_adapter(base, folder), tokenizer
+        return load_adapter(base.model, folder), base.encoder
 
 
 def measured(
@@ -103,8 +107,7 @@ def measured(
     `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
     data was kept is there under its id.
     """
-    model, tokenizer = loaded(ledger, folders, config)
-    rows = RowEncoder.of(model, tokenizer, config)
+    model, rows = loaded(ledger, folders, config)
     sets = {"new": list(forget), "normal": list(normal)}
     sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
     threshold_G, columns = thresholds_of(model), gates_by_member(model)

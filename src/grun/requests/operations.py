@@ -34,7 +34,6 @@ from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
 from grun.models.gates.features import gates_by_member
-from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
@@ -184,8 +183,7 @@ def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
         normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
-        model, tokenizer = loaded(now, {id: now.adapter(id) for id in now.active}, config)
-        rows = RowEncoder.of(model, tokenizer, config)
+        model, rows = loaded(now, {id: now.adapter(id) for id in now.active}, config)
         threshold_G, found = calibrated(model, rows, normal, learnt_places(model), guarantee)
         if forget:
             found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)

@@ -87,9 +87,9 @@ def verify(
     settings = {
         id: from_mapping(UnlearnConfig, {**now.requests[id].settings, **here}, f"request '{id}'") for id in known
     }
-    adapted, tokenizer = loaded(now, intact, next(iter(settings.values())))
+    adapted, encoder = loaded(now, intact, next(iter(settings.values())))
     for id, examples in known.items():
-        encoder = RowEncoder.of(adapted, tokenizer, settings[id])
+        encoder = RowEncoder.of(adapted, encoder.tokenizer, settings[id])
         is_now = encoder.probability(adapted, encoder.encode(as_trained(examples, encoder)))
         was = now.requests[id].metrics["in_force"]["new"]["probability"]
         words = f"forget probability {is_now:.3f}, {was:.3f} when it was added"
