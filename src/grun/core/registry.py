@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -78,6 +79,16 @@ class Registry(Generic[T]):
             return target
 
         return add
+
+    @contextmanager
+    def having(self, entry: Entry[T]) -> Iterator[None]:
+        """Inside, a leaf is registered that is not there before and after."""
+        self._scan()
+        self._entries[entry.name] = entry
+        try:
+            yield
+        finally:
+            del self._entries[entry.name]
 
     def get(self, name: str) -> Entry[T]:
         """The entry called `name`.

@@ -19,7 +19,7 @@ from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
-from grun.models.loaded import load
+from grun.models.loaded import content_if_given, load
 from grun.models.loading import adapter_folder, load_adapter, model_folder
 from grun.models.tuner.config import GrunConfig
 
@@ -49,7 +49,9 @@ def calibrate(config: CalibrateConfig) -> Path:
     learnt = read_json(Path(folder).parent / CONFIG)
     normal = unseen(normal, {config.adapter: learnt if isinstance(learnt, dict) else {}}, guarantee)
     contents = [content_of_folder(name) for name in (folder, model_folder(config.model))]
-    data = " ".join([fingerprint({"normal": normal, "forget": forget}), *map(str, contents)])
+    data = " ".join([fingerprint({"normal": normal, "forget": forget}), *map(str, contents)]) + content_if_given(
+        config.model
+    )
     run = RunDirectory.open(config.output, config, "calibrate", config.overwrite, data=data)
     target = run.path / "adapter"
     if run.is_complete and target.is_dir():

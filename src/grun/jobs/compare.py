@@ -21,6 +21,7 @@ def compare(
     splits: Sequence[str] = (),
     output: Path | None = None,
     seed: int = 0,
+    show: bool = True,
 ) -> list[Compared]:
     """Compare evaluations with the first of them, show the table, and write it.
 
@@ -30,13 +31,15 @@ def compare(
         splits: only these; none: all that every run has.
         output: folder for `comparison.json` and `comparison.md`; None to write nothing.
         seed: of the bootstrap.
+        show: print the table.
 
     Raises:
         UserError: for fewer than two runs, one that is not a complete evaluation, or other rows in a split.
     """
     found = compare_runs(runs, metrics=metrics, splits=splits, seed=seed)
     markdown, table = comparison_table(found, run_names(runs))
-    show_whole(table)
+    if show:
+        show_whole(table)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         write_json(

@@ -45,12 +45,16 @@ class _Subject:
     store: EvidenceStore
 
 
-def evaluate(config: EvaluateConfig) -> Path:
+def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     """Run an evaluation job: measure the model (unless it is left out), and the model with the adapter, on every split.
 
     Writes `metrics.json` (values, rows behind them, 95 % intervals, reasons of what is missing), `rows.jsonl` (every row
     with its answers and values before and after), `samples.json` (for `grun compare`), `table.md` and `figures/`, and shows
     the table.
+
+    Args:
+        config: of the job.
+        show: print the table.
 
     Returns:
         The directory of the run.
@@ -90,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     if is_main():
         scores = {subject: score(own, names) for subject, own in evidence.items()}
         sums = {} if config.metrics else {subject: summarise(own, data.utility) for subject, own in evidence.items()}
-        _write(run, config, data, Found(evidence, scores, sums))
+        _write(run, config, data, Found(evidence, scores, sums), show)
         run.mark_complete(time.monotonic() - started)
     wait()
     return run.path
@@ -138,8 +142,8 @@ def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:
     return load(name, config, template=config.template, max_length=config.max_length, quantize=config.quantize)
 
 
-def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found) -> None:
-    """Write and show everything."""
+def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found, show: bool) -> None:
+    """Write everything, and show it if asked."""
     for split, evidence in found.splits.items():
         cut = sum(row.truncated for row in evidence.rows)
         if cut:
@@ -152,6 +156,8 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
     shown = found.scores if config.metrics else in_the_table(found.scores, data.shown)
     lines = summary_lines(found.summaries)
     run.write_text("table.md", to_markdown(shown) + "".join(f"\n{line}\n" for line in lines))
+    if not show:
+        return
     show_whole(before_after_table(shown))
     console = Console()
     for line in lines:

@@ -134,7 +134,8 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     data = load_unlearning_rows(config)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
-    data_of_run = fingerprint(vars(data)) + content_if_given(config.model)
+    objective = objectives.get(config.objective).info.get("content", "")  # of a function that was given
+    data_of_run = fingerprint(vars(data)) + content_if_given(config.model) + objective
     run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=data_of_run)
     wait()
     whole_model = adaptations.get(config.adapt).info.get("whole_model", False)

@@ -17,6 +17,7 @@ from grun.core.storage.content_hash import content_of_model, content_of_weights
 from grun.models.encoding.templates import Template, resolve_template
 from grun.models.forward import longest_row
 from grun.models.loading import load_model_and_tokenizer
+from grun.models.restoring import Snapshot
 from grun.models.row_encoder import RowEncoder
 
 BATCH_SIZE = 16
@@ -24,10 +25,19 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class GivenModel:
-    """A model that the caller has loaded already, with its tokenizer; see `grun.core.python_objects`."""
+    """A model that the caller has loaded already, with its tokenizer; see `grun.core.python_objects`.
+
+    Every job gets it as the caller had it, whatever an earlier one put into it.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    before: Snapshot
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GivenModel:
+        """A model in its present state."""
+        return cls(model, tokenizer, Snapshot(model))
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ def load(
             f"--quantize is {quantize}, but the model is loaded already: load it quantised, or give its name."
         )
     else:
+        given.before.restore()
         model, tokenizer = given.model.eval(), given.tokenizer
     written = resolve_template(template, tokenizer)
     encoder = RowEncoder(tokenizer, written, longest_row(model, max_length), batch_size, model.device)

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.python_objects import PREFIX, python_object
 from grun.core.records import Example
 from grun.core.storage.content_hash import content_of_folder
 from grun.models.encoding.chunking import chunk_running_text
@@ -31,7 +32,7 @@ from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
 from grun.models.loaded import load
-from grun.models.loading import load_adapter, model_folder
+from grun.models.loading import load_adapter, load_model_and_tokenizer, model_folder
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import Ledger
 from grun.requests.stack_files import write_stack
@@ -49,6 +50,8 @@ def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """
     if not name:
         raise UserError("--model is missing: give the hub id or the folder of the model.")
+    if (given := python_object(name)) is not None:
+        _check_as_saved(name, given.model)
     folder = model_folder(name)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -61,6 +64,22 @@ def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "num_layers": text.num_hidden_layers,
     }
+
+
+def _check_as_saved(name: str, model: PreTrainedModel) -> None:
+    """Raise if a loaded model has other weights than the files that it was loaded from: a ledger outlives the process."""
+    advice = "save it with save_pretrained and name that folder, since a ledger is of a model that is on disk."
+    if name.startswith(PREFIX):
+        raise UserError(f"--model was not loaded from a folder or the hub: {advice}")
+    saved, _ = load_model_and_tokenizer(name, dtype=str(model.dtype).removeprefix("torch."), device="cpu")
+    kept, held = saved.state_dict(), model.state_dict()
+    differs = next((key for key in kept | held if key not in kept or key not in held), None) or next(
+        (key for key in kept if not torch.equal(kept[key], held[key].cpu())), None
+    )
+    if differs is not None:
+        raise UserError(
+            f"--model has other weights than '{name}', which it was loaded from ('{differs}' differs): {advice}"
+        )
 
 
 def check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
