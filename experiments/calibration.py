@@ -1,7 +1,7 @@
 """The guarantee for normal prompts, looked at: 10,000 prompts that nothing has seen, at two levels.
 
-    python benchmarks/sequential.py --output runs/sequential      # makes the model and the ledger
-    python benchmarks/calibration.py --work runs/sequential
+    python experiments/sequential.py --output runs/sequential      # makes the model and the ledger
+    python experiments/calibration.py --work runs/sequential
 
 Normal prompts are questions about invented people, one each of so many: some calibrate everything that is in force in the
 ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20 tokens) is not that
@@ -127,7 +127,7 @@ def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, A
         file = folder / f"normal-{alpha}.jsonl"
         file.write_text("".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rest[:count]), encoding="utf-8")
         rest = rest[count:]
-        promise = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
+        promise: dict[str, Any] = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
         said = calibrate_active(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
         adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
         found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said}

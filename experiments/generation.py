@@ -1,6 +1,6 @@
 """What adapters cost in `generate`: 64 tokens with none, one, ten and a hundred of them; ratios of one run.
 
-    python benchmarks/generation.py [--pyreft-python /path/to/python]
+    python experiments/generation.py [--pyreft-python /path/to/python]
 
 A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, prompts of 30 tokens, 1 and 8 at a
 time. Gates are forced shut (any prompt but those to be forgotten) or open. The ways take turns. pyreft is timed in a process

@@ -1,6 +1,6 @@
 """Every adaptation under the same objectives, on `fictional`: what is forgotten, what is kept, and what it costs.
 
-    python benchmarks/grid.py --output runs/grid [--times-only]
+    python experiments/grid.py --output runs/grid [--times-only]
 
 Trains a target model per seed, runs the grid of objectives, adaptations and seeds with `grun sweep`, then once more for one
 seed with nothing beside it on the machine for the training times, counts the parameters that each adaptation would train in a
@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 OBJECTIVES = ("gd", "npo", "idk", "rmu", "simnpo", "dpo")
 ADAPTATIONS = ("full", "lora", "reft", "grun")
 METRICS = "probability,rouge_l_recall,exact_match,gate_auroc"
-SEVEN_B = {  # Llama 2 7B
+SEVEN_B: dict[str, Any] = {  # Llama 2 7B
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -61,7 +61,8 @@ def with_times(runs: Sequence[Finished], timed: Sequence[Finished]) -> list[Fini
     """The runs with the training times of those that had the machine to themselves, and no other times."""
     seconds = {tuple(run.varied.values()): run.facts["seconds"] for run in timed if run.varied}
     return [
-        dataclasses.replace(run, facts=run.facts | {"seconds": seconds.get(tuple(run.varied.values()))}) for run in runs
+        dataclasses.replace(run, facts={**run.facts, "seconds": seconds.get(tuple(run.varied.values()))})
+        for run in runs
     ]
 
 

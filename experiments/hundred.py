@@ -1,7 +1,7 @@
 """A hundred requests in one ledger: how the time of the next one, the size of the export and the cost of a prompt grow.
 
-    python benchmarks/sequential.py --output runs/sequential      # makes the model
-    python benchmarks/hundred.py --work runs/sequential
+    python experiments/sequential.py --output runs/sequential      # makes the model
+    python experiments/hundred.py --work runs/sequential
 
 Each request is one invented person; 20 steps each, as what is looked at is what grows with their number, not how well they are
 forgotten. Prefill: one forward pass over prompts of 30 tokens, 1 and 8 at a time, everything in force and all gates shut for
@@ -57,7 +57,8 @@ def prefill(model_folder: str, adapter: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for rows in (1, 8):
         ids = torch.randint(10, base.config.vocab_size, (rows, PROMPT), generator=torch.Generator().manual_seed(rows))
-        lengths, seconds = torch.full((rows,), PROMPT), {"bare": [], "stacked": []}
+        lengths = torch.full((rows,), PROMPT)
+        seconds: dict[str, list[float]] = {"bare": [], "stacked": []}
         for turn in range(REPEATS + 1):
             for name, run in (
                 ("bare", lambda: base(input_ids=ids)),  # noqa: B023

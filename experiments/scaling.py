@@ -1,6 +1,6 @@
 """How training from a cached prefix grows with forget examples, depth and prompt length, and what memory it takes.
 
-    python benchmarks/scaling.py
+    python experiments/scaling.py
 
 Seconds of a whole job, everything beforehand included: the pass over all rows, and one step for every eight forget examples. A
 Llama of hidden size 256 with random weights, edits at the layers at 65 %, 80 % and the end; one of the three numbers is varied

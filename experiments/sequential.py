@@ -1,7 +1,7 @@
 """Ten requests, one after the other: what stays forgotten, what is kept, and what taking one back restores.
 
-    python benchmarks/sequential.py --output runs/sequential
-    python benchmarks/sequential.py --output runs/sequential-tofu --tofu "$GRUN_TOFU_DIR"
+    python experiments/sequential.py --output runs/sequential
+    python experiments/sequential.py --output runs/sequential-tofu --tofu "$GRUN_TOFU_DIR"
 
 50 invented people (`fictional`); ten of them ask to be forgotten, one by one. After every request the forget probability of
 all requests so far is measured, and what is kept of people that unlearning never saw and of general knowledge. A ledger of
@@ -9,7 +9,7 @@ GRUN adapters is compared with LoRA (merged after every request) and full fine-t
 before left the model, with the same objective; then with one GRUN adapter for all ten, and with a model that never saw the
 ten. At the end request 3 is withdrawn. Two more ledgers are learnt with poor retain rows, general knowledge alone: there it is
 seen what features of earlier requests are worth. With `--tofu` it is the ten authors of forget05, beside 400 retain rows, and
-the model is that of `benchmarks/tofu.py`. Killed and started again it goes on where it stopped.
+the model is that of `experiments/tofu.py`. Killed and started again it goes on where it stopped.
 Writes `docs/results/sequential.json` (or `sequential_tofu`, `sequential_seed1`), `.md` and `.png`.
 """
 
@@ -66,8 +66,8 @@ class Work:
         self.seed = seed
         self.names = KEPT[benchmark]
         options = OPTIONS[benchmark]
-        self.common = {"benchmark": benchmark, "data_dir": data_dir, "benchmark_options": options, "seed": seed}
-        self.common |= tofu.TARGET if benchmark == "tofu" else {}
+        shared = {"benchmark": benchmark, "data_dir": data_dir, "benchmark_options": options, "seed": seed}
+        self.common: dict[str, Any] = {**shared, **(tofu.TARGET if benchmark == "tofu" else {})}
         data = load_benchmark(benchmark, data_dir=data_dir, seed=seed, options=options)
         people = list(dict.fromkeys(row.subject for row in data.splits["forget"]))
         assert len(people) == REQUESTS

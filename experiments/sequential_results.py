@@ -1,4 +1,4 @@
-"""The table and the picture of `benchmarks/sequential.py`."""
+"""The table and the picture of `experiments/sequential.py`."""
 
 from __future__ import annotations
 

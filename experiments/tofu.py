@@ -1,6 +1,6 @@
 """What is forgotten and what is kept on TOFU: our setting and the paper's, beside LoRA and full fine-tuning.
 
-    python benchmarks/tofu.py --output runs/tofu --data-dir "$GRUN_TOFU_DIR"
+    python experiments/tofu.py --output runs/tofu --data-dir "$GRUN_TOFU_DIR"
 
 Trains a target model, unlearns with three objectives, evaluates, and writes `docs/results/tofu.json` and `.md`. Every part is
 a run directory of its own: killed and started again it goes on where it stopped. `--parts 0/2` and `--parts 1/2` in two

@@ -1,6 +1,6 @@
 """What a training step costs from a cached prefix, by the plain path, with pyreft, LoRA, full fine-tuning: ratios of one run.
 
-    python benchmarks/training_step.py [--pyreft-python /path/to/python]
+    python experiments/training_step.py [--pyreft-python /path/to/python]
 
 A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, rows as long as TOFU's, 8 forget
 and 8 retain rows. Each way takes a step of the same optimiser on the same rows; the ways take turns, so that whatever else the
