@@ -29,14 +29,14 @@ MODEL: dict[str, Any] = {
 
 
 class TokenEncoder(RowEncoder):
-    """Rows are token ids already."""
+    """Encoder of rows that are token ids already."""
 
     def __init__(self) -> None:
         super().__init__(None, None, None, 16, torch.device("cpu"))  # type: ignore[arg-type]
 
     @property
     def pad(self) -> int:
-        """Any token: it is masked."""
+        """Padding token; any one will do, as it is masked."""
         return 0
 
 

@@ -46,7 +46,7 @@ def our_evaluation(
     holdout: list[Example],
     longest: int,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
-    """The same by `measure`, with the seconds of its parts."""
+    """Every metric of every set by `measure`, and the seconds of its parts."""
     seconds: dict[str, float] = {}
     shared: dict[str, Any] = {"forget_split": "forget", "template": template, "holdout": holdout}
     shared["max_new_tokens"] = longest
@@ -134,7 +134,7 @@ def main() -> None:
     sets = {name: [replace(row, paraphrased_prompts=()) for row in data.splits[name][: given.rows]] for name in SETS}
     holdout = [replace(row, paraphrased_prompts=()) for row in data.splits["holdout"][: given.rows]]
     template = resolve_template("auto", tokenizer)
-    few = {name: rows[:4] for name, rows in sets.items()}  # whatever happens once only, before the clock runs
+    few = {name: rows[:4] for name, rows in sets.items()}  # a warm-up, before the clock runs
     way, others = (UsualWay(m, tokenizer, template, given.batch_size, given.longest) for m in (model, other))
     our_evaluation(model, other, tokenizer, template, few, holdout[:4], given.longest)
     usual_evaluation(way, others, few, holdout[:4])
