@@ -1,4 +1,4 @@
-"""What the benchmarks share: where results go, what machine made them, the model of the training figures, pyreft beside it."""
+"""Shared by the experiments: the folder of results, the record of the machine, the model of the training figures, pyreft."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 from grun.models.row_encoder import RowEncoder
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-LAYERS, RANK = [10, 12, 15], 4  # of the edits in the model below
+LAYERS: list[int | float] = [10, 12, 15]  # of the edits in the model below
+RANK = 4  # of the edits
 MODEL: dict[str, Any] = {
     "vocab_size": 8192,
     "hidden_size": 512,
@@ -28,14 +29,14 @@ MODEL: dict[str, Any] = {
 
 
 class TokenEncoder(RowEncoder):
-    """Rows are token ids already."""
+    """Encoder of rows that are token ids already."""
 
     def __init__(self) -> None:
         super().__init__(None, None, None, 16, torch.device("cpu"))  # type: ignore[arg-type]
 
     @property
     def pad(self) -> int:
-        """Any token: it is masked."""
+        """Padding token; any one will do, as it is masked."""
         return 0
 
 
@@ -55,11 +56,11 @@ def write_results(name: str, record: Any, text: str) -> None:
 
 
 def with_pyreft(python: str, **setting: Any) -> list[list[float]]:
-    """What `pyreft_step.py` finds for a setting with the model above, in a process of its own."""
+    """Seconds that `baselines/pyreft_step.py` measures for a setting with the model above, in a process of its own."""
     setting |= {"model": MODEL, "layers": LAYERS, "rank": RANK, "threads": torch.get_num_threads()}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(setting, file)
         file.flush()
-        script = Path(__file__).with_name("pyreft_step.py")
+        script = Path(__file__).parent / "baselines" / "pyreft_step.py"
         done = subprocess.run([python, str(script), file.name], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))

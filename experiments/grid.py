@@ -1,11 +1,11 @@
-"""Every adaptation under the same objectives, on `fictional`: what is forgotten, what is kept, and what it costs.
+"""Every adaptation under the same objectives, on `fictional`: forgetting, damage and cost.
 
-    python benchmarks/grid.py --output runs/grid [--times-only]
+    python experiments/grid.py --output runs/grid [--times-only]
 
-Trains a target model per seed, runs the grid of objectives, adaptations and seeds with `grun sweep`, then once more for one
-seed with nothing beside it on the machine for the training times, counts the parameters that each adaptation would train in a
-model of the shape of Llama 2 7B (built without memory), and writes `docs/results/grid.json` and `.md`. Killed and started
-again it goes on where it stopped. `--times-only` measures the training times again and takes everything else from `grid.json`.
+Trains a target model per seed and runs the grid of objectives, adaptations and seeds with `grun sweep`. For the training
+times, runs one seed again with nothing else on the machine. Counts the parameters that each adaptation would train in a model
+of the shape of Llama 2 7B (built without memory). Writes `docs/results/grid.json` and `.md`. Killed and started again it
+continues where it stopped. `--times-only` measures the training times again and takes everything else from `grid.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 OBJECTIVES = ("gd", "npo", "idk", "rmu", "simnpo", "dpo")
 ADAPTATIONS = ("full", "lora", "reft", "grun")
 METRICS = "probability,rouge_l_recall,exact_match,gate_auroc"
-SEVEN_B = {  # Llama 2 7B
+SEVEN_B: dict[str, Any] = {  # Llama 2 7B
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -44,7 +44,7 @@ SEVEN_B = {  # Llama 2 7B
 
 
 def run_grid(output: Path, seeds: Sequence[int], jobs: int, max_rows: int) -> list[Finished]:
-    """The whole grid for some seeds; returns what every run found."""
+    """Results of every run of the grid, for some seeds."""
     config = SweepConfig(
         output=str(output),
         vary={"objective": ",".join(OBJECTIVES), "adapt": ",".join(ADAPTATIONS), "seed": ",".join(map(str, seeds))},
@@ -58,10 +58,11 @@ def run_grid(output: Path, seeds: Sequence[int], jobs: int, max_rows: int) -> li
 
 
 def with_times(runs: Sequence[Finished], timed: Sequence[Finished]) -> list[Finished]:
-    """The runs with the training times of those that had the machine to themselves, and no other times."""
+    """The runs, with training times only from those that had the machine to themselves."""
     seconds = {tuple(run.varied.values()): run.facts["seconds"] for run in timed if run.varied}
     return [
-        dataclasses.replace(run, facts=run.facts | {"seconds": seconds.get(tuple(run.varied.values()))}) for run in runs
+        dataclasses.replace(run, facts={**run.facts, "seconds": seconds.get(tuple(run.varied.values()))})
+        for run in runs
     ]
 
 
@@ -81,7 +82,7 @@ def parameters_at_7b() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Run it all and write the tables."""
+    """Run the grid and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/grid"))
     parser.add_argument("--jobs", type=int, default=2)

@@ -1,11 +1,11 @@
-"""How training from a cached prefix grows with forget examples, depth and prompt length, and what memory it takes.
+"""Growth of training from a cached prefix with forget examples, depth and prompt length, and its memory.
 
-    python benchmarks/scaling.py
+    python experiments/scaling.py
 
-Seconds of a whole job, everything beforehand included: the pass over all rows, and one step for every eight forget examples. A
-Llama of hidden size 256 with random weights, edits at the layers at 65 %, 80 % and the end; one of the three numbers is varied
-at a time. A straight line is fitted to each. Memory is the peak of the process's resident set while it runs 16 rows,
-inference (a forward pass without gradients) against a training step, the cache of those rows included.
+Time is the seconds of a whole job: the pass over all rows, and one step for every eight forget examples. The model is a Llama
+of hidden size 256 with random weights, edited at 65 %, 80 % and the end of its depth. One of the three numbers is varied at a
+time, and a straight line is fitted to each. Memory is the peak of the process's resident set on 16 rows: inference (a forward
+pass without gradients) against a training step, the cache of those rows included in both.
 Writes `docs/results/scaling.json`, `.md` and `.png`.
 """
 
@@ -36,7 +36,7 @@ VOCABULARY, ANSWER, ROWS = 4096, 32, 8
 
 
 def prepared(depth: int, hidden: int = 256) -> tuple[Any, TokenEncoder]:
-    """A model with an adapter whose gate was fitted before."""
+    """A model with an adapter whose gate is frozen, as after its fit."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -71,7 +71,7 @@ def stepped(prefix: PrefixCache, rows: list[Encoded], optimizer: torch.optim.Opt
 
 
 def seconds(examples: int, depth: int, prompt: int) -> float:
-    """Of a whole job."""
+    """Seconds of a whole job."""
     model, encoder = prepared(depth)
     forget, retain = drawn(examples, prompt, 1), drawn(examples, prompt, 2)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -84,7 +84,7 @@ def seconds(examples: int, depth: int, prompt: int) -> float:
 
 
 def peak_mib(work: Any) -> float:
-    """Peak of the resident set while something runs; Linux only."""
+    """Peak of the resident set while `work` runs, in MiB; Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
     work()
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -114,7 +114,7 @@ def memory() -> dict[str, float]:
 def main() -> None:
     """Measure, fit and draw."""
     used = memory()
-    seconds(**{**USUAL, "examples": 64})  # whatever is done once only
+    seconds(**{**USUAL, "examples": 64})  # a warm-up: some work is done once only
     figure = Figure(figsize=(10.5, 3.2), layout="constrained")
     found: dict[str, Any] = {}
     lines = ["| varied | values | seconds | straight line | share explained |", "| --- | --- | --- | --- | ---: |"]

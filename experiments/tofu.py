@@ -1,9 +1,9 @@
-"""What is forgotten and what is kept on TOFU: our setting and the paper's, beside LoRA and full fine-tuning.
+"""Forgetting and damage on TOFU: our setting and the paper's, beside LoRA and full fine-tuning.
 
-    python benchmarks/tofu.py --output runs/tofu --data-dir "$GRUN_TOFU_DIR"
+    python experiments/tofu.py --output runs/tofu --data-dir "$GRUN_TOFU_DIR"
 
 Trains a target model, unlearns with three objectives, evaluates, and writes `docs/results/tofu.json` and `.md`. Every part is
-a run directory of its own: killed and started again it goes on where it stopped. `--parts 0/2` and `--parts 1/2` in two
+a run directory of its own: killed and started again it continues where it stopped. `--parts 0/2` and `--parts 1/2` in two
 processes share the work; the last call, without `--parts`, writes the tables.
 """
 
@@ -53,7 +53,7 @@ def evenly(rows: Sequence[Example]) -> list[Example]:
 
 
 def scores(file: Path, data: Benchmark, target: Path, adapted: Path | None) -> dict[str, Any]:
-    """Values by split and metric of the target model, or of what it was adapted to; measured once, then read from `file`."""
+    """Values by split and metric of the target model, or of the adapted one; measured once, then read from `file`."""
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
@@ -76,7 +76,7 @@ def scores(file: Path, data: Benchmark, target: Path, adapted: Path | None) -> d
 
 
 def one(output: Path, data_dir: str | None, part: tuple[str, str, str]) -> dict[str, Any]:
-    """Run one part, or read what it found: settings, facts of the run, scores before and after."""
+    """Settings, facts of the run, and scores before and after, of one part; it runs unless it has run before."""
     adapt, preset, objective = part
     shared: dict[str, Any] = {"benchmark": "tofu", "data_dir": data_dir, "benchmark_options": OPTIONS, "seed": SEED}
     target = finetune(FinetuneConfig(output=str(output / "target"), **shared, **TARGET))
@@ -102,7 +102,7 @@ def one(output: Path, data_dir: str | None, part: tuple[str, str, str]) -> dict[
 
 
 def number(value: float | None) -> str:
-    """A value for the table."""
+    """A value as text for the table."""
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -130,7 +130,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run it all, or a share of it, and write the table."""
+    """Run all parts and write the table, or run a share of the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/tofu"))
     parser.add_argument("--data-dir")

@@ -1,12 +1,12 @@
-"""What a training step costs from a cached prefix, by the plain path, with pyreft, LoRA, full fine-tuning: ratios of one run.
+"""Cost of a training step from a cached prefix, by the plain path, with pyreft, LoRA, full fine-tuning: ratios of one run.
 
-    python benchmarks/training_step.py [--pyreft-python /path/to/python]
+    python experiments/training_step.py [--pyreft-python /path/to/python]
 
-A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, rows as long as TOFU's, 8 forget
-and 8 retain rows. Each way takes a step of the same optimiser on the same rows; the ways take turns, so that whatever else the
-machine does falls on all of them. pyreft needs an environment of its own and is timed in a process of its own.
-Then a whole run of `grun unlearn` both ways. What was timed before and is not asked for again stays. Writes
-`docs/results/training_step.json` and `.md`.
+The model is a Llama of 16 layers and hidden size 512 with random weights and edits at layers 10, 12 and 15; 8 forget and 8
+retain rows are as long as TOFU's. Each way takes a step of the same optimiser on the same rows. The ways take turns, so that
+other work of the machine falls on all of them. pyreft needs an environment of its own and is timed in a separate process.
+Whole runs of `grun unlearn` follow, from a cached prefix and by the plain path. Earlier times stay where a part is not asked
+for again. Writes `docs/results/training_step.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def drawn_rows(count: int, seed: int) -> list[Encoded]:
 
 
 def adapted(model: nn.Module, preset: str) -> nn.Module:
-    """A GRUN adapter: the paper's setting, or ours with a gate that was fitted before."""
+    """The model with a GRUN adapter: the paper's setting, or ours with a frozen gate, as after its fit."""
     if preset == "paper":
         return get_peft_model(model, GrunConfig.paper(rank=RANK, layers=LAYERS))
     found = get_peft_model(model, GrunConfig(rank=RANK, layers=LAYERS, gate_layer=0))
@@ -73,7 +73,7 @@ def adapted(model: nn.Module, preset: str) -> nn.Module:
 def step_of(
     model: nn.Module, rows: dict[str, list[Encoded]], objective: str, preset: str, prefix: PrefixCache | None
 ) -> Callable[[], None]:
-    """A training step on the same rows again and again; what the base model says was asked before."""
+    """A training step on the same rows again and again; signals of the base model are computed beforehand."""
     config = with_presets(UnlearnConfig(objective=objective, preset=preset if preset == "paper" else "default"))
     recipe = recipe_of(config)
     gated = any(p.requires_grad for n, p in model.named_parameters() if ".grun_gate." in n)
@@ -111,7 +111,7 @@ def step_of(
 
 
 def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict[str, Callable[[], None]]:
-    """A step of every way, each with a model of its own."""
+    """A step of every way, each with its own model."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**MODEL)).eval()
     cached, plain = (adapted(copy.deepcopy(base), preset) for _ in range(2))
@@ -136,13 +136,13 @@ def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict
 
 
 def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every way, which take turns."""
+    """Seconds of every step of every way; the ways take turns."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, step in ways.items():
             start = time.perf_counter()
             step()
-            if turn:  # the first time does what is done once
+            if turn:  # the first time includes work that is done once
                 found[name].append(time.perf_counter() - start)
     return found
 
@@ -155,7 +155,7 @@ def pyreft_seconds(python: str, rows: dict[str, list[Encoded]], objective: str, 
 
 
 def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
-    """Whole runs of `grun unlearn` both ways, on invented people: gates fitted, validated every 25 steps, best state kept."""
+    """Facts of whole runs of `grun unlearn`, both ways: fitted gates, a validation every 25 steps, the best state kept."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         data = load_benchmark("fictional", seed=0)
@@ -184,7 +184,7 @@ def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, Any], jobs: dict[str, Any]) -> str:
-    """Everything that was measured, as Markdown."""
+    """All measurements as Markdown."""
     head = ["objective", "setting", *WAYS, "pyreft", "plain / cached", "pyreft / cached", "full / cached"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(WAYS) + 4)]
     for name, one in found.items():
@@ -209,7 +209,7 @@ def table(found: dict[str, Any], jobs: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Time what was not timed yet and write the table."""
+    """Time the objectives that were asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyreft-python", help="interpreter of an environment with pyreft 0.1.0 and pyvene 0.1.8")
     parser.add_argument("--repeats", type=int, default=9)

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import grun
 from grun.data.benchmarks import benchmarks
 from grun.evaluation.metrics import metrics, summaries
 from grun.models.adaptations import adaptations
@@ -64,3 +66,10 @@ def test_adaptations_are_listed_for_a_stranger() -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     for entry in (*objectives, *retain_losses, *adaptations, *metrics, *benchmarks):
         assert re.search(rf"^  {entry.name} +\S", shown, re.MULTILINE), f"{entry.name} has no line with a summary"
+
+
+def test_the_citation_and_the_policy_name_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == grun.__version__
+    major, minor, _ = grun.__version__.split(".")
+    assert f"| {major}.{minor}.x | yes |" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")

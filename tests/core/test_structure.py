@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -43,6 +44,7 @@ ORDER = (
     "cli",
 )
 ENTRIES = 12  # of a folder, at most
+LONGEST, MEDIAN = 78, 10  # lines of a function with its docstring; they go down only
 LEAVES = ("training.objectives", "evaluation.metrics", "data.benchmarks", "models.adaptations", "jobs.engines")
 
 
@@ -76,6 +78,17 @@ def name(file: Path) -> str:
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_files_can_be_read_in_one_sitting(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 320
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{name(file)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {where: length for where, length in lengths.items() if length > LONGEST} == {}
+    assert statistics.median(lengths.values()) <= MEDIAN
 
 
 def test_every_package_has_its_place_in_the_order() -> None:

@@ -1,4 +1,4 @@
-"""A small Llama and its tokenizer from nothing, for targets that fit a laptop."""
+"""A small Llama and its tokenizer, made from scratch, for target models that fit a laptop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def learn_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int | None = None) -> PreTrainedTokenizerBase:
-    """A byte-level byte-pair tokenizer learnt from `texts`: any text has tokens, and every digit is one of its own.
+    """A byte-level byte-pair tokenizer learnt from `texts`; it encodes any text, and every digit is a token.
 
     Args:
-        texts: what the vocabulary is learnt from.
-        vocab_size: most tokens, three special ones (padding, beginning, end) and 256 bytes among them.
-        max_length: longest input that it is meant for.
+        texts: the texts that the vocabulary is learnt from.
+        vocab_size: largest number of tokens, including three special ones (padding, beginning, end) and 256 bytes.
+        max_length: longest input that the tokenizer is meant for, in tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -55,8 +55,8 @@ def small_llama(
     """A Llama with random weights (float32) and tied embeddings for `tokenizer`.
 
     Raises:
-        UserError: if the hidden size cannot be divided among the heads into parts of even width (rotary positions turn
-            pairs).
+        UserError: if the hidden size cannot be divided among the heads into parts of even width (rotary position
+            embeddings rotate pairs).
     """
     if hidden_size % (2 * heads):
         raise UserError(f"--hidden-size is {hidden_size}, expected a multiple of {2 * heads} (twice --heads).")
