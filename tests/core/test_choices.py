@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import importlib
 from importlib import metadata
-from types import SimpleNamespace
 
 import pytest
 
@@ -46,8 +45,8 @@ def test_an_unknown_name_is_refused_with_the_flag_the_nearest_and_all_names(regi
 @pytest.fixture
 def extension(monkeypatch: pytest.MonkeyPatch):
     """Another distribution with an objective."""
-    points = {"grun.objectives": (SimpleNamespace(name="margin"),)}
-    monkeypatch.setattr(metadata, "entry_points", lambda group: points.get(group, ()))
+    found = {"grun.objectives": (metadata.EntryPoint("margin", "absent.module", "grun.objectives"),)}
+    monkeypatch.setattr(metadata, "entry_points", lambda group: found.get(group, ()))
     choices._extensions.cache_clear()
     yield
     choices._extensions.cache_clear()
