@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import sys
 import tempfile
 import time
@@ -21,7 +20,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
@@ -300,8 +298,6 @@ def main() -> None:
     usual_seconds, usual_tokens = time.monotonic() - start, tokens.pop()
     gap, where = largest_gap(usual, ours)
     found = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "model": {
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": model.config.num_hidden_layers,

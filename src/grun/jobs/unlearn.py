@@ -24,9 +24,8 @@ from grun.core.errors import UserError
 from grun.core.memory import peak_memory
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
-from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import FEATURES, RunDirectory
-from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, other_answers
+from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, open_run, other_answers
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
@@ -134,7 +133,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     data = load_unlearning_rows(config)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
-    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=fingerprint(vars(data)))
+    run = open_run(config, data)
     wait()
     whole_model = adaptations.get(config.adapt).info.get("whole_model", False)
     target = run.path / ("model" if whole_model else "adapter")
