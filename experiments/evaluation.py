@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +147,6 @@ def main() -> None:
     usual_seconds, usual_tokens = time.monotonic() - start, tokens.pop()
     gap, where = largest_gap(usual, ours)
     found = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "model": {
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": model.config.num_hidden_layers,

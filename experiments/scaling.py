@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, TokenEncoder, environment, write_results
+from common import RESULTS, TokenEncoder, write_results
 from matplotlib.figure import Figure
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -134,7 +134,6 @@ def main() -> None:
         f"({used['training'] / used['inference']:.2f} times); the cache of these rows, {used['cache']:.0f} MiB, in both."
     )
     record = {
-        **environment(),
         "usual": USUAL,
         "found": found,
         "peak_mib": used,

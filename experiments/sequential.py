@@ -25,7 +25,7 @@ from typing import Any
 
 import tofu
 import torch
-from common import RESULTS, environment, write_results
+from common import RESULTS, write_results
 from peft import PeftModel
 from sequential_results import POOR_ROWS, REQUESTS, WITHDRAWN, drawn, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -213,7 +213,6 @@ def main() -> None:
     found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, "ledger", last))
     found["poor"] = with_poor_retain_rows(work)
     record = {
-        **environment(),
         "options": OPTIONS[benchmark],
         "seed": given.seed,
         **found,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, environment, with_pyreft, write_results
+from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, with_pyreft, write_results
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -238,7 +238,6 @@ def main() -> None:
     for objective in given.jobs:
         jobs[objective] = {**whole_jobs(objective, given.steps), "steps": given.steps}
     record = {
-        **environment(),
         "model": MODEL,
         "steps": found,
         "whole_runs": jobs,

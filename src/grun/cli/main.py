@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import typer
 
 import grun
+from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import Stopped, command_for
 from grun.cli.requests import requests_app
+from grun.core.choices import KINDS, declared, has_extensions
 from grun.core.config.jobs import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import RunsFailed, TrainingDiverged, UserError
@@ -29,15 +31,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=CommandList,
+    context_settings={"max_content_width": WIDEST},
 )
-REGISTRIES = {
-    "objectives": ("grun.training.objectives", "objectives", "--objective"),
-    "retain losses": ("grun.training.objectives", "retain_losses", "--retain-loss"),
-    "adaptations": ("grun.models.adaptations", "adaptations", "--adapt"),
-    "benchmarks": ("grun.data.benchmarks", "benchmarks", "--benchmark"),
-    "metrics": ("grun.evaluation.metrics", "metrics", "--metrics"),
-    "engines": ("grun.jobs.engines", "engines", "--engine"),
-}
 FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
@@ -56,7 +52,7 @@ def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
 
 def _add(name: str, config_class: type, module: str, after: str, help: str, function: str = "") -> None:
     job = _job(module, function or name, after)
-    app.command(name, help=help)(command_for(config_class, job))
+    app.command(name, help=help, cls=settings_command(config_class))(command_for(config_class, job))
 
 
 _add(
@@ -153,12 +149,15 @@ def lm_eval(context: typer.Context) -> None:
 @app.command("list")
 def list_leaves() -> None:
     """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
-    for kind, (package, attribute, option) in REGISTRIES.items():
-        typer.echo(f"{kind} ({option}):")
-        entries = list(getattr(importlib.import_module(package), attribute))
-        width = max(len(entry.name) for entry in entries)
-        for entry in entries:
-            typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+    for registry, kind in KINDS.items():
+        typer.echo(f"{kind.title} ({kind.flag}):")
+        found = declared(registry)
+        if has_extensions(registry):  # their docstrings are known once they are imported
+            entries = getattr(importlib.import_module(kind.package), registry)
+            found = {entry.name: entry.summary for entry in entries}
+        width = max(map(len, found))
+        for name, summary in found.items():
+            typer.echo(f"  {name:<{width}}  {summary}")
 
 
 def _version(wanted: bool) -> None:

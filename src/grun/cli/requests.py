@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from grun.cli.help_pages import CommandList, settings_command
 from grun.cli.options import command_for
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import RunsFailed, UserError
@@ -22,6 +23,7 @@ requests_app = typer.Typer(
     help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    cls=CommandList,
 )
 NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger knows where its adapters are, and holds only gated ones
 LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger (to read, also a hub id).")]
@@ -47,9 +49,11 @@ def _add(config: RequestConfig) -> None:
     _say_export(config.ledger)
 
 
-requests_app.command("add", help="Learn an adapter for the rows in FILES and put it into force beside all others.")(
-    command_for(RequestConfig, _add, without=NOT_ASKED, files="forget")
-)
+requests_app.command(
+    "add",
+    help="Learn an adapter for the rows in FILES and put it into force beside all others.",
+    cls=settings_command(RequestConfig),
+)(command_for(RequestConfig, _add, without=NOT_ASKED, files="forget"))
 
 
 def _calibrate(config: CalibrateRequestsConfig) -> None:
@@ -60,7 +64,9 @@ def _calibrate(config: CalibrateRequestsConfig) -> None:
 
 
 requests_app.command(
-    "calibrate", help="Set all thresholds so that at most a share of normal prompts opens a gate, with a guarantee."
+    "calibrate",
+    help="Set all thresholds so that at most a share of normal prompts opens a gate, with a guarantee.",
+    cls=settings_command(CalibrateRequestsConfig),
 )(command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite")))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
+from grun.core.choices import flag_of_kind
 from grun.core.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -94,12 +95,14 @@ class Registry(Generic[T]):
         """The entry called `name`.
 
         Raises:
-            UserError: if there is none; the message suggests the nearest name and lists all of them.
+            UserError: if there is none; the message suggests the nearest name, lists all of them, and names the flag.
         """
         self._scan()
         if name not in self._entries:
+            flag = flag_of_kind(self.kind)
+            expected = f"{flag} expects one of" if flag else "Expected one of"
             choices = ", ".join(self.names())
-            raise UserError(f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} Available: {choices}.")
+            raise UserError(f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} {expected} {choices}.")
         return self._entries[name]
 
     def names(self) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
+from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.content_hash import content_of_folder
 from grun.core.storage.fingerprints import fingerprint
@@ -33,7 +34,7 @@ def calibrate(config: CalibrateConfig) -> Path:
     The gates decide on what they read of the base model. A gate that reads what others have edited may say something else
     once these are open, but then the prompt counts already: the share of prompts for which any gate opens is exactly this.
 
-    Writes `adapter/` and `calibration.json` (prompts, thresholds, shares with exact 95 % intervals).
+    Writes `adapter/` and `calibration.json` (prompts, thresholds, shares with exact 95 % intervals, provenance).
 
     Returns:
         The directory of the adapter.
@@ -87,7 +88,7 @@ def calibrate(config: CalibrateConfig) -> Path:
         found["forget_open"] = share_open(forget_NG, threshold_G)
     with atomic_directory(target) as directory:
         model.save_pretrained(str(directory))
-    run.write_json(RECORD, found)
+    run.write_json(RECORD, {**found, **provenance()})
     run.mark_complete(time.monotonic() - started)
     say(found)
     return target

@@ -24,9 +24,8 @@ from grun.core.errors import UserError
 from grun.core.memory import peak_memory
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
-from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import FEATURES, RunDirectory
-from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, other_answers
+from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, open_run, other_answers
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
@@ -135,8 +134,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
     objective = objectives.get(config.objective).info.get("content", "")  # of a function that was given
-    data_of_run = fingerprint(vars(data)) + content_if_given(config.model) + objective
-    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=data_of_run)
+    run = open_run(config, data, content_if_given(config.model) + objective)
     wait()
     whole_model = adaptations.get(config.adapt).info.get("whole_model", False)
     target = run.path / ("model" if whole_model else "adapter")

@@ -24,12 +24,13 @@ from typing import Any
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
-from grun.core.storage.run_directory import FEATURES
+from grun.core.storage.run_directory import FEATURES, holds_run
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
-from grun.jobs.inputs.unlearning import load_unlearning_rows
+from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
@@ -77,11 +78,11 @@ def add(config: RequestConfig) -> str:
                 raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
-        key = json.dumps([settings, fingerprint(vars(data))], sort_keys=True)
-        work = now.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+        work = _work(now, UnlearnConfig(**settings), fingerprint(vars(data)))
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
+        metrics |= provenance()
         metrics["in_force"] = measured(now, folders, config, data.forget, data.validation or data.retain)
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
@@ -139,6 +140,23 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
     return found
 
 
+def _work(ledger: Ledger, job: UnlearnConfig, data: str) -> Path:
+    """The directory in which an adapter is learnt: that of an interrupted `add` of the same rows with the same settings.
+
+    Args:
+        ledger: that the adapter is for.
+        job: settings of the run, presets not filled in.
+        data: fingerprint of its rows.
+    """
+    key = json.dumps([dataclasses.asdict(job), data], sort_keys=True)
+    work = ledger.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+    if work.exists():
+        return work
+    wanted, usual = with_presets(job), usual_settings(job)  # an older version, with fewer settings, had another key
+    others = sorted(work.parent.glob("*"))
+    return next((one for one in others if holds_run(one, wanted, "unlearn", data=data, usual=usual)), work)
+
+
 def _check_text(why: str) -> None:
     try:
         why.encode()
@@ -189,7 +207,7 @@ def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
             found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
         for name in ("thresholds", "places", "deviations"):
             del found[name]  # of gates in the order of the stack; every request has its own thresholds
-        found |= {"requests": list(now.active), **event("calibrated")}
+        found |= {"requests": list(now.active), **event("calibrated"), **provenance()}
         changed = {
             id: dataclasses.replace(now.get(id), thresholds=threshold_G[own].tolist())
             for id, own in gates_by_member(model).items()
