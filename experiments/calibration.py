@@ -35,7 +35,7 @@ from grun.models.forward import adapters_off, context_length
 from grun.models.gates.calibration import logits_of_prompts, share_open
 from grun.models.gates.features import thresholds_of
 from grun.models.generation import greedy
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import ACTIVE, Ledger
 from grun.requests.operations import calibrate_active, export

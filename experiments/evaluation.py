@@ -30,7 +30,7 @@ from grun.evaluation.measure import measure
 from grun.evaluation.metrics import metrics
 from grun.evaluation.scores import needs_of_metrics, score
 from grun.models.encoding.templates import Template, resolve_template
-from grun.models.loading import load_model_and_tokenizer
+from grun.models.loading.pretrained import load_model_and_tokenizer
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 

@@ -40,7 +40,7 @@ from grun.jobs.unlearn import unlearn
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.gates.features import thresholds_of
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, export

@@ -24,7 +24,7 @@ from grun.evaluation.measure import evaluate_model
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
 from grun.models.encoding.templates import resolve_template
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 
 OBJECTIVES = ("npo", "idk", "gd")
 METRICS = (

@@ -38,7 +38,7 @@ from grun.models.adaptations import with_presets
 from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.from_scratch import learn_tokenizer
+from grun.models.loading.from_scratch import learn_tokenizer
 from grun.models.tuner.config import GrunConfig
 from grun.training.forward_engines.base_references import base_model_references
 from grun.training.forward_engines.prefix.cache import PrefixCache

@@ -27,6 +27,7 @@ ORDER = (
     "models.tuner",
     "models.adaptations",
     "models",
+    "models.loading",
     "models.gates",
     "training.objectives",
     "training.loss",

@@ -15,7 +15,7 @@ from grun.core.storage.content_hash import cache_directory
 from grun.evaluation import measure as measuring
 from grun.jobs.evaluate import evaluate
 from grun.jobs.inputs.evaluation import load_splits
-from grun.models.loading import load_model_and_tokenizer
+from grun.models.loading.pretrained import load_model_and_tokenizer
 from support.evaluation_kit import FORGET, ROWS, config
 from support.launching import TORCHRUN, launch
 

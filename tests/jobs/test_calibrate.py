@@ -25,7 +25,7 @@ from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts, share_open
 from grun.models.gates.features import thresholds_of
 from grun.models.gates.guarantee import usual_place
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from support.material import Material, invented_rows, write_rows
 

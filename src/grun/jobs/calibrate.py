@@ -20,8 +20,8 @@ from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
-from grun.models.loaded import content_if_given, load
-from grun.models.loading import adapter_folder, load_adapter, model_folder
+from grun.models.loading.loaded import content_if_given, load
+from grun.models.loading.pretrained import adapter_folder, load_adapter, model_folder
 from grun.models.tuner.config import GrunConfig
 
 logger = logging.getLogger("grun")

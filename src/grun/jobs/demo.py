@@ -28,8 +28,8 @@ from grun.evaluation.report.table import (
 from grun.evaluation.scores import Results, needs_of_metrics, score
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
-from grun.models.loaded import load
-from grun.models.loading import load_adapter
+from grun.models.loading.loaded import load
+from grun.models.loading.pretrained import load_adapter
 
 BENCHMARK = "fictional"
 SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that every part is given

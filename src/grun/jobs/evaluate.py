@@ -27,8 +27,8 @@ from grun.evaluation.report.table import before_after_table, in_the_table, show_
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
-from grun.models.loaded import LoadedModel, content_if_given, load
-from grun.models.loading import adapter_folder, load_adapter
+from grun.models.loading.loaded import LoadedModel, content_if_given, load
+from grun.models.loading.pretrained import adapter_folder, load_adapter
 
 logger = logging.getLogger("grun")
 EVIDENCE = "evidence"

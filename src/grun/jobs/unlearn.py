@@ -31,7 +31,7 @@ from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import concatenated, features_of_rows, load_features, readings_of_gates, save_features
 from grun.models.gates.fitting import fit_gates, set_thresholds
-from grun.models.loaded import content_if_given, load
+from grun.models.loading.loaded import content_if_given, load
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.forward_engines.prefix.cache import PrefixCache

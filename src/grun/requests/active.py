@@ -31,8 +31,8 @@ from grun.models.encoding.chunking import chunk_running_text
 from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
-from grun.models.loaded import load
-from grun.models.loading import load_adapter, load_model_and_tokenizer, model_folder
+from grun.models.loading.loaded import load
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer, model_folder
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import Ledger
 from grun.requests.stack_files import write_stack

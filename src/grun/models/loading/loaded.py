@@ -16,8 +16,8 @@ from grun.core.python_objects import python_object
 from grun.core.storage.content_hash import content_of_model, content_of_weights
 from grun.models.encoding.templates import Template, resolve_template
 from grun.models.forward import longest_row
-from grun.models.loading import load_model_and_tokenizer
-from grun.models.restoring import Snapshot
+from grun.models.loading.pretrained import load_model_and_tokenizer
+from grun.models.loading.restoring import Snapshot
 from grun.models.row_encoder import RowEncoder
 
 BATCH_SIZE = 16
