@@ -7,6 +7,8 @@ __all__ = ["requests_app"]
 import dataclasses
 import importlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from grun.cli.calls import given_settings
 from grun.cli.help_pages import CommandList, settings_command
 from grun.cli.options import command_for
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
@@ -30,9 +33,21 @@ LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the le
 Id = Annotated[str, typer.Argument(help="Id of the request.")]
 
 
-def _late(name: str, module: str = "grun.requests.operations") -> Any:
+def _late(name: str, module: str) -> Any:
     """Something that is imported when it is used, so that `--help` need not wait for torch."""
     return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def _ledger(path: str, model: str | None = None) -> Iterator[Any]:
+    """The ledger as Python has it; errors inside name flags."""
+    with _late("naming_flags", "grun.api.settings")():
+        yield _late("Ledger", "grun.api.ledger")(path, model)
+
+
+def _settings(config: Any, method: Callable[..., Any]) -> dict[str, Any]:
+    """Settings of a job but for those that the ledger itself was made with."""
+    return {name: value for name, value in given_settings(config, method).items() if name not in ("ledger", "model")}
 
 
 def _say_export(ledger: str) -> None:
@@ -44,7 +59,8 @@ def _say_export(ledger: str) -> None:
 def _add(config: RequestConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
-    id = _late("add")(config)
+    with _ledger(config.ledger, config.model) as ledger:
+        id = ledger.add(**_settings(config, ledger.add)).id
     typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
     _say_export(config.ledger)
 
@@ -59,7 +75,8 @@ requests_app.command(
 def _calibrate(config: CalibrateRequestsConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger.")
-    _late("calibrate_active")(config)
+    with _ledger(config.ledger, config.model) as ledger:
+        ledger.calibrate(**_settings(config, ledger.calibrate))
     _say_export(config.ledger)
 
 
@@ -128,7 +145,9 @@ def export(
     """Write everything in force as one adapter, for `PeftModel.from_pretrained` and every command with --adapter."""
     if scale is not None and reference_scale:
         raise UserError("--scale and --reference-scale were both given; choose one of them.")
-    typer.echo(f"The adapter is in {_late('export')(ledger, output, scale, reference_scale)}.")
+    with _ledger(ledger) as opened:
+        target = opened.export(output, scale=scale, reference_scale=reference_scale)
+    typer.echo(f"The adapter is in {target}.")
 
 
 @requests_app.command("verify")
@@ -148,9 +167,8 @@ def verify(
         if not equals or not file:
             raise UserError(f"--data is '{text}', expected ID=FILE.")
         sources.setdefault(id, []).append(file)
-    found = _late("verify", "grun.requests.verification")(
-        ledger, model, sources, device=device, trust_remote_code=trust_remote_code
-    )
+    with _ledger(ledger, model) as opened:
+        found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
     for id, said in found.items():
         typer.echo(f"{id}: {said}")
     if not found:
@@ -161,5 +179,7 @@ def verify(
 
 
 def _changed(ledger: str, id: str, what: str) -> None:
-    typer.echo(f"Request {id} is {_late('change', 'grun.requests.ledger')(ledger, id, what).state}.")
+    with _ledger(ledger) as opened:
+        state = getattr(opened, what)(id).state
+    typer.echo(f"Request {id} is {state}.")
     _say_export(ledger)
