@@ -12,6 +12,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
+import grun
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.data.paraphrases import with_paraphrases
@@ -141,6 +142,8 @@ def test_the_job_measures_before_and_after_and_writes_what_it_found(
     path = evaluate(config(saved, tmp_path / "out"))
     found = json.loads((path / "metrics.json").read_text())
     assert list(found["splits"]) == ["forget", "forget_paraphrased", "retain"]
+    assert found["versions"]["grun"] == grun.__version__
+    assert found["machine"]["cores"] > 0
     cell = found["splits"]["retain"]["metrics"]["probability"]
     rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * len(FORGET) + len(ROWS)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import grun
 from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig
@@ -52,6 +53,8 @@ def config(memorised: Material, tmp_path: Path, request: pytest.FixtureRequest) 
 def test_the_promise_is_kept_where_it_can_be_validation_subset(config: CalibrateConfig) -> None:
     target = calibrate(config)
     found = json.loads((target.parent / "calibration.json").read_text())
+    assert found["versions"]["grun"] == grun.__version__
+    assert found["machine"]["cores"] > 0
     assert (found["normal_prompts"], found["normal_prompts_needed"]) == (100, 45)
     assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()

@@ -18,12 +18,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import grun
 from grun.cli.main import main
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.provenance import PROVENANCE
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.row_encoder import RowEncoder
+from grun.requests import operations
 from grun.requests.active import say_crossing
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, calibrate_active, export
@@ -240,6 +243,7 @@ def test_calibration_covers_everything_in_force(
     assert "at most 0.1 of normal prompts open a gate, with confidence 0.9, in float32" in capsys.readouterr().out
     ledger = Ledger.read(halves[0].ledger)
     assert ledger.calibration == found
+    assert found["versions"]["grun"] == grun.__version__
     thresholds = [t for request in ledger.requests.values() for t in request.thresholds]
     model = AutoModelForCausalLM.from_pretrained(halves[0].model)
     model = PeftModel.from_pretrained(model, str(export(halves[0].ledger, str(tmp_path / "out"))))
@@ -319,6 +323,47 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
     finish(start(command(config)))
     assert verify(str(ledger))["r0001"].startswith("ok (active")
     assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+
+
+def test_an_add_that_an_older_version_began_is_resumed(
+    config: RequestConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "measured", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add(config)
+    ledger = Path(config.ledger)
+    (work,) = (ledger / ".work").iterdir()
+    work = work.rename(work.with_name("older"))
+    settings = json.loads((work / "settings.json").read_text())
+    assert settings["gate_reads"] == "prompt"
+    older = {name: value for name, value in settings.items() if name not in ("gate_reads", "keep_features")}
+    (work / "settings.json").write_text(json.dumps(older))
+    expected = (work / "adapter" / "adapter_model.safetensors").read_bytes()
+    caplog.set_level(logging.INFO, "grun")
+    monkeypatch.setattr(logging.getLogger("grun"), "propagate", True)
+    assert add(config) == "r0001"
+    assert f"{work} is complete already" in caplog.text
+    assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+    assert not list((ledger / ".work").iterdir())
+
+
+def test_a_request_of_an_older_version_is_verified(config: RequestConfig) -> None:
+    add(config)
+    file = Path(config.ledger) / "ledger.json"
+    record = json.loads(file.read_text())
+    assert record["requests"][0]["metrics"]["versions"]["grun"] == grun.__version__
+    assert record["requests"][0]["metrics"]["machine"]["cores"] > 0
+    for name in ("gate_reads", "keep_features", "max_length"):
+        del record["requests"][0]["settings"][name]
+    for name in PROVENANCE:
+        record["requests"][0]["metrics"].pop(name, None)
+    file.write_text(json.dumps(record))
+    found = verify(config.ledger, config.model, {"r0001": config.forget}, device="cpu")
+    assert found["r0001"].startswith("ok (forget probability")
 
 
 def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[RequestConfig]) -> None:
