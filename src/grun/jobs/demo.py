@@ -16,7 +16,8 @@ from grun.core.config.jobs import DemoConfig, FinetuneConfig, UnlearnConfig
 from grun.core.records import Benchmark, Evidence, Example
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
-from grun.evaluation.measure import measure
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.report.table import (
     Answered,
     answers_table,
@@ -107,18 +108,12 @@ def _measure(
     """Evidence by subject (the target first) and split, on evenly spaced rows of each split."""
     splits = {name: _spread(data.splits[name], config.rows) for name in data.evaluation}
     measured = {}
-    for subject, adapter in {TARGET: None, **adapted}.items():
+    for label, adapter in {TARGET: None, **adapted}.items():
         model, tokenizer = load_model_and_tokenizer(target, device=config.device)
-        measured[subject] = measure(
-            model if adapter is None else load_adapter(model, str(adapter)),
-            tokenizer,
-            splits,
-            forget_split=data.forget,
-            template=resolve_template("auto", tokenizer),
-            needs=needs_of_metrics(METRICS),
-            max_new_tokens=LONGEST_ANSWER,
-            label=subject,
-        )
+        subject = Subject(model if adapter is None else load_adapter(model, str(adapter)), tokenizer, label)
+        template = resolve_template("auto", tokenizer)
+        settings = MeasureSettings(template, needs_of_metrics(METRICS), max_new_tokens=LONGEST_ANSWER)
+        measured[label] = measure(subject, splits, settings, forget_split=data.forget)
     return measured
 
 
