@@ -37,6 +37,7 @@ from grun.models.gates.features import thresholds_of
 from grun.models.generation import greedy
 from grun.models.loading import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.requests.ledger import ACTIVE, Ledger
 from grun.requests.operations import calibrate_active, export
 
@@ -98,7 +99,7 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     with adapters_off(model):
         before = greedy(model, tokenizer, ids, TOKENS, 64)
     same = [one == other for one, other in zip(before, after, strict=True)]
-    shut = (~(logits_NG > threshold_G).any(1)).tolist()
+    shut = (~is_open(logits_NG, threshold_G).any(1)).tolist()
     return {
         "normal": share_open(logits_NG, threshold_G),
         "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G),

@@ -17,6 +17,7 @@ from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import features_of_rows, gate_logits, gates_of, held_gates, thresholds_of
 from grun.models.gates.guarantee import Guarantee, guaranteed_thresholds, usual_place
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 
 
 def learnt_places(model: Any) -> Tensor:
@@ -90,6 +91,6 @@ def logits_of_rows(model: Any, rows: RowEncoder, encoded: Sequence[Encoded], *, 
 
 def share_open(logits_NG: Tensor, threshold_G: Tensor) -> dict[str, Any]:
     """How many prompts open any gate, with the exact (Clopper-Pearson) 95 % interval of the share."""
-    count, prompts = int((~(logits_NG <= threshold_G)).any(1).sum()), len(logits_NG)
+    count, prompts = int(is_open(logits_NG, threshold_G).any(1).sum()), len(logits_NG)
     interval = binomtest(count, prompts).proportion_ci()
     return {"open": count, "prompts": prompts, "share": count / prompts, "interval": [interval.low, interval.high]}
