@@ -101,8 +101,8 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     same = [one == other for one, other in zip(before, after, strict=True)]
     shut = (~is_open(logits_NG, threshold_G).any(1)).tolist()
     return {
-        "normal": share_open(logits_NG, threshold_G),
-        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G),
+        "normal": share_open(logits_NG, threshold_G).as_json(),
+        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G).as_json(),
         "identical": sum(same) / len(same),
         "identical_where_shut": sum(s for s, x in zip(same, shut, strict=True) if x) / sum(shut),
     }
@@ -131,7 +131,7 @@ def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, A
         promise = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
         said = calibrate_active(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
         adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
-        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said}
+        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said.record}
     return found
 
 
