@@ -42,6 +42,7 @@ from grun.models.gates.calibration import logits_of_prompts
 from grun.models.gates.features import thresholds_of
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, export
 
@@ -112,7 +113,7 @@ class Work:
             threshold_G = thresholds_of(adapted)
             sets = {**{str(i + 1): own for i, own in enumerate(self.requests)}, **self.kept}
             found["open"] = {
-                name: (logits_of_prompts(adapted, rows, own) > threshold_G).float().mean(0).tolist()
+                name: is_open(logits_of_prompts(adapted, rows, own), threshold_G).float().mean(0).tolist()
                 for name, own in sets.items()
             }
         return found

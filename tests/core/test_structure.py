@@ -35,6 +35,7 @@ ORDER = (
     "training.forward_engines",
     "training",
     "evaluation.metrics",
+    "evaluation.measuring",
     "evaluation",
     "evaluation.report",
     "jobs.engines",

@@ -12,7 +12,7 @@ import torch
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.errors import UserError
 from grun.core.storage.content_hash import cache_directory
-from grun.evaluation import measure as measuring
+from grun.evaluation.measuring import measure as measuring
 from grun.jobs.evaluate import evaluate
 from grun.jobs.inputs.evaluation import load_splits
 from grun.models.loading.pretrained import load_model_and_tokenizer
@@ -71,13 +71,13 @@ def test_quantisation_needs_its_package(saved: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def gathered_splits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows were measured, call by call."""
-    real, counts = measuring.gather, []
+    real, counts = measuring.measure_rows, []
 
-    def counting(model: object, tokenizer: object, rows: object, **settings: object) -> object:
+    def counting(subject: object, rows: object, *settings: object) -> object:
         counts.append(len(rows))
-        return real(model, tokenizer, rows, **settings)
+        return real(subject, rows, *settings)
 
-    monkeypatch.setattr(measuring, "gather", counting)
+    monkeypatch.setattr(measuring, "measure_rows", counting)
     return counts
 
 

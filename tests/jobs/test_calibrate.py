@@ -159,7 +159,7 @@ def test_the_promise_is_kept_in_whatever_batches_prompts_are_read(config: Calibr
     for batch_size in (1, 5, 16, 25):
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, batch_size, torch.device("cpu"))
         for given in (normal, normal[::-1]):
-            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model))["open"]
+            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model)).open
             assert found_open <= found["normal_prompts_allowed_open"]
 
 

@@ -27,10 +27,10 @@ from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.row_encoder import RowEncoder
 from grun.requests import operations
-from grun.requests.active import say_crossing
+from grun.requests.active import MeasuredRows, say_crossing
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, calibrate_active, export
-from grun.requests.verification import verify
+from grun.requests.verification import Verification, verify
 from support.material import Material, invented_rows, write_rows
 
 
@@ -103,7 +103,11 @@ def test_requests_are_learnt_measured_and_written_down(halves: list[RequestConfi
     assert measured["new"]["probability"] < measured["new"]["probability_before"]
     assert ledger.data("r0001") != ledger.data("r0002")
     assert not list((ledger.path / ".work").iterdir())
-    assert verify(halves[0].ledger, halves[0].model)["r0002"].startswith("ok (forget probability")
+    found = verify(halves[0].ledger, halves[0].model)["r0002"]
+    assert str(found).startswith("ok (forget probability")
+    assert found.ok
+    assert found.was == second.forget_probability == measured["new"]["probability"]
+    assert found.forget_probability == pytest.approx(found.was, abs=1e-4)
 
 
 def test_gates_that_open_for_what_is_not_theirs_are_said(
@@ -122,7 +126,8 @@ def test_gates_that_open_for_what_is_not_theirs_are_said(
     assert "of the rows of request r0001: withdrawing r0001 alone" in caplog.text
     caplog.clear()
     shares = {"r0001": 0.05, "r0002": 0.06}
-    say_crossing("r0002", {"new": {"open": shares}, "normal": {"open": shares}, "r0001": {"open": {"r0002": 0.05}}})
+    measured = {"new": shares, "normal": shares, "r0001": {"r0002": 0.05}}
+    say_crossing("r0002", {name: MeasuredRows(1, 1.0, 0.5, opened) for name, opened in measured.items()})
     assert set(caplog.messages) == {
         "The new gate opens for 6% of retain rows it has not seen: give more --retain rows, or calibrate the ledger with "
         "normal prompts (`grun request calibrate`)."
@@ -236,9 +241,10 @@ def test_calibration_covers_everything_in_force(
     found = calibrate_active(
         CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1, forget=halves[1].forget)
     )
-    assert found["forget_open"]["prompts"] == 4
-    assert found["requests"] == ["r0001", "r0002"]
-    assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
+    assert found.record["forget_open"]["prompts"] == 4
+    assert found.requests == ("r0001", "r0002")
+    assert found.record["requests"] == ["r0001", "r0002"]
+    assert found.record["normal_open"]["open"] <= found.record["normal_prompts_allowed_open"]
     assert main(["request", "list", "--ledger", halves[0].ledger]) == 0
     assert "at most 0.1 of normal prompts open a gate, with confidence 0.9, in float32" in capsys.readouterr().out
     ledger = Ledger.read(halves[0].ledger)
@@ -264,9 +270,9 @@ def test_the_same_rows_in_another_order_are_the_same_request(halves: list[Reques
     (tmp_path / "reversed.jsonl").write_text("".join(reversed(lines)))
     with pytest.raises(UserError, match="those of request 'r0001'"):
         add(replace(halves[0], forget=[str(tmp_path / "reversed.jsonl")]))
-    assert verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]}) == {
-        "r0001": "ok (active; not measured: --model is missing)"
-    }
+    found = verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]})
+    assert found == {"r0001": Verification("r0001", True, "active", "--model is missing")}
+    assert str(found["r0001"]) == "ok (active; not measured: --model is missing)"
     change(halves[0].ledger, "r0001", "withdraw")
     with pytest.raises(UserError, match="request 'r0001', which is withdrawn"):
         verify(halves[0].ledger, data={"r0001": halves[0].forget})
@@ -278,7 +284,7 @@ def test_an_add_that_failed_binds_a_ledger_to_nothing(config: RequestConfig, mat
     with pytest.raises(UserError, match="--why is not valid UTF-8 at character 9"):
         add(replace(config, why="Beschlu\udcdf"[:7] + "s\udcdf"))
     assert add(config) == "r0001"
-    assert Ledger.read(config.ledger).base["name"] == config.model
+    assert Ledger.read(config.ledger).base.name == config.model
 
 
 def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -290,17 +296,18 @@ def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, 
     content[-1] ^= 1
     weights.write_bytes(content)
     found = verify(str(ledger))
-    assert found["r0001"].startswith("ok (active; not measured: ")
-    assert "adapter_model.safetensors was changed (checksum)" in found["r0002"]
+    assert str(found["r0001"]).startswith("ok (active; not measured: ")
+    assert "adapter_model.safetensors was changed (checksum)" in str(found["r0002"])
+    assert (found["r0001"].ok, found["r0002"].ok) == (True, False)
     assert main(["request", "verify", "--ledger", str(ledger)]) == 1
     assert "1 of 2 requests" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"request 'r0002' is damaged.*restore it"):
         export(str(ledger), str(tmp_path / "out"))
     weights.unlink()
-    assert "adapter_model.safetensors is missing" in verify(str(ledger))["r0002"]
+    assert "adapter_model.safetensors is missing" in str(verify(str(ledger))["r0002"])
     other = write_rows(tmp_path / "other.jsonl", invented_rows("other", 4))
-    assert "fingerprint" in verify(str(ledger), data={"r0001": [str(other)]})["r0001"]
-    assert verify(str(ledger), data={"r0001": halves[0].forget})["r0001"].startswith("ok (active")
+    assert "fingerprint" in str(verify(str(ledger), data={"r0001": [str(other)]})["r0001"])
+    assert str(verify(str(ledger), data={"r0001": halves[0].forget})["r0001"]).startswith("ok (active")
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestConfig, tmp_path: Path) -> None:
@@ -318,10 +325,10 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if (ledger / "ledger.json").exists() and Ledger.read(ledger).requests:  # it was quicker than the kill
-            assert verify(str(ledger))["r0001"].startswith("ok (active")
+            assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
             shutil.rmtree(ledger)
     finish(start(command(config)))
-    assert verify(str(ledger))["r0001"].startswith("ok (active")
+    assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
     assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
 
 
@@ -403,7 +410,7 @@ def test_two_at_once_wait_for_each_other(halves: list[RequestConfig]) -> None:
         finish(process)
     ledger = Ledger.read(halves[0].ledger)
     assert list(ledger.active) == ["r0001", "r0002"]
-    assert all(text.startswith("ok") for text in verify(halves[0].ledger).values())
+    assert all(str(found).startswith("ok") and found.ok for found in verify(halves[0].ledger).values())
 
 
 def test_the_commands_say_what_happened(config: RequestConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -500,7 +507,7 @@ def test_a_read_only_ledger_is_read_and_not_written(config: RequestConfig) -> No
     folder = Path(config.ledger)
     folder.chmod(0o500)
     try:
-        assert verify(config.ledger)["r0001"].startswith("ok (active")
+        assert str(verify(config.ledger)["r0001"]).startswith("ok (active")
         with pytest.raises(UserError, match=r"cannot be written: Permission denied"):
             change(config.ledger, "r0001", "suspend")
     finally:

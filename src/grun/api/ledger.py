@@ -16,7 +16,8 @@ from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
 
 if TYPE_CHECKING:
-    from grun.requests.ledger_record import Request
+    from grun.requests.ledger_record import LedgerCalibration, Request
+    from grun.requests.verification import Verification
 
 
 class Ledger:
@@ -102,7 +103,7 @@ class Ledger:
         return self._change(id, "withdraw")
 
     @with_settings(CalibrateRequestsConfig)
-    def calibrate(self, normal: RowsLike, *, forget: RowsLike = None, **settings: Any) -> dict[str, Any]:
+    def calibrate(self, normal: RowsLike, *, forget: RowsLike = None, **settings: Any) -> LedgerCalibration:
         """Set all thresholds so that at most a share `alpha` of normal prompts opens any gate, with a guarantee.
 
         Args:
@@ -111,7 +112,7 @@ class Ledger:
             **settings: every other setting of `grun request calibrate`, by its name.
 
         Returns:
-            The shares with their intervals, as they are kept in the ledger.
+            The guarantee, for which requests it holds, and `record`, the whole entry of the ledger with shares and intervals.
 
         Raises:
             UserError: for too few prompts, another base model, or if no request is active.
@@ -133,7 +134,7 @@ class Ledger:
 
     def verify(
         self, data: Mapping[str, RowsLike] | None = None, *, device: str = "auto", trust_remote_code: bool = False
-    ) -> Any:
+    ) -> dict[str, Verification]:
         """Check adapters against their checksums, rows against fingerprints, and measure that it is still forgotten.
 
         Args:

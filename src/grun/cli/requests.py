@@ -94,16 +94,15 @@ def list_requests(ledger: LedgerOption) -> None:
     plain_text = _late("plain_text", "grun.evaluation.report.table")
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
-        new = request.metrics["in_force"]["new"]
-        forgotten = f"{new['probability_before']:.3f} to {new['probability']:.3f}"
-        since = request.history[-1]["when"][:10]
-        cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
+        forgotten = f"{request.forget_probability_before:.3f} to {request.forget_probability:.3f}"
+        since, rows = request.since[:10], str(request.rows)
+        cells = (request.id, request.state, since, request.objective, rows, forgotten, request.why)
         table.add_row(*map(plain_text, cells))
     Console().print(table)
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
-        said = words.format(alpha=promise["alpha"], sure=1 - promise["delta"], dtype=promise["dtype"])
-        typer.echo(f"Calibrated {promise['when'][:10]}: {said}.")
+        said = words.format(alpha=promise.alpha, sure=1 - promise.delta, dtype=promise.dtype)
+        typer.echo(f"Calibrated {promise.when[:10]}: {said}.")
     _late("say_uncovered", "grun.requests.ledger")(found)
 
 
@@ -169,11 +168,11 @@ def verify(
         sources.setdefault(id, []).append(file)
     with _ledger(ledger, model) as opened:
         found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
-    for id, said in found.items():
-        typer.echo(f"{id}: {said}")
+    for one in found.values():
+        typer.echo(f"{one.id}: {one}")
     if not found:
         typer.echo("There is nothing to verify: every request is withdrawn.")
-    wrong = sum(not said.startswith("ok") for said in found.values())
+    wrong = sum(not one.ok for one in found.values())
     if wrong:
         raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
 

@@ -13,8 +13,8 @@ from typing import Any
 from grun.core.provenance import provenance
 from grun.core.records import Evidence, Score
 from grun.core.storage.atomic_files import write_json, write_text
-from grun.evaluation.evidence_store import row_key
 from grun.evaluation.intervals import interval, samples
+from grun.evaluation.measuring.evidence_store import row_key
 from grun.evaluation.metrics import metrics, summaries
 from grun.evaluation.scores import Results
 
