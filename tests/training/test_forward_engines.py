@@ -145,6 +145,10 @@ def test_an_architecture_that_gives_something_else_takes_the_plain_engine(
     assert "prefix_cache" not in facts(found)
     assert "log-probabilities differ by 0.01" in caplog.text
 
+
+def test_an_error_of_the_cached_prefix_is_no_refusal(
+    memorised: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(self, *args, **kwargs):
         raise TypeError("no such argument\nand more")
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -93,6 +94,27 @@ def test_a_prefix_longer_than_a_sliding_window(arch: str, kinds: tuple[str, str]
     torch.testing.assert_close(
         engine.signals(model, engine.batch(ROWS), ("logps",)).logps_N, alone, atol=1e-5, rtol=1e-5
     )
+
+
+def test_a_batch_moves_as_a_whole_and_says_how_many_tokens_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PrefixEngine(attach(gate_layer=1), ENCODER)
+    engine.add(ROWS)
+    inputs = engine.batch(ROWS)
+    parts = inputs["batch"].parts
+    assert inputs["input_ids"].numel() == sum(part.ids_BC.numel() for part in parts)
+    held = [value for part in parts for value in vars(part).values()]
+    tensors = [value for value in held if isinstance(value, Tensor)]
+    tensors += [tensor for value in held if isinstance(value, dict) for pair in value.values() for tensor in pair]
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    assert inputs["batch"].pin_memory() == inputs["batch"]
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
+    moved = send_to_device(inputs, "meta")["batch"]  # as the trainer's data loader does
+    assert moved.places == inputs["batch"].places
+    for part in moved.parts:
+        (states,) = part.gate_states.values()
+        assert all(value.is_meta for value in vars(part).values() if isinstance(value, Tensor))
+        assert all(tensor.is_meta for tensor in states)
 
 
 def test_a_frozen_gate_is_read_once_per_prompt() -> None:

@@ -1,4 +1,4 @@
-"""The trainer: transformers' own, minimising a recipe and refusing whatever is not finite."""
+"""The trainer: `transformers.Trainer` for a recipe, which stops at losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -76,13 +76,16 @@ class UnlearnTrainer(Trainer):
         self._terms: dict[str, float] = {}
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
-        """Items come in the order that they were paired in, which is already seeded."""
+        """Keep the order of the items: it was drawn with the seed of the run."""
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
-        """The batches of one step; token counts are averaged over them and over processes, so that parts make a whole."""
+        """Batches of one step, each with token counts averaged over all batches and processes of the step.
+
+        The average of the batches' means is then the mean over all tokens of the step (see `SideSignals.token_count`).
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         everywhere = [counts for part in gathered([batch["token_counts"] for batch in batches]) for counts in part]
         for batch in batches:
@@ -97,7 +100,7 @@ class UnlearnTrainer(Trainer):
         """Weighted sum of the recipe's terms.
 
         Raises:
-            TrainingDiverged: if it is not finite, before any weight changes.
+            TrainingDiverged: if the loss is not finite; no weight has changed then.
         """
         joined = self.engine.signals(model, inputs, self.recipe.wanted())
         sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
@@ -111,8 +114,8 @@ class UnlearnTrainer(Trainer):
         """One step of gradients.
 
         Raises:
-            TrainingDiverged: if a gradient is not finite, before any weight changes. Under float16 that is left to the
-                gradient scaler, which skips such steps.
+            TrainingDiverged: if a gradient is not finite; no weight has changed then. Under float16 the gradient scaler
+                skips such steps instead.
         """
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
@@ -137,17 +140,17 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _dual(self) -> DualVariable | None:
-        """Looked up every time: resuming replaces callbacks by restored ones."""
+        """The dual variable among the callbacks, looked up in each step because resuming replaces callbacks."""
         return next((c for c in self.callback_handler.callbacks if isinstance(c, DualVariable)), None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with the single loss terms beside the total."""
+        """Log the single loss terms beside the total."""
         if "loss" in logs:
             logs = {**logs, **{f"loss_{k}": v for k, v in self._terms.items()}}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics with the prefix `eval_`; the best state is chosen by `eval_score` unless told otherwise."""
+        """Validation metrics with the prefix `eval_`; `eval_score` chooses the best state by default."""
         metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -155,6 +158,6 @@ class UnlearnTrainer(Trainer):
 
 
 def _local(gradient: Tensor) -> Tensor:
-    """This process's part of a sharded gradient."""
+    """The part of a gradient that this process holds, if it is sharded; else the gradient."""
     part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
     return part

@@ -1,4 +1,4 @@
-"""`ForwardEngine`: everything that a job and its trainer ask of the way that rows take through the model."""
+"""`ForwardEngine`: the interface between a job with its trainer and the forward passes on its rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from grun.models.encoding.encode import Encoded
 
 
 class ForwardEngine(Protocol):
-    """Forward passes of an unlearning run on encoded rows, with the model as it is trained and as it was before.
+    """Forward passes of an unlearning run on encoded rows, in the adapted model and in the base model.
 
-    Rows that a run draws are named to `references` before the first `batch` with them.
+    A job passes all rows that training draws to `references`, and those it validates on to `base_probability`, before the
+    first `batch` or `probability` with them: an engine may need to prepare rows.
     """
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Entries of the run's `metrics.json`; none for an engine that has nothing to tell."""
+        """Entries for the run's `metrics.json`, by key; may be empty."""
 
     def batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         """Inputs of one forward pass, on the CPU.
@@ -35,11 +36,11 @@ class ForwardEngine(Protocol):
     ) -> SideSignals:
         """Quantities of the adapted model on the answer tokens of a batch, row by row in the order of the batch.
 
-        The gates that `gates_of_last_call` reads afterwards are those of the whole batch.
+        Afterwards `gates_of_last_call` returns the gates of the whole batch.
 
         Args:
             model: the adapted model as the trainer wraps it.
-            inputs: of `batch`, on the model's device; other entries are ignored.
+            inputs: the result of `batch`, on the model's device; further entries are ignored.
             wanted: `logps`, `logits`, `hidden`; `targets` are always there.
             with_grad: keep the graph.
         """
@@ -59,4 +60,4 @@ class ForwardEngine(Protocol):
         """Mean over rows of the answer probability `exp(mean log-probability)` under the base model."""
 
     def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
-        """The same under the adapted model, as the trainer wraps it; `base_probability` was asked for the rows before."""
+        """The same under the adapted model, as the trainer wraps it."""

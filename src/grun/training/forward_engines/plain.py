@@ -20,7 +20,7 @@ from grun.training.forward_engines.base_references import base_model_references
 
 @dataclass(frozen=True)
 class PlainEngine:
-    """The `ForwardEngine` for every model, adapter and number of processes.
+    """The `ForwardEngine` that works for every model, adapter and number of processes.
 
     Attributes:
         model: the adapted model.
@@ -34,7 +34,7 @@ class PlainEngine:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Nothing."""
+        """No entries."""
         return {}
 
     def batch(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Choice of the forward engine of a run: the cached prefix where that gives the same, or else whole rows."""
+"""Choice of the forward engine of a run: from a cached prefix if that gives the same values, else on whole rows."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def chosen_engine(
     arguments: TrainingArguments,
     known: Sequence[Encoded],
 ) -> ForwardEngine:
-    """The engine that goes on from a cached prefix; the plain one where that was not asked for or is refused.
+    """The engine with a cached prefix, or the plain one if the prefix was switched off or is refused.
 
-    A refusal is one line of the log that gives its reason.
+    The reason of a refusal is logged in one line.
 
     Args:
         config: of the job.
         model: adapted; its base model frozen, unless all of it is trained.
         rows: makes batches.
-        recipe: what is minimised.
-        arguments: of the trainer.
-        known: rows that are looked at in any case; two of them are computed by both engines.
+        recipe: the loss that is minimised.
+        arguments: arguments of the trainer.
+        known: rows to validate on; two of them are computed by both engines.
     """
     layers = decoder_layers(model.get_base_model() if hasattr(model, "get_base_model") else model)[1]
     observed = None if recipe.hidden_layer is None else layers[recipe.hidden_layer]
@@ -74,7 +74,7 @@ def chosen_engine(
 
 
 def _store(config: UnlearnConfig, model: Any, recipe: Recipe) -> PartStore:
-    """Memory, or the folder for this model in `--cache-dir`."""
+    """Storage in memory, or in the folder for this model in `--cache-dir`."""
     if config.cache_dir is None:
         return PartStore()
     base = model.get_base_model()

@@ -21,16 +21,18 @@ PART_OVERHEAD = 1e9  # cost of one more part on a CPU, in multiplications and ad
 
 @dataclass(frozen=True)
 class PrefixBatch:
-    """A batch in which each row is cut after its last prompt token but one. C columns: that token, then the answer.
+    """A batch of rows cut before their last prompt tokens. The C columns hold that token and the answer.
 
     Attributes:
-        ids_BC: int64, the last prompt token and the answer, padded on the right.
+        ids_BC: int64, padded on the right.
         answer_BA: bool, true in those of the A = C - 1 columns after the first that hold an answer token.
         hidden_BCD: output of the first edited layer in the base model.
-        keys_values_LBHPK: keys, then values, of every layer above it, for the P prefix tokens, padded on the left.
-        prefix_BP: bool, real prefix tokens.
-        gate_states: states that gates read which are trained or read at edited layers, with masks, padded on the left.
-        gate_logits: of gates that are frozen and read nothing that is edited.
+        keys_values_LBHPK: keys, then values, of every layer above it, for the P prompt tokens before the cut, padded on the
+            left; H heads of K numbers.
+        prefix_BP: bool, true on real tokens before the cut.
+        gate_states: of gates that are trained or read edited layers: the states (B, S, D) that they read in the base model,
+            padded on the left, and a mask (B, S) of the real ones.
+        gate_logits: of gates that are frozen and read nothing edited: their logits (B,).
     """
 
     ids_BC: Tensor
@@ -63,11 +65,11 @@ class PrefixBatch:
 
 @dataclass(frozen=True)
 class PrefixBatches:
-    """The rows of a step in parts of similar length, so that little of what is computed is padding.
+    """The rows of a step in parts of similar length, so that little padding is computed.
 
     Attributes:
         parts: batches.
-        places: for each row of all parts, one after the other, its place in the step.
+        places: place in the step of each row, in the order of the parts.
     """
 
     parts: tuple[PrefixBatch, ...]
@@ -87,7 +89,7 @@ class Batcher:
 
     Args:
         rows: content of the cache.
-        gates: of the prompts of all these rows.
+        gates: gate states of the prompts of all these rows.
         pad: token that fills rows up.
         overhead: cost of one more part, in columns (see `parts_by_length`).
     """
@@ -106,7 +108,7 @@ class Batcher:
         return 1.0 - self._real_columns / self._columns if self._columns else 0.0
 
     def batch(self, rows: Sequence[Encoded]) -> PrefixBatches:
-        """The rows of a step, on the CPU, in parts of similar length where the device gains by that."""
+        """The rows of a step, on the CPU, in as many parts as cost the least."""
         parts = parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], self._overhead)
         return PrefixBatches(
             tuple(self._part([rows[i] for i in part]) for part in parts), tuple(i for part in parts for i in part)
@@ -138,24 +140,24 @@ class Batcher:
 
 
 def part_overhead(device: torch.device, trained_parameters: int) -> float:
-    """Cost of one more part in columns; infinite on accelerators, which are better off with one large part.
+    """Cost of one more part in columns; infinite on accelerators, which run one large part faster than several small ones.
 
     Args:
-        device: that the model runs on.
+        device: device of the model.
         trained_parameters: number of weights that every column passes in a step.
     """
     return PART_OVERHEAD / (4 * trained_parameters) if device.type == "cpu" else math.inf
 
 
 def parts_by_length(lengths: Sequence[int], overhead: float) -> list[list[int]]:
-    """Rows in parts of similar length: the cheapest, where a part costs its padded columns and `overhead` more.
+    """Rows in parts of similar length, split at the least cost; a part costs its columns, padding included, and `overhead`.
 
     Args:
         lengths: columns of each row.
         overhead: cost of a part besides its columns, in columns.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first rows, and where their last part begins
+    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first rows, start of their last part
     for end in range(1, len(order) + 1):
         best.append(min((best[a][0] + lengths[order[a]] * (end - a) + overhead, a) for a in range(end)))
     parts: list[list[int]] = []

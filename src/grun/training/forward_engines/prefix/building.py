@@ -33,12 +33,12 @@ def base_model_parts(
     pad: int,
     overhead: float,
 ) -> Parts:
-    """Everything that is kept of some rows, on the CPU: `<row>.entering`, `<row>.<quantity>`, `prompt <row>.keys_values`.
+    """Tensors to keep of some rows, on the CPU: `<row>.entering`, `<row>.<quantity>` and `prompt <row>.keys_values`.
 
-    The last is there for the first row of each prompt only.
+    Only the first row of each prompt has keys and values.
 
     Args:
-        model: PEFT model; its adapters are off meanwhile.
+        model: PEFT model; its adapters are switched off during the pass.
         rows: encoded rows.
         names: quantities of the answers: `logps`, `logits`, `hidden`.
         first: index of the first edited layer.
@@ -65,7 +65,7 @@ def base_model_parts(
             copies = selected_rows(cache, index_C) if width else DynamicCache()
             answers = {i: rows[i].input_ids[rows[i].prompt_length - 1 :] for i in part}
             found |= _answered(base, layers[first], answers, real_BP[index_C], copies, names, observed, pad)
-    if not width:  # the answers are all that was read; only the shapes of their keys and values are of use
+    if not width:  # no prompt was read, so the shape of keys and values comes from the answers
         cache = copies
         check_cache(cache.layers, len(layers), max(map(len, answers.values())), first)
     above: list[Any] = cache.layers[first + 1 :]
@@ -94,9 +94,9 @@ def _answered(
     lengths_B = torch.tensor([len(a) - 1 for a in answers.values()], device=device)
     answer_BA = torch.arange(longest - 1, device=device) < lengths_B[:, None]
     quantities: dict[str, Tensor] = {}
-    stop = not names and real_BP.shape[1] > 0  # nothing is asked of the layers above, and their shapes are known
+    stop = not names and real_BP.shape[1] > 0  # the layers above the first edited one have no part in this
     with _output_of(layer, stop) as kept, suppress(Enough):
-        # the last token of an answer enters the trained part too, so all columns are read
+        # `hidden` makes it run the last token of each answer as well, which enters the trained part too
         side = continued_signals(base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer)
         quantities = {name: side.quantities[name] for name in names}
     as_tuple, entering_BCD = kept
@@ -110,10 +110,10 @@ def _answered(
 
 
 def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor, first: int) -> DynamicCache:
-    """Keys and values of prompts, which are padded on the right, moved to the right end of their rows.
+    """Keys and values of prompts that come padded on the right, moved to the right end of their rows.
 
-    They are read with the padding behind them: a padding token in front would have nothing to attend to, which gives NaN in
-    some dtypes. They are moved because the answers must follow them directly, or windows would not reach far enough.
+    Prompts are read with the padding behind them, because a padding token in front has nothing to attend to, which gives NaN
+    in some dtypes. They are moved because answers must follow them directly for sliding windows to cover the right tokens.
     """
     cache = DynamicCache()
     width = ids_BP.shape[1]
@@ -133,7 +133,7 @@ def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor, first: int) -> Dyn
 
 
 def _moved(values_BHPK: Tensor, from_BP: Tensor) -> Tensor:
-    """Values whose column p comes from column `from_BP`; 0 where that lies before the first."""
+    """Values whose column p comes from column `from_BP`; 0 where that is negative."""
     index_B1P1 = from_BP.clamp_min(0)[:, None, :, None].expand_as(values_BHPK)
     return values_BHPK.gather(2, index_B1P1).masked_fill(from_BP[:, None, :, None] < 0, 0.0)
 
@@ -148,7 +148,12 @@ def _kept(value: Tensor) -> Tensor:
 
 @contextmanager
 def _output_of(layer: nn.Module, stop: bool) -> Iterator[list[Any]]:
-    """A list that is filled inside: True if the layer returns a tuple, then its hidden states; the pass may stop there."""
+    """Yield a list that a pass fills with two entries: True if the layer returns a tuple, and its hidden states.
+
+    Args:
+        layer: to observe.
+        stop: raise `Enough` after it.
+    """
     kept: list[Any] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:

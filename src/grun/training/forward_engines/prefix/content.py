@@ -1,4 +1,4 @@
-"""Content of a prefix cache: rows computed once, kept in a store, and looked up in every step."""
+"""Content of a prefix cache: rows that are computed once and looked up in every step."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class CachedRow:
 
 
 class KnownRows:
-    """Rows that were computed so far; those with one prompt share its keys and values.
+    """All rows computed so far; rows with the same prompt share its keys and values.
 
     Args:
-        compute: pass of the base model over some rows that keeps the named quantities (see `base_model_parts`).
-        store: where the tensors are kept.
-        chunk: rows of a pass.
+        compute: pass of the base model over some rows that returns the named quantities (see `base_model_parts`).
+        store: storage of the tensors.
+        chunk: most rows of a pass.
 
     Attributes:
-        as_tuple: decoder layers of the model return tuples; known once there is a row.
-        bytes: size of everything that was kept.
+        as_tuple: True if decoder layers of the model return tuples; set by the first row.
+        bytes: size of all tensors.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class KnownRows:
         return self._rows[row]
 
     def missing(self, rows: Iterable[Encoded], names: Collection[str]) -> list[Encoded]:
-        """Those of some rows, each once, that are not known yet with all the named quantities."""
+        """Rows, each once, that are not known yet or lack one of the named quantities."""
         return [row for row in dict.fromkeys(rows) if not self._knows(row, names)]
 
     def add(self, rows: Sequence[Encoded], names: Collection[str]) -> None:
-        """Compute rows that are missing, or read them from the store."""
+        """Read rows from the store, or compute and store them."""
         with self._store.building():
             for chunk in _in_chunks(rows, self._chunk):
                 parts = self._store.read(chunk, names)
@@ -88,6 +88,6 @@ class KnownRows:
 
 
 def _in_chunks(rows: Sequence[Encoded], size: int) -> list[list[Encoded]]:
-    """Rows in chunks of so many, those with the same prompt next to each other, long prompts first."""
+    """Rows in chunks of at most `size`, those with the same prompt next to each other, long prompts first."""
     order = sorted(rows, key=lambda row: (-row.prompt_length, row.input_ids))
     return [order[start : start + size] for start in range(0, len(order), size)]

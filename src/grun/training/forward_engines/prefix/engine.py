@@ -1,4 +1,4 @@
-"""`PrefixEngine`: training on from states that are the same in every step, which are computed once."""
+"""`PrefixEngine`: training from a cache of the states that are the same in every step."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ CHUNK = 4  # training batches of a pass without gradients
 
 
 class PrefixEngine:
-    """The `ForwardEngine` for adapters that edit hidden states: rows are cut where the trained part of the model begins.
+    """The `ForwardEngine` for adapters that edit hidden states: every pass begins at the first edited layer.
 
     Args:
         model: PEFT model with GRUN or ReFT adapters, in one process, its base model frozen.
         encoder: makes batches.
         observed: decoder layer whose output the quantity `hidden` is; None if the loss reads none.
-        store: where tensors are kept; memory unless given.
+        store: storage of the cache; memory by default.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PrefixEngine:
 
     @property
     def facts(self) -> dict[str, dict[str, float]]:
-        """Under `prefix_cache`: rows, bytes and seconds of building them, and the share of padding in all batches so far."""
+        """Under `prefix_cache`: number of rows, their bytes, seconds of building, share of padding in all batches so far."""
         return {
             "prefix_cache": {
                 "rows": len(self._rows),
@@ -76,7 +76,7 @@ class PrefixEngine:
         }
 
     def add(self, rows: Iterable[Encoded], references: Collection[str] = ()) -> None:
-        """Compute those of some rows that are not known yet, with the named quantities of the base model beside them.
+        """Make rows known, together with the named quantities of the base model.
 
         Raises:
             CannotContinue: if the model's cache does not hold the keys and values of every token.
@@ -90,14 +90,14 @@ class PrefixEngine:
         self._seconds += time.monotonic() - started
 
     def batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        """The rows, which must be known, as `batch`; `input_ids` are the tokens that are run, for transformers to count."""
+        """Known rows under `batch`, and under `input_ids` the tokens that run through the trained part."""
         batch = self._batcher.batch(rows)
         return {"input_ids": torch.cat([part.ids_BC.flatten() for part in batch.parts]), "batch": batch}
 
     def signals(
         self, model: nn.Module, inputs: Mapping[str, Any], wanted: Collection[str], with_grad: bool = True
     ) -> SideSignals:
-        """A forward call for each part of the batch; `model` is the engine's own, however it is wrapped."""
+        """One forward call for each part of the batch, in the engine's own model: `model` is a wrapper of it."""
         batch: PrefixBatches = inputs["batch"]
         runtime = self.model.base_model.runtime
         sides, logits = [], []
@@ -120,7 +120,7 @@ class PrefixEngine:
     def references(
         self, rows: Sequence[Encoded], drawn: Collection[int], wanted: Collection[str]
     ) -> dict[str, list[Tensor]]:
-        """Quantities that are kept beside the rows; those that are drawn are added."""
+        """Kept quantities; rows that are drawn are made known."""
         self.add((rows[i] for i in sorted(drawn)), wanted)
         empty = torch.empty(0)
         return {
@@ -129,12 +129,12 @@ class PrefixEngine:
         }
 
     def base_probability(self, rows: Sequence[Encoded]) -> float:
-        """Mean of what is kept beside the rows; those that are not known yet are added."""
+        """Mean over kept log-probabilities; the rows are made known."""
         self.add(rows, {"logps"})
         return float(torch.stack([self._rows[row].references["logps"].mean().exp() for row in rows]).mean())
 
     def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
-        """Passes from the cached prefix, which must be known; `model` is the engine's own, however it is wrapped."""
+        """Passes on known rows in the engine's own model: `model` is a wrapper of it."""
         found = []
         for index in self.encoder.groups(rows):
             batch = self._batcher.batch([rows[i] for i in index]).to(self.encoder.device)
@@ -143,7 +143,7 @@ class PrefixEngine:
         return float(torch.cat(found).mean())
 
     def _announce(self, rows: Sequence[Encoded], names: Collection[str]) -> None:
-        """One line on a cache that will be large."""
+        """Log the size of additions that will be large."""
         config = self.model.get_base_model().config.get_text_config()
         size = expected_bytes(config, self._layers_above, next(self.model.parameters()).element_size(), rows, names)
         if size > WORTH_SAYING:

@@ -38,25 +38,25 @@ class GateStates:
         self._versions: dict[GateKey, int] = {}
 
     def read(self, prompts: Collection[Prompt]) -> None:
-        """Keep the states of each prompt that gates read, except those that only the step itself has."""
+        """Keep the states that gates read on some prompts, except those that only exist in a step."""
         configs = [layer.configs[part] for layer, part in self._held]
         if all(config.gate_layer is None and config.gate_reads == "last" for config in configs):
-            return  # they read the first token of the step
+            return  # they read only the last prompt token, at edited layers
         todo = [Encoded(prompt, len(prompt), 0) for prompt in sorted(prompts) if prompt not in self._states]
         for chunk, batch in self._encoder.batches(todo):
             features = gate_features(self._model, [batch], adapter=self._adapter)
             for (layer, part), config, found in zip(self._held, configs, features, strict=True):
-                # at an edited layer the last token is edited by the layers below before it is read
+                # edits of lower layers change the last prompt token before a gate at an edited layer reads it
                 left = 1 if config.gate_layer is None else 0
                 for row, i in enumerate(chunk):
                     h_PD = found.row(row).cpu()
                     self._states.setdefault(todo[i].input_ids, {})[part, layer.index] = h_PD[: len(h_PD) - left]
 
     def of(self, prompts: Sequence[Prompt]) -> tuple[Mapping[GateKey, tuple[Tensor, Tensor]], Mapping[GateKey, Tensor]]:
-        """Gate inputs of a batch: padded states with masks, and logits of gates that are frozen and read no edit.
+        """Padded states with masks, and logits of gates that are frozen and read no edited layer (see `PrefixBatch`).
 
         Args:
-            prompts: of the batch, all of them read before.
+            prompts: prompts of a batch, all of them passed to `read` before.
         """
         states: dict[GateKey, tuple[Tensor, Tensor]] = {}
         logits: dict[GateKey, Tensor] = {}
@@ -73,7 +73,7 @@ class GateStates:
 
     @torch.no_grad()
     def _logit(self, gate: Gate, key: GateKey, prompt: Prompt) -> Tensor:
-        """Logit of a frozen gate, computed again once its weights were changed (read from a checkpoint, say)."""
+        """Logit of a frozen gate, computed again after its weights were changed, as by loading a checkpoint."""
         version = sum(parameter._version for parameter in gate.parameters())
         if self._versions.get(key) != version:
             self._versions[key] = version

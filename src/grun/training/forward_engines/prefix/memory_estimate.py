@@ -13,7 +13,7 @@ from grun.models.encoding.encode import Encoded
 def expected_bytes(
     config: Any, layers_above: int, element_size: int, rows: Sequence[Encoded], names: Collection[str]
 ) -> int:
-    """Bytes that some rows will take, prompts that are shared counted for each of them.
+    """Bytes that some rows will take; a prompt that several rows share is counted once for each of them.
 
     Args:
         config: text configuration of the base model.

@@ -1,4 +1,4 @@
-"""Requirements of training on from a cached prefix; each check that fails raises a refusal that says what is missing."""
+"""Requirements of training from a cached prefix: checks that raise a named refusal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from grun.core.distributed import world
 from grun.models.forward import forward_parameters
 
-SHAPES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # must be those of every layer
+SHAPES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)  # settings that all layers must share
 
 
 class CannotContinue(Exception):
-    """Refusal to train on from a cached prefix; training then runs whole rows through the whole model.
+    """Refusal to train from a cached prefix; training then runs whole rows through the whole model.
 
     Attributes:
-        reason: what stands in the way, in words that end the log line "Training runs whole rows ...: <reason>."
+        reason: the obstacle, in words that end the log line "Training runs whole rows through the whole model: ...".
     """
 
     def __init__(self, reason: str) -> None:
@@ -36,12 +41,12 @@ def first_edited(model: Any) -> int:
 
 
 def check_run(model: Any, hidden_layer: int | None, arguments: TrainingArguments) -> None:
-    """Refuse runs in which the prefix changes from step to step, or is not in one place.
+    """Refuse runs in which the states of the prefix change, or the loss reads states below them.
 
     Args:
         model: PEFT model with GRUN or ReFT adapters.
         hidden_layer: index of the layer whose output the loss reads; None if it reads none.
-        arguments: of the trainer.
+        arguments: arguments of the trainer.
 
     Raises:
         CannotContinue: for several processes, dropout in the base model, activation checkpointing, or a loss that reads a
@@ -60,10 +65,10 @@ def check_run(model: Any, hidden_layer: int | None, arguments: TrainingArguments
 
 
 def check_architecture(base: PreTrainedModel) -> None:
-    """Refuse architectures whose layers need anything but keys and values of the tokens before.
+    """Refuse architectures whose layers need anything but keys and values of earlier tokens.
 
     Args:
-        base: model without its adapters.
+        base: the model inside the PEFT model.
 
     Raises:
         CannotContinue: if the forward call takes no `past_key_values`, a layer keeps anything but keys and values (linear
@@ -85,13 +90,13 @@ def check_cache(layers: Sequence[Any], count: int, columns: int, first: int) -> 
     """Refuse a cache that does not hold one column of keys and values per token for every decoder layer.
 
     Args:
-        layers: of the cache, after a pass.
+        layers: layers of the cache after a pass.
         count: number of decoder layers.
-        columns: tokens that were read.
-        first: index of the first edited layer; those above must agree in shape.
+        columns: number of tokens that were read.
+        first: index of the first edited layer; keys and values of the layers above must agree in shape.
 
     Raises:
-        CannotContinue: naming the layer and what it holds.
+        CannotContinue: if a layer is missing, holds nothing or another number of columns, or the shapes differ.
     """
     if len(layers) != count:
         raise CannotContinue(f"its architecture caches {len(layers)} layers of {count}")

@@ -25,7 +25,7 @@ def joined(sides: Sequence[SideSignals], places: Sequence[int]) -> SideSignals:
 
     Args:
         sides: signals of each part.
-        places: for each row of all parts, its place in the step.
+        places: place in the step of each row, in the order of the parts.
     """
     lengths = [int(n) for side in sides for n in side.lengths_B.tolist()]
     order = _in_step_order(places)
@@ -53,13 +53,13 @@ def prefix_signals(
     layer: nn.Module | None = None,
     with_grad: bool = True,
 ) -> SideSignals:
-    """Signals of a model with GRUN or ReFT adapters on the answer tokens: those that `side_signals` gives for whole rows.
+    """Signals of a model with GRUN or ReFT adapters on answer tokens, equal to those of `side_signals` on whole rows.
 
     Args:
         model: PEFT model.
         batch: on the model's device.
         first: index of the first edited layer.
-        as_tuple: decoder layers return tuples.
+        as_tuple: True if decoder layers return tuples.
         wanted: as of `side_signals`.
         layer: likewise.
         with_grad: keep the graph.
@@ -89,7 +89,7 @@ def continued_signals(
     Args:
         model: with or without adapters.
         ids_BC, answer_BA, prefix_BP: as of `PrefixBatch`.
-        cache: holds P columns; it is used up.
+        cache: keys and values of the prefix in P columns; the call appends to it.
         wanted: as of `side_signals`.
         layer: likewise.
     """
@@ -117,12 +117,12 @@ def _in_step_order(places: Sequence[int]) -> list[int]:
 
 
 def _columns(ids_BC: Tensor, wanted: Collection[str]) -> int:
-    """Number of columns to run: nothing follows the last token of an answer, but its own hidden state may be wanted."""
+    """Number of columns to run: the last token of an answer predicts nothing and only runs for its hidden state."""
     return ids_BC.shape[1] - ("hidden" not in wanted)
 
 
 def _readings(layers: nn.ModuleList, batch: PrefixBatch) -> tuple[dict[GateKey, Tensor], frozenset[GateKey]]:
-    """Readings of gates from before the call, and the gates among them that need not read more."""
+    """Readings of gates on the prefix, and the gates that need to read nothing more in the call."""
     readings = {key: logits_B[:, None] for key, logits_B in batch.gate_logits.items()}
     complete = set(readings)
     for (name, index), (h_BPD, mask_BP) in batch.gate_states.items():
@@ -153,7 +153,7 @@ def _inputs(model: Any, ids_BC: Tensor, answer_BA: Tensor, prefix_BP: Tensor, re
 
 
 def _cache(batch: PrefixBatch, layers: int, first: int) -> DynamicCache:
-    """A cache that holds the prefix for the layers that run; for the others only its length is right."""
+    """A cache with the prefix for the layers that run; for all others it has the right length and no content."""
     rows, width = batch.prefix_BP.shape
     length_only = batch.hidden_BCD.new_zeros(()).expand(rows, 1, width, 1)
     above = layers - first - 1
