@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +124,27 @@ def test_brackets_and_braces_are_shown_as_they_are(capsys: pytest.CaptureFixture
         assert words in shown
     assert "--columns NAME=VALUE" in shown
     assert "FILES Files or hub ids" in " ".join(page(capsys, "request add").split())
+
+
+def test_objectives_of_another_distribution_are_named_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "margin.py").write_text(
+        "from grun.training.objectives import objectives\n"
+        '@objectives.register("margin", paper="none", needs=("forget.logps",), retain="ce")\n'
+        "def margin(signals):\n"
+        '    """Keep a distance."""\n'
+    )
+    described = tmp_path / "margin-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: margin\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text("[grun.objectives]\nmargin = margin\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def shown(*arguments: str) -> str:
+        command = [sys.executable, "-m", "grun", *arguments]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert "idk, margin, me," in " ".join(shown("unlearn", "--help").split())
+    assert re.search(r"^  margin  Keep a distance\.$", shown("list"), re.MULTILINE)
 
 
 def test_neither_help_nor_the_list_waits_for_torch() -> None:

@@ -1,4 +1,4 @@
-"""Help pages: the main settings first, the others by group, the names that a setting may take, and nothing cut off."""
+"""Help pages: the main settings first, the others by group, with the names that a setting may take; nothing is cut off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[str, str]
 
 
 class CommandList(TyperGroup):
-    """A group of commands whose help shows the description of each as a whole."""
+    """A group of commands whose help shows the whole description of each."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]

@@ -40,7 +40,7 @@ UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of cl
 
 
 def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
-    """A job that is imported when it runs, so that `--help` need not wait for torch."""
+    """A job that is imported when it runs, so that `--help` does not wait for torch."""
 
     def run(config: Any) -> None:
         job = getattr(importlib.import_module(module), name)
@@ -80,8 +80,8 @@ _add(
         "adapter",
         "The result is in {result}. Measure it: grun evaluate --model {config.model} --adapter {result} ...",
     ),
-    "Learn an adapter that makes a model forget what is in --forget and keep what is in --retain. The same command "
-    "again resumes an interrupted run.",
+    "Learn an adapter that makes a model forget the rows in --forget and keep those in --retain. The same command again "
+    "resumes an interrupted run.",
 )
 _add(
     "evaluate",
@@ -104,7 +104,7 @@ _add(
     "import",
     ImportConfig,
     _job("grun.jobs.import_reference", "import_reference", "The adapter is in {result}."),
-    "Take over an adapter that the reference implementation of GRUN has trained.",
+    "Convert an adapter that the reference implementation of GRUN has trained.",
 )
 _add(
     "sweep",
@@ -117,7 +117,7 @@ _add(
     "chat",
     ChatConfig,
     _job("grun.jobs.chat", "chat", ""),
-    "Ask the model and the unlearned model side by side, and see what the gates say.",
+    "Ask the model and the unlearned model side by side, and see how far the gates open.",
 )
 _add(
     "demo",
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_first_process() -> bool:
-    """Of those that `accelerate launch` or `torchrun` started; without them there is only this one."""
+    """True in the first process of `accelerate launch` or `torchrun`, and in a process without them."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -225,14 +225,14 @@ def _failed(message: str, code: int) -> int:
 
 
 def _quiet() -> None:
-    """Own messages as plain lines on standard error; none of what libraries say about themselves."""
+    """Show own messages as plain lines on standard error, and no messages of libraries about themselves."""
     logger = logging.getLogger("grun")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("grun: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logger.propagate = False
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast, and kernels that it does without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast and every missing kernel
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,4 @@
-"""Command-line options made from the configuration dataclasses, so that these stay the only list of settings."""
+"""Command-line options from the configuration dataclasses, which stay the only list of settings."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def command_for(
 ) -> Callable[..., None]:
     """A function with one typer option per field of a configuration, which builds it and runs the job.
 
-    What is not given on the command line is taken from `--config`, then from the defaults of the class.
+    Settings that are not given on the command line are taken from `--config`, then from the defaults of the class.
 
     Args:
-        config_class: its fields are the options.
-        job: what to run.
+        config_class: class whose fields are the options.
+        job: function to run.
         without: fields that are no options of this command.
-        files: a field that is given as arguments, not as an option.
+        files: field that is given as arguments, not as an option.
     """
     hints = get_type_hints(config_class)
 
@@ -47,7 +47,7 @@ def command_for(
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         try:
             job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
-        except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
+        except KeyboardInterrupt as error:  # an Interrupted has a message, a plain one has none
             raise Stopped(str(error) or "stopped.") from error
 
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
@@ -92,7 +92,7 @@ def _own_first(config_class: type) -> list[dataclasses.Field[Any]]:
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    """The option of one field. Its own default is None, so that what was given can be told from what was not."""
+    """The option of one field. Its own default is None, which shows that it was not given."""
     kind = without_none(hint)
     repeatable = get_origin(kind) in (list, dict)
     declared = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
@@ -111,7 +111,7 @@ def _is_mapping(hint: Any) -> bool:
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:
-    """What a flag means: `name=value` pairs become a mapping."""
+    """The value of a flag: `name=value` pairs become a mapping."""
     if not _is_mapping(hint):
         return value
     pairs = {}

@@ -28,13 +28,13 @@ requests_app = typer.Typer(
     rich_markup_mode=None,
     cls=CommandList,
 )
-NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger knows where its adapters are, and holds only gated ones
+NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger has directories of its own, and gated adapters only
 LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger (to read, also a hub id).")]
 Id = Annotated[str, typer.Argument(help="Id of the request.")]
 
 
 def _late(name: str, module: str) -> Any:
-    """Something that is imported when it is used, so that `--help` need not wait for torch."""
+    """A function or class that is imported when it is used, so that `--help` does not wait for torch."""
     return getattr(importlib.import_module(module), name)
 
 
@@ -108,7 +108,7 @@ def list_requests(ledger: LedgerOption) -> None:
 
 @requests_app.command("show")
 def show(id: Id, ledger: LedgerOption) -> None:
-    """Show everything that the ledger says about a request, as JSON."""
+    """Show the whole record of a request, as JSON."""
     request = _late("Ledger", "grun.requests.ledger").read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
@@ -127,7 +127,7 @@ def resume(id: Id, ledger: LedgerOption) -> None:
 
 @requests_app.command("withdraw")
 def withdraw(id: Id, ledger: LedgerOption) -> None:
-    """Take a request out of force for good; the ledger still says that it was there."""
+    """Take a request out of force for good; its record stays in the ledger."""
     _changed(ledger, id, "withdraw")
 
 
@@ -159,7 +159,7 @@ def verify(
     device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with a hub repository.")] = False,
 ) -> None:
-    """Check adapters against their checksums, data against fingerprints, and measure that it is still forgotten."""
+    """Check adapters against their checksums and data against fingerprints, and measure whether it is still forgotten."""
     sources: dict[str, list[str]] = {}
     for text in data or ():
         id, equals, file = text.partition("=")

@@ -1,4 +1,4 @@
-"""Names of everything that registers itself, read from the source files without importing them.
+"""Names of everything that registers itself, read from source files without importing them.
 
 Help texts and `grun list` name every objective, metric and so on, but importing these takes seconds because of torch. So the
 decorators are read instead. A leaf declares its name as a literal, in the decorator itself,
@@ -34,11 +34,11 @@ Found = tuple[str, str, str]  # registry, name, first line of the docstring
 
 @dataclass(frozen=True)
 class Kind:
-    """Leaves of one kind, and where they are.
+    """One kind of leaves.
 
     Attributes:
-        name: in the singular, as its registry says it in messages.
-        title: in the plural.
+        name: singular, as in the messages of its registry.
+        title: plural.
         package: dotted name of the package whose modules are the leaves.
         flag: command-line flag of the setting that takes a name.
     """
@@ -66,9 +66,10 @@ KINDS = {
 
 
 def declared(registry: str) -> dict[str, str]:
-    """First docstring lines by name, sorted, of what registers itself with a registry ("objectives").
+    """Names of all leaves of a registry ("objectives"), sorted, with the first lines of their docstrings.
 
-    Entry points of other distributions are named after the registry of the same name as their group, without a docstring.
+    Entry points of other distributions count for the registry that their group is named after; their docstrings are unknown
+    and empty.
     """
     kind = KINDS[registry]
     found = {name: summary for where, name, summary in _declarations(kind.package) if where == registry}
@@ -78,12 +79,12 @@ def declared(registry: str) -> dict[str, str]:
 
 
 def has_extensions(registry: str) -> bool:
-    """True if another distribution brings leaves of this kind; only an import tells all that it registers."""
+    """True if another distribution brings leaves of this kind; only an import shows all that it registers."""
     return bool(_extensions(KINDS[registry].group))
 
 
 def flag_of_kind(name: str) -> str | None:
-    """The flag of the setting that takes a leaf of a kind, which is named in the singular; None for other kinds."""
+    """The flag of the setting whose values are leaves of a kind, given in the singular; None for an unknown kind."""
     return next((kind.flag for kind in KINDS.values() if kind.name == name), None)
 
 
@@ -94,7 +95,7 @@ def _extensions(group: str) -> tuple[str, ...]:
 
 @cache
 def _declarations(package: str) -> tuple[Found, ...]:
-    """Everything that the modules of a package register, whichever registry it is."""
+    """All registrations in the modules of a package, with any registry."""
     folder = ROOT.joinpath(*package.split(".")[1:])
     files = [file for file in folder.glob("*.py") if file.name != "__init__.py"] + [*folder.glob("*/__init__.py")]
     found: list[Found] = []
@@ -120,10 +121,10 @@ def _registrations(module: ast.Module) -> Iterator[Found]:
 
 
 def _registered_by(factory: ast.FunctionDef, argument: str, doc: str) -> Iterator[Found]:
-    """Registrations of a decorator that is defined in the file: `registry.register(name, ...)(function)`.
+    """Registrations by a decorator that the file defines: `registry.register(name, ...)(function)`.
 
     Args:
-        factory: makes the decorator.
+        factory: function that makes the decorator.
         argument: its first argument.
         doc: docstring of the decorated function.
     """

@@ -1,7 +1,7 @@
-"""Where a record comes from: versions, the commit of the code, and the machine.
+"""Provenance of a record: versions, the commit of the code, and the machine.
 
-Every record of a run or a result holds it, so that a number can be traced to the code and the machine that gave it. It never
-decides whether two runs are the same.
+Every record of a run or a result holds it, so that a number can be traced to the code and the machine that gave it. Two runs
+may be the same whatever their provenance is.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def provenance() -> dict[str, Any]:
     Returns:
         `versions`: of grun, Python and the libraries, by name.
         `machine`: `platform`, `processor`, `cores`, `memory_gib`, and `accelerators`, the names of those that torch can use;
-        they are left out as long as torch is not imported.
-        `commit`: `id`, and `changed`: True if files of the package differ from it. Left out where there is no git, or the
-        package was not installed from a checkout.
+        left out as long as torch is not imported, or if its driver does not work.
+        `commit`: `id`, and `changed`: True if files of the package differ from it. Left out where there is no git, or
+        the package is not run from a checkout.
     """
     found: dict[str, Any] = {"versions": dict(_versions()), "machine": {**_machine(), **_accelerators()}}
     if (commit := _commit()) is not None:
@@ -61,7 +61,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model, or at least its architecture: Python knows no more than that on Linux."""
+    """The processor's model, or at least its architecture: Python gives no more than that on Linux."""
     if CPU_INFO.is_file():
         for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -80,7 +80,7 @@ def _accelerators() -> dict[str, list[str]]:
         kind = torch.accelerator.current_accelerator().type
         name_of = getattr(getattr(torch, kind, None), "get_device_name", lambda _: kind)
         return {"accelerators": [name_of(i) for i in range(torch.accelerator.device_count())]}
-    except RuntimeError:  # a driver that does not work is no reason for a run on the processor to fail
+    except RuntimeError:  # a run on the processor must not fail because of a broken driver
         return {}
 
 
@@ -107,7 +107,7 @@ def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
             command,
-            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},  # it only looks
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},  # status must not write to the index
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_SECONDS,

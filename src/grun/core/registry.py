@@ -1,7 +1,7 @@
-"""One small registry, used for objectives, benchmarks, metrics and whatever else is added as one new file.
+"""One small registry for objectives, benchmarks, metrics and everything else that is added as one new file.
 
 A leaf registers itself with a decorator. The registry finds leaves by importing every module of its package, and those of
-other distributions through the entry-point group of the same name, so adding one never means editing a list.
+other distributions through the entry-point group of the same name. So a new leaf needs no edit of a list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered leaf: its name, the object, what it declared about itself, and where it was defined."""
+    """A registered leaf: its name, the object, and the facts that it declared about itself."""
 
     name: str
     target: T
@@ -53,7 +53,7 @@ class Registry(Generic[T]):
     """Named leaves of one kind.
 
     Args:
-        kind: what an entry is, in the singular, for messages ("objective").
+        kind: singular name of an entry, for messages ("objective").
         package: the package whose modules are imported to find entries ("grun.training.objectives"). Other distributions
             bring theirs through the entry-point group with its last name ("grun.objectives").
     """

@@ -103,7 +103,10 @@ class EvaluateConfig(DataConfig):
     max_rows: int | None = option(None, "Only the first rows of each split.", group="measuring", minimum=1)
     tokens_per_batch: int = option(2048, "Most tokens of a forward pass, padding included.", group="machine", minimum=1)
     metrics: list[str] = option(
-        [], "Only these metrics. Default: all but those that take long.", group="measuring", choices_from="metrics"
+        [],
+        "Only these metrics. Default: all but those that only run when they are named.",
+        group="measuring",
+        choices_from="metrics",
     )
     retain_log: str | None = option(
         None,

@@ -1,4 +1,4 @@
-"""Declaring settings, reading them from files and command lines, and checking them; `jobs` has the settings themselves."""
+"""Declaration, reading and checking of settings; the settings themselves are in `jobs`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 
 def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
-    """`cls` from settings that are all text, as on a command line: lists and mappings are separated by commas.
+    """`cls` from settings that are all text, as on a command line; items of lists and mappings stand between commas.
 
     Raises:
         UserError: as `from_mapping` does.
@@ -94,7 +94,7 @@ def without_none(hint: Any) -> Any:
 
 
 def _typed(text: str, hint: Any) -> Any:
-    """What a text means for a field; a text that means nothing there is left for `from_mapping` to refuse."""
+    """The value of a text for a field; a text without one is returned as it is, and `from_mapping` refuses it."""
     kind = get_origin(without_none(hint)) or without_none(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
@@ -125,7 +125,7 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
 
 
 def _as_text(value: Any) -> str:
-    """A value in a file's mapping as it would be written on a command line; a list as in `--vary`."""
+    """A value in a file's mapping in the form of the command line; a list as in `--vary`."""
     return "".join(f"{item};" for item in value) if isinstance(value, list) else str(value)
 
 

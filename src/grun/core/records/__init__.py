@@ -1,4 +1,4 @@
-"""The frozen records that cross borders between the parts of the package.
+"""Frozen records that the parts of the package exchange.
 
 Tensor names end in the letters of their dimensions, one legend for the whole package:
 

@@ -1,4 +1,4 @@
-"""Run directories: what a job was asked to do, what it used and found; a kill at any moment loses nothing."""
+"""Run directories: settings, records and results of a job; a kill at any moment loses nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from grun.core.storage import atomic_files as files
 RECORD = "run.json"
 CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
-FEATURES = "gate_features.safetensors"  # what gates read of the forget prompts, if it was to be kept
+FEATURES = "gate_features.safetensors"  # that gates read of the forget prompts, with --keep-features
 OLDEST = {"output", "seed"}  # settings that every `settings.json` names
 WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
 
@@ -32,13 +32,13 @@ class RunDirectory:
     """The directory of one run.
 
     It holds `settings.json` (the resolved settings, which `--config` reads again), `run.json` (command, fingerprint of
-    the data, provenance, and whether the run is complete), `checkpoints/` until the run is complete, and what the job writes.
+    the data, provenance, and whether the run is complete), `checkpoints/` until the run is complete, and the files of the job.
 
     Attributes:
         path: the directory.
-        record: what `run.json` holds, or will hold once the run was started.
-        config: what `settings.json` holds, or will hold.
-        is_complete: the same run was finished here before.
+        record: content of `run.json`, now or once the run was started.
+        config: content of `settings.json`, likewise.
+        is_complete: True if the same run was finished here before.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class RunDirectory:
         """Look at a directory without changing it: it must be new, empty, or hold this very run (which is then resumed).
 
         Args:
-            path: where the run is, or is to be.
+            path: directory of the run.
             config: the resolved settings.
             command: name of the job ("unlearn").
             overwrite: another run may be there; `start` deletes it.
@@ -93,7 +93,7 @@ class RunDirectory:
         return run
 
     def start(self) -> None:
-        """Create the directory, or continue what is there.
+        """Create the directory, or continue the run in it.
 
         Raises:
             UserError: if it cannot be written.
@@ -109,7 +109,7 @@ class RunDirectory:
             raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; what a kill left half written is deleted."""
+        """The newest complete checkpoint; half-written ones are deleted."""
         complete: list[tuple[int, Path]] = []
         for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
             if files.read_json(folder / "trainer_state.json") is None:  # the file that is written last
@@ -134,7 +134,7 @@ class RunDirectory:
         """Record that everything is written, and delete the checkpoints.
 
         Args:
-            seconds: how long the job took (without what it did before it was last interrupted).
+            seconds: duration of the job, since it was last interrupted.
         """
         self.record |= {"complete": True, "seconds": round(seconds, 2)}
         self.write_json(RECORD, self.record)
