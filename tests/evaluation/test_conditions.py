@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from grun.core.config.jobs import EvaluateConfig
 from grun.core.errors import UserError
 from grun.core.storage.content_hash import cache_directory
 from grun.evaluation import measure as measuring
+from grun.evaluation.gather import gather
 from grun.jobs.evaluate import evaluate
 from grun.jobs.inputs.evaluation import load_splits
 from grun.models.loading import load_model_and_tokenizer
@@ -71,11 +73,11 @@ def test_quantisation_needs_its_package(saved: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def gathered_splits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows were measured, call by call."""
-    real, counts = measuring.gather, []
+    counts: list[int] = []
 
-    def counting(model: object, tokenizer: object, rows: object, **settings: object) -> object:
+    def counting(model: Any, tokenizer: Any, rows: Any, **settings: Any) -> object:
         counts.append(len(rows))
-        return real(model, tokenizer, rows, **settings)
+        return gather(model, tokenizer, rows, **settings)
 
     monkeypatch.setattr(measuring, "gather", counting)
     return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from support.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize("make", [tiny_model, grun_model])
-def test_evidence_does_not_depend_on_the_batch_size(make: object) -> None:
+def test_evidence_does_not_depend_on_the_batch_size(make: Any) -> None:
     model = make()
     one, seven = evidence(model, tokens_per_batch=1), evidence(model, tokens_per_batch=700)
     for a, b in zip(one, seven, strict=True):
@@ -103,14 +104,14 @@ def test_an_empty_split_and_an_unknown_forget_split_are_refused() -> None:
 
 def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_forget_split() -> None:
     model, splits = grun_model(), {"forget": FORGET, "retain": ROWS[4:]}
-    settings = {"template": TEMPLATE, "forget_split": "forget", "max_new_tokens": 4}
+    settings: dict[str, Any] = {"template": TEMPLATE, "forget_split": "forget", "max_new_tokens": 4}
     results = evaluate_model(model, TOKENIZER, splits, **settings)
     assert list(results) == ["forget", "forget_paraphrased", "retain"]
     assert all(set(scores) == set(usual_metrics()) for scores in results.values())
     rows = evidence(model, FORGET)
     expected = np.mean([np.exp(np.mean(row.token_logps)) for row in rows])
     assert results["forget"]["probability"].value == pytest.approx(float(expected), abs=1e-6)
-    logits = {name: [max(row.gate_logits) for row in evidence(model, part)] for name, part in splits.items()}
+    logits = {name: [max(row.gate_logits or ()) for row in evidence(model, part)] for name, part in splits.items()}
     wins = [(f > r) + 0.5 * (f == r) for f in logits["forget"] for r in logits["retain"]]
     assert results["retain"]["gate_auroc"].value == pytest.approx(float(np.mean(wins)))
     for split in ("forget", "forget_paraphrased"):
@@ -124,7 +125,7 @@ def test_nothing_is_generated_for_metrics_that_do_not_read_it(monkeypatch: pytes
         raise AssertionError("generated")
 
     monkeypatch.setattr("grun.models.scoring._PromptBatch.answer", refuse)
-    settings = {"template": TEMPLATE, "forget_split": None}
+    settings: dict[str, Any] = {"template": TEMPLATE, "forget_split": None}
     found = evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probability"], **settings)
     assert list(found["retain"]) == ["probability"]
     with pytest.raises(AssertionError, match="generated"):
@@ -190,7 +191,7 @@ def test_wrong_settings_are_refused_in_one_line(saved: Path, tmp_path: Path, cha
 
 
 def test_splits_and_rows_can_be_chosen(saved: Path, tmp_path: Path) -> None:
-    from grun.jobs.evaluate import load_splits
+    from grun.jobs.inputs.evaluation import load_splits
 
     asked = load_splits(config(saved, tmp_path, splits=["retain"], max_rows=3))
     assert {name: len(rows) for name, rows in asked.splits.items()} == {"retain": 3}
@@ -226,12 +227,13 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_split(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from grun.evaluation import measure as measuring
+    from grun.evaluation.gather import gather as real
     from grun.jobs.evaluate import evaluate
 
     whole = evaluate(config(saved, tmp_path / "whole", max_rows=3, cache=False))
-    real, measured = measuring.gather, []
+    measured: list[str] = []
 
-    def counted(model: nn.Module, tokenizer: object, rows: tuple[Example, ...], **settings: object) -> object:
+    def counted(model: nn.Module, tokenizer: Any, rows: tuple[Example, ...], **settings: Any) -> object:
         measured.append(rows[0].prompt)
         if len(measured) == 2:
             raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -34,7 +35,7 @@ ROWS = tuple(
 FORGET = tuple(replace(row, paraphrased_prompts=(f"Tell me: {row.prompt}", "unused")) for row in ROWS[:4])
 
 
-def grun_model(seed: int = 1) -> nn.Module:
+def grun_model(seed: int = 1) -> Any:
     """A model with an adapter that does something, and gates on both sides of their thresholds."""
     model = get_peft_model(tiny_model(), GrunConfig())
     generator = torch.Generator().manual_seed(seed)
@@ -45,11 +46,16 @@ def grun_model(seed: int = 1) -> nn.Module:
     return model.eval()
 
 
-def evidence(model: nn.Module, rows: tuple[Example, ...] = ROWS, **settings: object) -> tuple[RowEvidence, ...]:
+def evidence(model: nn.Module, rows: tuple[Example, ...] = ROWS, **settings: Any) -> tuple[RowEvidence, ...]:
     return gather(model, TOKENIZER, rows, template=TEMPLATE, **{"max_new_tokens": 5, **settings})
 
 
-def config(saved: Path, output: Path, **changes: object) -> EvaluateConfig:
+def config(saved: Path, output: Path, **changes: Any) -> EvaluateConfig:
     data = [f"forget={saved / 'forget.jsonl'}", f"retain={saved / 'retain.jsonl'}"]
-    given = {"model": str(saved / "target"), "adapter": str(saved / "run"), "output": str(output), "data": data}
+    given: dict[str, Any] = {
+        "model": str(saved / "target"),
+        "adapter": str(saved / "run"),
+        "output": str(output),
+        "data": data,
+    }
     return EvaluateConfig(**{**given, "device": "cpu", "max_new_tokens": 4, **changes})
