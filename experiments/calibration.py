@@ -35,8 +35,9 @@ from grun.models.forward import adapters_off, context_length
 from grun.models.gates.calibration import logits_of_prompts, share_open
 from grun.models.gates.features import thresholds_of
 from grun.models.generation import greedy
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.requests.ledger import ACTIVE, Ledger
 from grun.requests.operations import calibrate_active, export
 
@@ -98,10 +99,10 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     with adapters_off(model):
         before = greedy(model, tokenizer, ids, TOKENS, 64)
     same = [one == other for one, other in zip(before, after, strict=True)]
-    shut = (~(logits_NG > threshold_G).any(1)).tolist()
+    shut = (~is_open(logits_NG, threshold_G).any(1)).tolist()
     return {
-        "normal": share_open(logits_NG, threshold_G),
-        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G),
+        "normal": share_open(logits_NG, threshold_G).as_json(),
+        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G).as_json(),
         "identical": sum(same) / len(same),
         "identical_where_shut": sum(s for s, x in zip(same, shut, strict=True) if x) / sum(shut),
     }
@@ -130,7 +131,7 @@ def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, A
         promise: dict[str, Any] = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
         said = calibrate_active(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
         adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
-        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said}
+        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said.record}
     return found
 
 

@@ -1,17 +1,16 @@
-"""Shared by the experiments: the folder of results, the record of the machine, the model of the training figures, pyreft."""
+"""Shared by the experiments: results with their provenance, the model of the training figures, pyreft beside it."""
 
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from grun.core.provenance import provenance
 from grun.models.row_encoder import RowEncoder
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -41,16 +40,15 @@ class TokenEncoder(RowEncoder):
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the libraries of a run."""
-    return {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
-    }
+    """The provenance of a result, with the number of threads."""
+    found = provenance()
+    return {**found, "machine": {**found["machine"], "threads": torch.get_num_threads()}}
 
 
-def write_results(name: str, record: Any, text: str) -> None:
-    """Write `docs/results/<name>.json` and `.md`."""
+def write_results(name: str, found: dict[str, Any] | list[Any], text: str) -> None:
+    """Write `docs/results/<name>.json`, with the environment, and `.md`; a list becomes the `runs` of the file."""
     RESULTS.mkdir(parents=True, exist_ok=True)
+    record = {**environment(), **(found if isinstance(found, dict) else {"runs": found})}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,13 @@ from torch import nn
 
 from grun.core.records import Example
 from grun.data.benchmarks import load_benchmark
-from grun.evaluation.evidence_store import EvidenceStore
-from grun.evaluation.measure import measure
+from grun.evaluation.measuring.evidence_store import EvidenceStore
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.metrics import metrics
 from grun.evaluation.scores import needs_of_metrics, score
 from grun.models.encoding.templates import Template, resolve_template
-from grun.models.loading import load_model_and_tokenizer
+from grun.models.loading.pretrained import load_model_and_tokenizer
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 
@@ -48,18 +47,16 @@ def our_evaluation(
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
     """Every metric of every set by `measure`, and the seconds of its parts."""
     seconds: dict[str, float] = {}
-    shared: dict[str, Any] = {"forget_split": "forget", "template": template, "holdout": holdout}
-    shared["max_new_tokens"] = longest
-    needs = needs_of_metrics(metrics.names()) - {"fluency"}
+    compared: dict[str, Any] = {"forget_split": "forget", "holdout": holdout}
+    settings = MeasureSettings(template, needs_of_metrics(metrics.names()) - {"fluency"}, max_new_tokens=longest)
     with tempfile.TemporaryDirectory() as folder:
         log = EvidenceStore(Path(folder))
         start = time.monotonic()
-        measure(
-            other, tokenizer, {"forget": sets["forget"]}, needs=needs - {"generated", "gradient"}, store=log, **shared
-        )
+        few = replace(settings, needs=settings.needs - {"generated", "gradient"})
+        measure(Subject(other, tokenizer, store=log), {"forget": sets["forget"]}, few, **compared)
         seconds["the other model"] = time.monotonic() - start
         start = time.monotonic()
-        evidence = measure(model, tokenizer, sets, needs=needs, retain_log=log, **shared)
+        evidence = measure(Subject(model, tokenizer), sets, settings, retain_log=log, **compared)
         seconds["the model"] = time.monotonic() - start
     start = time.monotonic()
     scores = score(evidence, metrics.names())
@@ -149,8 +146,6 @@ def main() -> None:
     usual_seconds, usual_tokens = time.monotonic() - start, tokens.pop()
     gap, where = largest_gap(usual, ours)
     found = {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "model": {
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": model.config.num_hidden_layers,

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import torch
-from common import LAYERS, MODEL, RANK, environment, with_pyreft, write_results
+from common import LAYERS, MODEL, RANK, with_pyreft, write_results
 from peft import get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -95,7 +95,6 @@ def main() -> None:
         found[str(rows)] = {"seconds": seconds, "median": medians, "over_the_bare_model": over}
         lines += [f"| {rows} | {name} | {1000 * value:.0f} | {over[name]:+.1%} |" for name, value in medians.items()]
     record = {
-        **environment(),
         "model": MODEL,
         "found": found,
     }

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ import torch
 from common import RESULTS, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import grun
 from grun.core.config.jobs import FinetuneConfig, SweepConfig, UnlearnConfig
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.jobs.finetune import finetune
@@ -97,14 +94,7 @@ def main() -> None:
         found = run_grid(given.output / "sweep", SEEDS, given.jobs, 120)
     runs = with_times(found, run_grid(given.output / "timing", SEEDS[:1], 1, 1))
     large = parameters_at_7b()
-    machine = {"processor": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")} | {"grun": grun.__version__}
-    everything = {
-        "machine": machine,
-        "versions": versions,
-        "parameters_at_7b": large,
-        "runs": [dataclasses.asdict(run) for run in runs],
-    }
+    everything = {"parameters_at_7b": large, "runs": [dataclasses.asdict(run) for run in runs]}
     lines = ["| adaptation | trained parameters | share of the model's |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {one['trained']:,} | {one['share']:.4%} |" for name, one in large.items()]
     text = sweep_table(runs)[0] + "\nIn a model of the shape of Llama 2 7B:\n\n" + "\n".join(lines) + "\n"

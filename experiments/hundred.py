@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from grun.core.config.requests import RequestConfig
 from grun.core.storage.atomic_files import read_json, write_json
 from grun.data.benchmarks import load_benchmark
-from grun.models.loading import load_adapter
+from grun.models.loading.pretrained import load_adapter
 from grun.requests.ledger import Ledger
 from grun.requests.operations import add, export
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, TokenEncoder, environment, write_results
+from common import RESULTS, TokenEncoder, write_results
 from matplotlib.figure import Figure
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded
 from grun.models.tuner.config import GrunConfig
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.prefix.engine import PrefixEngine
 
 USUAL = {"examples": 400, "depth": 12, "prompt": 32}
 VARIED = {"examples": [100, 400, 1000, 2000, 4000], "depth": [6, 12, 18, 24, 30], "prompt": [16, 64, 128, 192, 256]}
@@ -62,9 +62,9 @@ def drawn(count: int, prompt: int, seed: int) -> list[Encoded]:
     ]
 
 
-def stepped(prefix: PrefixCache, rows: list[Encoded], optimizer: torch.optim.Optimizer) -> None:
+def stepped(engine: PrefixEngine, rows: list[Encoded], optimizer: torch.optim.Optimizer) -> None:
     """A training step on some rows."""
-    side = prefix.signals(prefix.batch(rows), {"logps"})
+    side = engine.signals(engine.model, engine.batch(rows), {"logps"})
     optimizer.zero_grad()
     side.mean_nll.backward()
     optimizer.step()
@@ -76,10 +76,10 @@ def seconds(examples: int, depth: int, prompt: int) -> float:
     forget, retain = drawn(examples, prompt, 1), drawn(examples, prompt, 2)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     start = time.perf_counter()
-    prefix = PrefixCache(model, encoder)
-    prefix.add([*forget, *retain])
+    engine = PrefixEngine(model, encoder)
+    engine.add([*forget, *retain])
     for at in range(0, examples, ROWS):
-        stepped(prefix, [*forget[at : at + ROWS], *retain[at : at + ROWS]], optimizer)
+        stepped(engine, [*forget[at : at + ROWS], *retain[at : at + ROWS]], optimizer)
     return time.perf_counter() - start
 
 
@@ -96,8 +96,8 @@ def memory() -> dict[str, float]:
     model, encoder = prepared(16, hidden=512)
     rows = drawn(16, 32, 1)
     whole = collate(rows, 0)
-    prefix = PrefixCache(model, encoder)
-    prefix.add(rows)
+    engine = PrefixEngine(model, encoder)
+    engine.add(rows)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     @torch.no_grad()
@@ -106,9 +106,9 @@ def memory() -> dict[str, float]:
             model(**whole.model_inputs())
 
     infer()
-    stepped(prefix, rows, optimizer)
-    found = {"inference": peak_mib(infer), "training": peak_mib(lambda: stepped(prefix, rows, optimizer))}
-    return {**found, "cache": prefix.facts["bytes"] / 2**20}
+    stepped(engine, rows, optimizer)
+    found = {"inference": peak_mib(infer), "training": peak_mib(lambda: stepped(engine, rows, optimizer))}
+    return {**found, "cache": engine.facts["prefix_cache"]["bytes"] / 2**20}
 
 
 def main() -> None:
@@ -134,7 +134,6 @@ def main() -> None:
         f"({used['training'] / used['inference']:.2f} times); the cache of these rows, {used['cache']:.0f} MiB, in both."
     )
     record = {
-        **environment(),
         "usual": USUAL,
         "found": found,
         "peak_mib": used,

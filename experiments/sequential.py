@@ -25,7 +25,7 @@ from typing import Any
 
 import tofu
 import torch
-from common import RESULTS, environment, write_results
+from common import RESULTS, write_results
 from peft import PeftModel
 from sequential_results import POOR_ROWS, REQUESTS, WITHDRAWN, drawn, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,8 +40,9 @@ from grun.jobs.unlearn import unlearn
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.gates.features import thresholds_of
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, export
 
@@ -112,7 +113,7 @@ class Work:
             threshold_G = thresholds_of(adapted)
             sets = {**{str(i + 1): own for i, own in enumerate(self.requests)}, **self.kept}
             found["open"] = {
-                name: (logits_of_prompts(adapted, rows, own) > threshold_G).float().mean(0).tolist()
+                name: is_open(logits_of_prompts(adapted, rows, own), threshold_G).float().mean(0).tolist()
                 for name, own in sets.items()
             }
         return found
@@ -213,7 +214,6 @@ def main() -> None:
     found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, "ledger", last))
     found["poor"] = with_poor_retain_rows(work)
     record = {
-        **environment(),
         "options": OPTIONS[benchmark],
         "seed": given.seed,
         **found,

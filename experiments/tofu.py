@@ -20,11 +20,12 @@ from common import write_results
 from grun.core.config.jobs import FinetuneConfig, UnlearnConfig
 from grun.core.records import Benchmark, Example
 from grun.data.benchmarks import load_benchmark
-from grun.evaluation.measure import evaluate_model
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
+from grun.evaluation.scores import evaluate_model
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
 from grun.models.encoding.templates import resolve_template
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 
 OBJECTIVES = ("npo", "idk", "gd")
 METRICS = (
@@ -59,14 +60,13 @@ def scores(file: Path, data: Benchmark, target: Path, adapted: Path | None) -> d
         return found
     whole = adapted is not None and (adapted / "config.json").is_file()
     model, tokenizer = load_model_and_tokenizer(str(adapted if whole else target))
+    subject = Subject(model if adapted is None or whole else load_adapter(model, str(adapted)), tokenizer)
     results = evaluate_model(
-        model if adapted is None or whole else load_adapter(model, str(adapted)),
-        tokenizer,
+        subject,
         {name: evenly(data.splits[name]) for name in data.evaluation},
+        MeasureSettings(resolve_template("auto", tokenizer), max_new_tokens=LONGEST_ANSWER),
         forget_split=data.forget,
-        template=resolve_template("auto", tokenizer),
         metrics=METRICS,
-        max_new_tokens=LONGEST_ANSWER,
     )
     found = {split: {metric: one.value for metric, one in by.items()} for split, by in results.items()}
     temporary = file.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""Cost of a training step from a cached prefix, by the plain path, with pyreft, LoRA, full fine-tuning: ratios of one run.
+"""Cost of a training step from a cached prefix, on whole rows, with pyreft, LoRA, full fine-tuning: ratios of one run.
 
     python experiments/training_step.py [--pyreft-python /path/to/python]
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, environment, with_pyreft, write_results
+from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, with_pyreft, write_results
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,11 +37,12 @@ from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
 from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded
-from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.from_scratch import learn_tokenizer
+from grun.models.forward import gates_of_last_call
+from grun.models.loading.from_scratch import learn_tokenizer
 from grun.models.tuner.config import GrunConfig
-from grun.training.forward_engines.base_references import base_model_references
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.plain import PlainEngine
+from grun.training.forward_engines.prefix.engine import PrefixEngine
 from grun.training.loss.recipe import recipe_of
 from grun.training.loss.terms import loss_terms, split_sides
 from grun.training.trainer import JoinSides
@@ -71,32 +72,26 @@ def adapted(model: nn.Module, preset: str) -> nn.Module:
 
 
 def step_of(
-    model: nn.Module, rows: dict[str, list[Encoded]], objective: str, preset: str, prefix: PrefixCache | None
+    model: nn.Module, rows: dict[str, list[Encoded]], objective: str, preset: str, engine: ForwardEngine
 ) -> Callable[[], None]:
-    """A training step on the same rows again and again; signals of the base model are computed beforehand."""
+    """A training step on the same rows again and again; quantities of the base model are computed beforehand."""
     config = with_presets(UnlearnConfig(objective=objective, preset=preset if preset == "paper" else "default"))
     recipe = recipe_of(config)
     gated = any(p.requires_grad for n, p in model.named_parameters() if ".grun_gate." in n)
-    encoder = TokenEncoder()
     references = {
-        side: base_model_references(encoder, model, rows[side], range(len(rows[side])), recipe.references(side))
-        for side in recipe.sides
+        side: engine.references(rows[side], range(len(rows[side])), recipe.references(side)) for side in recipe.sides
     }
     items = [
         {side: (rows[side][i], {q: v[i] for q, v in references[side].items()}) for side in recipe.sides}
         for i in range(len(rows["retain"]))
     ]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    join = JoinSides(encoder.pad, prefix)
+    join = JoinSides(engine)
     wanted = recipe.wanted()
 
     def step() -> None:
         batch = join(items)
-        if prefix is not None:
-            joined = prefix.signals(batch["batch"], wanted)
-        else:
-            whole = collate([item[side][0] for side in recipe.sides for item in items], encoder.pad)
-            joined = side_signals(model, whole, wanted=wanted)
+        joined = engine.signals(model, batch, wanted)
         sides = split_sides(joined, batch["sides"], batch["references"], batch["token_counts"])
         gates = gates_of_last_call(model) if gated else None
         terms = loss_terms(recipe, sides, None if gates is None else gates[0])
@@ -116,10 +111,8 @@ def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict
     base = LlamaForCausalLM(LlamaConfig(**MODEL)).eval()
     cached, plain = (adapted(copy.deepcopy(base), preset) for _ in range(2))
     encoder = TokenEncoder()
-    prefix = PrefixCache(cached, encoder)
-    for side in rows.values():
-        prefix.add(side, {"logps"})
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+    tuned = copy.deepcopy(base).requires_grad_(True)
     whole = collate([row for side in rows.values() for row in side], encoder.pad)
 
     @torch.no_grad()
@@ -127,10 +120,10 @@ def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict
         base(**whole.model_inputs())
 
     return {
-        "cached prefix": step_of(cached, rows, objective, preset, prefix),
-        "plain path": step_of(plain, rows, objective, preset, None),
-        "LoRA, rank 4": step_of(lora, rows, objective, "none", None),
-        "full fine-tuning": step_of(copy.deepcopy(base).requires_grad_(True), rows, objective, "none", None),
+        "cached prefix": step_of(cached, rows, objective, preset, PrefixEngine(cached, encoder)),
+        "plain path": step_of(plain, rows, objective, preset, PlainEngine(plain, encoder)),
+        "LoRA, rank 4": step_of(lora, rows, objective, "none", PlainEngine(lora, encoder)),
+        "full fine-tuning": step_of(tuned, rows, objective, "none", PlainEngine(tuned, encoder)),
         "bare forward": bare,
     }
 
@@ -238,7 +231,6 @@ def main() -> None:
     for objective in given.jobs:
         jobs[objective] = {**whole_jobs(objective, given.steps), "steps": given.steps}
     record = {
-        **environment(),
         "model": MODEL,
         "steps": found,
         "whole_runs": jobs,

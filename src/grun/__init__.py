@@ -8,17 +8,45 @@ from typing import TYPE_CHECKING, Any
 from grun.core.deferred_registration import register_when_peft_is_imported
 
 __version__ = "0.1.0"
-__all__ = ["GrunConfig", "GrunModel", "UserError", "__version__"]
+__all__ = [
+    "CalibrateResult",
+    "CompareResult",
+    "EvaluateResult",
+    "Example",
+    "FinetuneResult",
+    "GrunConfig",
+    "GrunModel",
+    "Interrupted",
+    "Ledger",
+    "Signals",
+    "TrainingDiverged",
+    "UnlearnResult",
+    "UserError",
+    "__version__",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "finetune",
+    "unlearn",
+]
 
 if TYPE_CHECKING:
-    from grun.core.errors import UserError
+    from grun.api.jobs import calibrate, compare, evaluate, finetune, unlearn
+    from grun.api.ledger import Ledger
+    from grun.api.results import CalibrateResult, CompareResult, EvaluateResult, FinetuneResult, UnlearnResult
+    from grun.core.errors import Interrupted, TrainingDiverged, UserError
+    from grun.core.records import Example, Signals
     from grun.models.tuner.config import GrunConfig
     from grun.models.tuner.model import GrunModel
 
-HOMES = {
-    "GrunConfig": "grun.models.tuner.config",
-    "GrunModel": "grun.models.tuner.model",
-    "UserError": "grun.core.errors",
+_HOMES = {
+    "grun.api.jobs": ("calibrate", "compare", "evaluate", "finetune", "unlearn"),
+    "grun.api.ledger": ("Ledger",),
+    "grun.api.results": ("CalibrateResult", "CompareResult", "EvaluateResult", "FinetuneResult", "UnlearnResult"),
+    "grun.core.errors": ("Interrupted", "TrainingDiverged", "UserError"),
+    "grun.core.records": ("Example", "Signals"),
+    "grun.models.tuner.config": ("GrunConfig",),
+    "grun.models.tuner.model": ("GrunModel",),
 }
 
 register_when_peft_is_imported()
@@ -26,6 +54,11 @@ register_when_peft_is_imported()
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used, so that `import grun` (and the command line's help) stays fast."""
-    if name not in HOMES:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'grun' has no attribute '{name}'")
-    return getattr(importlib.import_module(HOMES[name]), name)
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,8 @@ import pytest
 import typer
 
 import grun
-from grun.cli.main import REGISTRIES, app
+from grun.cli.main import app
+from grun.core.choices import KINDS
 
 RELEASED: dict[str, Any] = json.loads(Path(__file__).with_name("public_interface.json").read_text(encoding="utf-8"))
 
@@ -36,8 +37,7 @@ def test_commands_and_flags_stay(command: str) -> None:
 
 @pytest.mark.parametrize("kind", RELEASED["registered"])
 def test_registered_names_stay(kind: str) -> None:
-    package, attribute, _ = REGISTRIES[kind]
-    assert set(RELEASED["registered"][kind]) <= set(getattr(importlib.import_module(package), attribute).names())
+    assert set(RELEASED["registered"][kind]) <= set(getattr(importlib.import_module(KINDS[kind].package), kind).names())
 
 
 def test_settings_of_adapters_stay() -> None:

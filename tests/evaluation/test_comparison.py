@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import grun
 from grun.core.errors import UserError
 from grun.evaluation.comparison import OVERALL, compare_runs
 from grun.jobs.compare import compare
@@ -71,6 +72,8 @@ def test_metrics_and_splits_can_be_chosen_and_the_result_is_written(
     found = compare(runs, metrics=["probability"], splits=["forget"], output=tmp_path / "out")
     assert [(one.split, one.metric) for one in found] == [("forget", "probability")]
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written["versions"]["grun"] == grun.__version__
+    assert written["machine"]["cores"] > 0
     assert written["found"][0]["runs"][1]["change"] == pytest.approx(found[0].runs[1].change)
     assert "95 % interval" in (tmp_path / "out" / "comparison.md").read_text()
     assert "probability" in capsys.readouterr().out

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from torch import nn
 
+import grun
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.data.paraphrases import with_paraphrases
-from grun.evaluation.measure import evaluate_model, measure
-from grun.evaluation.scores import score, usual_metrics
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
+from grun.evaluation.scores import evaluate_model, score, usual_metrics
 from grun.models.encoding.encode import encode
 from grun.models.tuner.config import GrunConfig
 from support.evaluation_kit import FORGET, ROWS, TEMPLATE, TOKENIZER, config, evidence, grun_model
@@ -99,13 +100,15 @@ def test_an_empty_split_and_an_unknown_forget_split_are_refused() -> None:
     with pytest.raises(UserError, match="split 'retain' is empty"):
         with_paraphrases({"forget": FORGET, "retain": ()})
     with pytest.raises(UserError, match="'forgotten' is not among"):
-        measure(tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forgotten", template=TEMPLATE)
+        measure(
+            Subject(tiny_model(), TOKENIZER), {"forget": FORGET}, MeasureSettings(TEMPLATE), forget_split="forgotten"
+        )
 
 
 def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_forget_split() -> None:
     model, splits = grun_model(), {"forget": FORGET, "retain": ROWS[4:]}
-    settings: dict[str, Any] = {"template": TEMPLATE, "forget_split": "forget", "max_new_tokens": 4}
-    results = evaluate_model(model, TOKENIZER, splits, **settings)
+    settings = MeasureSettings(TEMPLATE, max_new_tokens=4)
+    results = evaluate_model(Subject(model, TOKENIZER), splits, settings, forget_split="forget")
     assert list(results) == ["forget", "forget_paraphrased", "retain"]
     assert all(set(scores) == set(usual_metrics()) for scores in results.values())
     rows = evidence(model, FORGET)
@@ -125,13 +128,16 @@ def test_nothing_is_generated_for_metrics_that_do_not_read_it(monkeypatch: pytes
         raise AssertionError("generated")
 
     monkeypatch.setattr("grun.models.scoring._PromptBatch.answer", refuse)
-    settings: dict[str, Any] = {"template": TEMPLATE, "forget_split": None}
-    found = evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probability"], **settings)
-    assert list(found["retain"]) == ["probability"]
+
+    def found(metric: str) -> dict:
+        subject, settings = Subject(tiny_model(), TOKENIZER), MeasureSettings(TEMPLATE)
+        return evaluate_model(subject, {"retain": ROWS}, settings, forget_split=None, metrics=[metric])
+
+    assert list(found("probability")["retain"]) == ["probability"]
     with pytest.raises(AssertionError, match="generated"):
-        evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["exact_match"], **settings)
+        found("exact_match")
     with pytest.raises(UserError, match="probability"):
-        evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probabilty"], **settings)
+        found("probabilty")
 
 
 def test_the_job_measures_before_and_after_and_writes_what_it_found(
@@ -142,6 +148,8 @@ def test_the_job_measures_before_and_after_and_writes_what_it_found(
     path = evaluate(config(saved, tmp_path / "out"))
     found = json.loads((path / "metrics.json").read_text())
     assert list(found["splits"]) == ["forget", "forget_paraphrased", "retain"]
+    assert found["versions"]["grun"] == grun.__version__
+    assert found["machine"]["cores"] > 0
     cell = found["splits"]["retain"]["metrics"]["probability"]
     rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * len(FORGET) + len(ROWS)
@@ -216,9 +224,8 @@ def test_the_run_that_learnt_an_adapter_stands_for_it(saved: Path, tmp_path: Pat
 
 
 def test_score_is_pure(saved: Path) -> None:
-    found = measure(
-        tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forget", template=TEMPLATE, max_new_tokens=2
-    )
+    settings = MeasureSettings(TEMPLATE, max_new_tokens=2)
+    found = measure(Subject(tiny_model(), TOKENIZER), {"forget": FORGET}, settings, forget_split="forget")
     assert score(found) == score(found)
     assert set(score(found, ["exact_match"])["forget"]) == {"exact_match"}
 
@@ -226,20 +233,20 @@ def test_score_is_pure(saved: Path) -> None:
 def test_an_interrupted_evaluation_goes_on_with_the_next_split(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grun.evaluation import measure as measuring
-    from grun.evaluation.gather import gather as real
+    from grun.evaluation.measuring import measure as measuring
+    from grun.evaluation.measuring.row_evidence import measure_rows
     from grun.jobs.evaluate import evaluate
 
     whole = evaluate(config(saved, tmp_path / "whole", max_rows=3, cache=False))
     measured: list[str] = []
 
-    def counted(model: nn.Module, tokenizer: Any, rows: tuple[Example, ...], **settings: Any) -> object:
+    def counted(subject: Subject, rows: tuple[Example, ...], *settings: Any) -> object:
         measured.append(rows[0].prompt)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return real(model, tokenizer, rows, **settings)
+        return measure_rows(subject, rows, *settings)
 
-    monkeypatch.setattr(measuring, "gather", counted)
+    monkeypatch.setattr(measuring, "measure_rows", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config(saved, tmp_path / "broken", max_rows=3, cache=False))
     assert not (tmp_path / "broken" / "metrics.json").exists()

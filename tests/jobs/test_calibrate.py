@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import grun
 from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig
@@ -26,7 +27,7 @@ from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts, share_open
 from grun.models.gates.features import thresholds_of
 from grun.models.gates.guarantee import usual_place
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from support.material import Material, invented_rows, write_rows
 
@@ -54,6 +55,8 @@ def config(memorised: Material, tmp_path: Path, request: pytest.FixtureRequest) 
 def test_the_promise_is_kept_where_it_can_be_validation_subset(config: CalibrateConfig) -> None:
     target = calibrate(config)
     found = json.loads((target.parent / "calibration.json").read_text())
+    assert found["versions"]["grun"] == grun.__version__
+    assert found["machine"]["cores"] > 0
     assert (found["normal_prompts"], found["normal_prompts_needed"]) == (100, 45)
     assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
     model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
@@ -159,7 +162,7 @@ def test_the_promise_is_kept_in_whatever_batches_prompts_are_read(config: Calibr
     for batch_size in (1, 5, 16, 25):
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, batch_size, torch.device("cpu"))
         for given in (normal, normal[::-1]):
-            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model))["open"]
+            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model)).open
             assert found_open <= found["normal_prompts_allowed_open"]
 
 

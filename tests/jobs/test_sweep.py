@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+import grun
 from grun.cli.main import main
 from grun.core.config.jobs import EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.core.config.schema import from_mapping, from_text
@@ -152,7 +153,27 @@ def test_a_sweep_measures_every_run_once_and_grows(memorised: Material, tmp_path
     assert found[0]["scores"]["forget"]["probability"] > 0.5
     assert found[1]["facts"]["peak_memory_mib"]["host"] > 100
     assert found[1]["facts"]["seconds"] > 0
+    for one in found:
+        assert one["facts"]["versions"]["grun"] == grun.__version__
+        assert one["facts"]["machine"]["cores"] > 0
     assert len((tmp_path / "sweep" / "table.md").read_text().splitlines()) == 6
+
+
+def test_runs_of_an_older_version_are_done(memorised: Material, tmp_path: Path) -> None:
+    config = settings(memorised, tmp_path / "sweep", vary={"adapt": "grun"})
+    config = replace(config, set=config.set | {"layers": "1,3"})
+    sweep(config)
+    for job, names in (("unlearn", ("gate_reads", "shut_for")), ("evaluation", ("quantize", "before"))):
+        file = tmp_path / "sweep" / "runs" / "adapt=grun" / job / "settings.json"
+        was = {name: value for name, value in json.loads(file.read_text()).items() if name not in names}
+        file.write_text(json.dumps(was))
+    with pytest.raises(UserError, match="--before was True, now False"):
+        cells_of(config, tmp_path / "sweep")[1].is_done  # noqa: B018
+    file.write_text(json.dumps(was | {"before": False}))
+    assert all(cell.is_done for cell in cells_of(config, tmp_path / "sweep"))
+    config = replace(config, set=config.set | {"gate_reads": "last"})
+    with pytest.raises(UserError, match="--gate-reads was prompt, now last"):
+        cells_of(config, tmp_path / "sweep")[1].is_done  # noqa: B018
 
 
 def test_what_was_done_with_other_settings_or_data_is_not_taken_for_this(memorised: Material, tmp_path: Path) -> None:

@@ -19,16 +19,19 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import grun
 from grun.cli.main import main
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.provenance import PROVENANCE
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.row_encoder import RowEncoder
-from grun.requests.active import say_crossing
+from grun.requests import operations
+from grun.requests.active import MeasuredRows, say_crossing
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, calibrate_active, export
-from grun.requests.verification import verify
+from grun.requests.verification import Verification, verify
 from support.material import Material, invented_rows, write_rows
 
 
@@ -101,7 +104,11 @@ def test_requests_are_learnt_measured_and_written_down(halves: list[RequestConfi
     assert measured["new"]["probability"] < measured["new"]["probability_before"]
     assert ledger.data("r0001") != ledger.data("r0002")
     assert not list((ledger.path / ".work").iterdir())
-    assert verify(halves[0].ledger, halves[0].model)["r0002"].startswith("ok (forget probability")
+    found = verify(halves[0].ledger, halves[0].model)["r0002"]
+    assert str(found).startswith("ok (forget probability")
+    assert found.ok
+    assert found.was == second.forget_probability == measured["new"]["probability"]
+    assert found.forget_probability == pytest.approx(found.was, abs=1e-4)
 
 
 def test_gates_that_open_for_what_is_not_theirs_are_said(
@@ -120,7 +127,8 @@ def test_gates_that_open_for_what_is_not_theirs_are_said(
     assert "of the rows of request r0001: withdrawing r0001 alone" in caplog.text
     caplog.clear()
     shares = {"r0001": 0.05, "r0002": 0.06}
-    say_crossing("r0002", {"new": {"open": shares}, "normal": {"open": shares}, "r0001": {"open": {"r0002": 0.05}}})
+    measured = {"new": shares, "normal": shares, "r0001": {"r0002": 0.05}}
+    say_crossing("r0002", {name: MeasuredRows(1, 1.0, 0.5, opened) for name, opened in measured.items()})
     assert set(caplog.messages) == {
         "The new gate opens for 6% of retain rows it has not seen: give more --retain rows, or calibrate the ledger with "
         "normal prompts (`grun request calibrate`)."
@@ -234,13 +242,15 @@ def test_calibration_covers_everything_in_force(
     found = calibrate_active(
         CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1, forget=halves[1].forget)
     )
-    assert found["forget_open"]["prompts"] == 4
-    assert found["requests"] == ["r0001", "r0002"]
-    assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
+    assert found.record["forget_open"]["prompts"] == 4
+    assert found.requests == ("r0001", "r0002")
+    assert found.record["requests"] == ["r0001", "r0002"]
+    assert found.record["normal_open"]["open"] <= found.record["normal_prompts_allowed_open"]
     assert main(["request", "list", "--ledger", halves[0].ledger]) == 0
     assert "at most 0.1 of normal prompts open a gate, with confidence 0.9, in float32" in capsys.readouterr().out
     ledger = Ledger.read(halves[0].ledger)
     assert ledger.calibration == found
+    assert found.record["versions"]["grun"] == grun.__version__
     thresholds = [t for request in ledger.requests.values() for t in request.thresholds or ()]
     model: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
     model = PeftModel.from_pretrained(model, str(export(halves[0].ledger, str(tmp_path / "out"))))
@@ -261,9 +271,9 @@ def test_the_same_rows_in_another_order_are_the_same_request(halves: list[Reques
     (tmp_path / "reversed.jsonl").write_text("".join(reversed(lines)))
     with pytest.raises(UserError, match="those of request 'r0001'"):
         add(replace(halves[0], forget=[str(tmp_path / "reversed.jsonl")]))
-    assert verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]}) == {
-        "r0001": "ok (active; not measured: --model is missing)"
-    }
+    found = verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]})
+    assert found == {"r0001": Verification("r0001", True, "active", "--model is missing")}
+    assert str(found["r0001"]) == "ok (active; not measured: --model is missing)"
     change(halves[0].ledger, "r0001", "withdraw")
     with pytest.raises(UserError, match="request 'r0001', which is withdrawn"):
         verify(halves[0].ledger, data={"r0001": halves[0].forget})
@@ -275,7 +285,9 @@ def test_an_add_that_failed_binds_a_ledger_to_nothing(config: RequestConfig, mat
     with pytest.raises(UserError, match="--why is not valid UTF-8 at character 9"):
         add(replace(config, why="Beschlu\udcdf"[:7] + "s\udcdf"))
     assert add(config) == "r0001"
-    assert Ledger.read(config.ledger).base["name"] == config.model
+    base = Ledger.read(config.ledger).base
+    assert base is not None
+    assert base.name == config.model
 
 
 def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -287,17 +299,18 @@ def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, 
     content[-1] ^= 1
     weights.write_bytes(content)
     found = verify(str(ledger))
-    assert found["r0001"].startswith("ok (active; not measured: ")
-    assert "adapter_model.safetensors was changed (checksum)" in found["r0002"]
+    assert str(found["r0001"]).startswith("ok (active; not measured: ")
+    assert "adapter_model.safetensors was changed (checksum)" in str(found["r0002"])
+    assert (found["r0001"].ok, found["r0002"].ok) == (True, False)
     assert main(["request", "verify", "--ledger", str(ledger)]) == 1
     assert "1 of 2 requests" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"request 'r0002' is damaged.*restore it"):
         export(str(ledger), str(tmp_path / "out"))
     weights.unlink()
-    assert "adapter_model.safetensors is missing" in verify(str(ledger))["r0002"]
+    assert "adapter_model.safetensors is missing" in str(verify(str(ledger))["r0002"])
     other = write_rows(tmp_path / "other.jsonl", invented_rows("other", 4))
-    assert "fingerprint" in verify(str(ledger), data={"r0001": [str(other)]})["r0001"]
-    assert verify(str(ledger), data={"r0001": halves[0].forget})["r0001"].startswith("ok (active")
+    assert "fingerprint" in str(verify(str(ledger), data={"r0001": [str(other)]})["r0001"])
+    assert str(verify(str(ledger), data={"r0001": halves[0].forget})["r0001"]).startswith("ok (active")
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestConfig, tmp_path: Path) -> None:
@@ -315,11 +328,52 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if (ledger / "ledger.json").exists() and Ledger.read(ledger).requests:  # it was quicker than the kill
-            assert verify(str(ledger))["r0001"].startswith("ok (active")
+            assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
             shutil.rmtree(ledger)
     finish(start(command(config)))
-    assert verify(str(ledger))["r0001"].startswith("ok (active")
+    assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
     assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+
+
+def test_an_add_that_an_older_version_began_is_resumed(
+    config: RequestConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "measured", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add(config)
+    ledger = Path(config.ledger)
+    (work,) = (ledger / ".work").iterdir()
+    work = work.rename(work.with_name("older"))
+    settings = json.loads((work / "settings.json").read_text())
+    assert settings["gate_reads"] == "prompt"
+    older = {name: value for name, value in settings.items() if name not in ("gate_reads", "keep_features")}
+    (work / "settings.json").write_text(json.dumps(older))
+    expected = (work / "adapter" / "adapter_model.safetensors").read_bytes()
+    caplog.set_level(logging.INFO, "grun")
+    monkeypatch.setattr(logging.getLogger("grun"), "propagate", True)
+    assert add(config) == "r0001"
+    assert f"{work} is complete already" in caplog.text
+    assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+    assert not list((ledger / ".work").iterdir())
+
+
+def test_a_request_of_an_older_version_is_verified(config: RequestConfig) -> None:
+    add(config)
+    file = Path(config.ledger) / "ledger.json"
+    record = json.loads(file.read_text())
+    assert record["requests"][0]["metrics"]["versions"]["grun"] == grun.__version__
+    assert record["requests"][0]["metrics"]["machine"]["cores"] > 0
+    for name in ("gate_reads", "keep_features", "max_length"):
+        del record["requests"][0]["settings"][name]
+    for name in PROVENANCE:
+        record["requests"][0]["metrics"].pop(name, None)
+    file.write_text(json.dumps(record))
+    found = verify(config.ledger, config.model, {"r0001": config.forget}, device="cpu")
+    assert str(found["r0001"]).startswith("ok (forget probability")
 
 
 def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[RequestConfig]) -> None:
@@ -359,7 +413,7 @@ def test_two_at_once_wait_for_each_other(halves: list[RequestConfig]) -> None:
         finish(process)
     ledger = Ledger.read(halves[0].ledger)
     assert list(ledger.active) == ["r0001", "r0002"]
-    assert all(text.startswith("ok") for text in verify(halves[0].ledger).values())
+    assert all(str(found).startswith("ok") and found.ok for found in verify(halves[0].ledger).values())
 
 
 def test_the_commands_say_what_happened(config: RequestConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -456,7 +510,7 @@ def test_a_read_only_ledger_is_read_and_not_written(config: RequestConfig) -> No
     folder = Path(config.ledger)
     folder.chmod(0o500)
     try:
-        assert verify(config.ledger)["r0001"].startswith("ok (active")
+        assert str(verify(config.ledger)["r0001"]).startswith("ok (active")
         with pytest.raises(UserError, match=r"cannot be written: Permission denied"):
             change(config.ledger, "r0001", "suspend")
     finally:

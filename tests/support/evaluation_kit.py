@@ -12,7 +12,8 @@ from torch import nn
 
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.records import Example, RowEvidence
-from grun.evaluation.gather import gather
+from grun.evaluation.measuring.row_evidence import measure_rows
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.models.encoding.templates import resolve_template
 from grun.models.tuner.config import GrunConfig
 from support.tiny_models import tiny_model, tiny_tokenizer
@@ -46,8 +47,11 @@ def grun_model(seed: int = 1) -> Any:
     return model.eval()
 
 
-def evidence(model: nn.Module, rows: tuple[Example, ...] = ROWS, **settings: Any) -> tuple[RowEvidence, ...]:
-    return gather(model, TOKENIZER, rows, template=TEMPLATE, **{"max_new_tokens": 5, **settings})
+def evidence(
+    model: nn.Module, rows: tuple[Example, ...] = ROWS, *, adapters: bool = True, **settings: Any
+) -> tuple[RowEvidence, ...]:
+    asked = MeasureSettings(TEMPLATE, **{"max_new_tokens": 5, **settings})
+    return measure_rows(Subject(model, TOKENIZER, adapters=adapters), rows, asked)
 
 
 def config(saved: Path, output: Path, **changes: Any) -> EvaluateConfig:

@@ -1,4 +1,4 @@
-"""Which way training goes: whole runs from a cached prefix learn what plain runs learn, and what cannot be cached says why."""
+"""Forward engines in whole runs: a cached prefix learns what whole rows learn, and a refusal says why in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.jobs.unlearn import unlearn
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.prefix import engine as prefix_engine
+from grun.training.forward_engines.prefix.building import base_model_parts
+from grun.training.forward_engines.prefix.engine import PrefixEngine
 from support.material import Material
 from support.tiny_models import tiny_model, tiny_tokenizer
 
@@ -71,13 +73,13 @@ def test_runs_share_a_folder(memorised: Material, tmp_path: Path, monkeypatch: p
     shared = {"cache_dir": str(tmp_path / "shared"), "objective": "npo"}
     one = run(memorised, tmp_path / "one", **shared)
     passes: list[int] = []
-    real = PrefixCache._computed
+    real = base_model_parts
 
-    def counting(self, rows, *others):
+    def counting(model, rows, *others, **more):
         passes.append(len(rows))
-        return real(self, rows, *others)
+        return real(model, rows, *others, **more)
 
-    monkeypatch.setattr(PrefixCache, "_computed", counting)
+    monkeypatch.setattr(prefix_engine, "base_model_parts", counting)
     two = run(memorised, tmp_path / "two", **shared)
     assert passes == []
     assert adapter(one).keys() == adapter(two).keys()
@@ -130,18 +132,18 @@ def test_what_cannot_be_cached_says_why_in_one_line(
     assert reason in lines[0]
 
 
-def test_an_architecture_that_gives_something_else_takes_the_plain_path(
+def test_an_architecture_that_gives_something_else_takes_the_plain_engine(
     memorised: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "grun")
-    real = PrefixCache.signals
+    real = PrefixEngine.signals
 
     def wrong(self, *args, **kwargs):
         side = real(self, *args, **kwargs)
         side.quantities["logps"].add_(0.01)
         return side
 
-    monkeypatch.setattr(PrefixCache, "signals", wrong)
+    monkeypatch.setattr(PrefixEngine, "signals", wrong)
     found = run(memorised, tmp_path / "out", steps=2)
     assert "prefix_cache" not in facts(found)
     assert "log-probabilities differ by 0.01" in caplog.text
@@ -149,9 +151,9 @@ def test_an_architecture_that_gives_something_else_takes_the_plain_path(
     def failing(self, *args, **kwargs):
         raise TypeError("no such argument\nand more")
 
-    monkeypatch.setattr(PrefixCache, "signals", failing)
-    run(memorised, tmp_path / "other", steps=2)
-    assert "cannot begin in the middle (TypeError: no such argument)" in caplog.text
+    monkeypatch.setattr(PrefixEngine, "signals", failing)
+    with pytest.raises(TypeError, match="no such argument"):
+        run(memorised, tmp_path / "other", steps=2)
 
 
 def test_a_resumed_run_reads_the_gates_of_its_checkpoint(memorised: Material, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from grun.models.encoding.templates import resolve_template
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.model import decoder_layers
 from grun.training.forward_engines.base_references import base_model_references
+from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.plain import PlainEngine
 from grun.training.loss.terms import Recipe, Weights
 from grun.training.objectives import needs_of, objectives, retain_losses
 from grun.training.pairs import paired_rows
@@ -47,7 +49,7 @@ def recipe(objective: Callable, weights: Weights, name: str = "gd") -> Recipe:
     return Recipe(objective, retain.target, needs_of(entry, retain), weights)
 
 
-def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path):
+def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path, engine: ForwardEngine | None = None):
     arguments = TrainingArguments(
         output_dir=str(folder), report_to="none", use_cpu=True, remove_unused_columns=False, max_steps=2, seed=0
     )
@@ -57,7 +59,7 @@ def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path):
         train_dataset=items(tuple(recipe.sides)),
         recipe=recipe,
         validate=lambda model: {"score": 0.0},
-        pad_token_id=3,
+        engine=PlainEngine(model, ROWS) if engine is None else engine,
     )
 
 
@@ -79,7 +81,7 @@ def test_the_loss_is_the_weighted_sum_by_hand(tmp_path: Path) -> None:
     data = items(("forget", "retain"))
     batch = [data[i] for i in range(4)]
     job = trainer(model, recipe(objectives.get("gd").target, weights), tmp_path)
-    found = job.compute_loss(model, JoinSides(3)(batch))
+    found = job.compute_loss(model, JoinSides(job.engine)(batch))
     forget, retain = ([item[side][0] for item in batch] for side in ("forget", "retain"))
     logits = []
     for row in [*forget, *retain]:

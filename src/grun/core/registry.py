@@ -12,10 +12,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
+from grun.core.choices import flag_of_kind
 from grun.core.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -79,16 +81,28 @@ class Registry(Generic[T]):
 
         return add
 
+    @contextmanager
+    def having(self, entry: Entry[T]) -> Iterator[None]:
+        """Inside, a leaf is registered that is not there before and after."""
+        self._scan()
+        self._entries[entry.name] = entry
+        try:
+            yield
+        finally:
+            del self._entries[entry.name]
+
     def get(self, name: str) -> Entry[T]:
         """The entry called `name`.
 
         Raises:
-            UserError: if there is none; the message suggests the nearest name and lists all of them.
+            UserError: if there is none; the message suggests the nearest name, lists all of them, and names the flag.
         """
         self._scan()
         if name not in self._entries:
+            flag = flag_of_kind(self.kind)
+            expected = f"{flag} expects one of" if flag else "Expected one of"
             choices = ", ".join(self.names())
-            raise UserError(f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} Available: {choices}.")
+            raise UserError(f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} {expected} {choices}.")
         return self._entries[name]
 
     def names(self) -> list[str]:

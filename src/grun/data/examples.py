@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grun.core.errors import UserError, nearest
+from grun.core.python_objects import python_object
 from grun.core.records import Example
 from grun.data.tables import Row, read_rows
 
@@ -58,7 +59,7 @@ def read_examples(source: str, *, columns: Mapping[str, str] | None = None, need
     Args:
         source: a `.jsonl`, `.json` (lines or one array), `.csv`, `.tsv` or `.parquet` file; or a hub id or the folder
             of a local copy of one, with an optional configuration and split: `name`, `name:config`,
-            `name:config:split` (`name::split` for a split alone).
+            `name:config:split` (`name::split` for a split alone); or a name that stands for rows in Python.
         columns: `field -> column` where the names cannot be guessed. Fields: prompt, answer, input, messages, text,
             subject, paraphrased_prompts, paraphrased_answer, perturbed_answers, alternative_answers.
         need_answers: False where only prompts are looked at: a column of them is enough, and `-` stands for the answers.
@@ -66,6 +67,9 @@ def read_examples(source: str, *, columns: Mapping[str, str] | None = None, need
     Raises:
         UserError: one line that names the file, the row and what is wrong with it.
     """
+    given = python_object(source)
+    if given and isinstance(given[0], Example):
+        return list(given)
     rows = read_rows(source)
     if not rows:
         raise UserError(f"{source} is empty: it holds no rows; expected one {EXPECTED} row per line.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.errors import UserError
+from grun.core.python_objects import PREFIX, python_object
 
 LONGEST_CELL = 2**31 - 1
 
@@ -31,6 +32,10 @@ def read_rows(source: str) -> list[Row]:
     Raises:
         UserError: if the source is missing, unreadable or broken; names the file and the row.
     """
+    if (given := python_object(source)) is not None:
+        return list(given)
+    if source.startswith(PREFIX):
+        raise UserError(f"{source} stands for rows that were given as Python objects; give them again, or name a file.")
     path = Path(source).expanduser()
     if path.is_file():
         return _read_file(path, source)

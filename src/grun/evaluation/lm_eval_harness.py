@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from grun.models.encoding.batching import pad_token_id
 from grun.models.forward import evaluating
-from grun.models.loading import load_adapter, model_folder
+from grun.models.loading.pretrained import load_adapter, model_folder
 from grun.models.scoring import TOKENS_PER_BATCH, Prompted, score_rows
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens of the prompt, tokens of the continuation

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grun.core.provenance import provenance
 from grun.core.records import Evidence, Score
 from grun.core.storage.atomic_files import write_json, write_text
-from grun.evaluation.evidence_store import row_key
 from grun.evaluation.intervals import interval, samples
+from grun.evaluation.measuring.evidence_store import row_key
 from grun.evaluation.metrics import metrics, summaries
 from grun.evaluation.scores import Results
 
@@ -43,7 +44,7 @@ class Found:
 
 
 def write_results(folder: Path, found: Found, facts: Mapping[str, Any], seed: int) -> None:
-    """Write `metrics.json` (values, intervals, reasons), `rows.jsonl` (every row) and `samples.json` (for comparisons).
+    """Write `metrics.json` (values, intervals, provenance), `rows.jsonl` (every row) and `samples.json` (for comparisons).
 
     Args:
         folder: of the run.
@@ -51,7 +52,7 @@ def write_results(folder: Path, found: Found, facts: Mapping[str, Any], seed: in
         facts: more to say in `metrics.json`, such as the model's name.
         seed: of the bootstrap.
     """
-    write_json(folder / VALUES, {**facts, **_values(found, seed)})
+    write_json(folder / VALUES, {**facts, **provenance(), **_values(found, seed)})
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(found))
     write_text(folder / ROWS, "".join(lines))
     write_json(folder / SAMPLES, _samples(found))

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from grun.core.config.jobs import ChatConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.evaluation.report.table import Answered, answers_table
 from grun.models.encoding.encode import encode_prompt
-from grun.models.encoding.templates import Template, resolve_template
-from grun.models.forward import adapters_off, context_length, gates_of_last_call
+from grun.models.forward import adapters_off, gates_of_last_call
 from grun.models.generation import greedy
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.loaded import load
+from grun.models.loading.pretrained import load_adapter
+from grun.models.row_encoder import RowEncoder
 
 
 def chat(config: ChatConfig) -> None:
@@ -32,17 +32,14 @@ def chat(config: ChatConfig) -> None:
     """
     if not config.adapter:
         raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
-    base, tokenizer = load_model_and_tokenizer(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
-    )
-    model = load_adapter(base, config.adapter)
-    template = resolve_template(config.template, tokenizer)
+    base = load(config.model, config, template=config.template)
+    model = load_adapter(base.model, config.adapter)
     console = Console()
     for prompt in config.prompt or _typed():
         if not prompt.strip():
             raise UserError("--prompt is empty, expected a question.")
         try:
-            answers = _answers(model, tokenizer, template, prompt, config.max_new_tokens)
+            answers = _answers(model, base.encoder, prompt, config.max_new_tokens)
         except UserError as error:
             if config.prompt:
                 raise
@@ -64,11 +61,10 @@ def _typed() -> Iterator[str]:
             yield line.strip()
 
 
-def _answers(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, template: Template, prompt: str, max_new_tokens: int
-) -> dict[str, str]:
+def _answers(model: PeftModel, encoder: RowEncoder, prompt: str, max_new_tokens: int) -> dict[str, str]:
     """The answers, by subject; the unlearned one's name says how far each gate is open."""
-    ids = [encode_prompt(Example(prompt, "-"), tokenizer, template, context_length(model))]
+    tokenizer = encoder.tokenizer
+    ids = [encode_prompt(Example(prompt, "-"), tokenizer, encoder.template, encoder.max_length)]
     with adapters_off(model):
         before = greedy(model, tokenizer, ids, max_new_tokens, 1)[0]
     after = greedy(model, tokenizer, ids, max_new_tokens, 1)[0]

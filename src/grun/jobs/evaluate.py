@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["evaluate"]
 
-import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +17,36 @@ from torch import nn
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
-from grun.core.storage.content_hash import content_of_folder, content_of_model, subject_folder
+from grun.core.storage.content_hash import content_of_folder, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
-from grun.evaluation.evidence_store import EvidenceStore
-from grun.evaluation.measure import HOLDOUT, measure
+from grun.evaluation.measuring.evidence_store import EvidenceStore
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.plan import HOLDOUT
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.report.table import before_after_table, in_the_table, show_whole, summary_lines, to_markdown
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
-from grun.models.encoding.templates import resolve_template
-from grun.models.forward import longest_row
-from grun.models.loading import adapter_folder, load_adapter, load_model_and_tokenizer
+from grun.models.loading.loaded import LoadedModel, content_if_given, load
+from grun.models.loading.pretrained import adapter_folder, load_adapter
 
 logger = logging.getLogger("grun")
 EVIDENCE = "evidence"
 LONGEST_ANSWER = 200  # tokens, as in TOFU
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """A model to measure: with its adapters, or with them off; `base` is the model before unlearning if it is another."""
-
-    model: nn.Module
-    adapters: bool
-    base: nn.Module | None
-    store: EvidenceStore
-
-
-def evaluate(config: EvaluateConfig) -> Path:
+def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     """Run an evaluation job: measure the model (unless it is left out), and the model with the adapter, on every split.
 
     Writes `metrics.json` (values, rows behind them, 95 % intervals, reasons of what is missing), `rows.jsonl` (every row
     with its answers and values before and after), `samples.json` (for `grun compare`), `table.md` and `figures/`, and shows
     the table.
+
+    Args:
+        config: of the job.
+        show: print the table.
 
     Returns:
         The directory of the run.
@@ -64,62 +59,51 @@ def evaluate(config: EvaluateConfig) -> Path:
     retain_log = _retain_log(config)
     check_metrics(config.metrics, data, retain_log is not None)
     join_processes(config.device)
-    everything = fingerprint({**data.splits, HOLDOUT: data.holdout})
+    everything = fingerprint({**data.splits, HOLDOUT: data.holdout}) + content_if_given(config.model)
     run = RunDirectory.open(config.output, config, "evaluate", config.overwrite, data=everything)
     wait()
     if run.is_complete:
         logger.info("%s is complete already; nothing to do.", run.path)
         return run.path
     started = time.monotonic()
-    subjects, settings = _prepared(config, data, run)
+    needs = needs_of_metrics(names, summaries=not config.metrics)
+    subjects, settings = _prepared(config, data, needs, run)
     if is_main():
         run.start()
     wait()
-    settings |= {"needs": needs_of_metrics(names, summaries=not config.metrics), "retain_log": retain_log}
     evidence = {
-        name: measure(
-            one.model,
-            splits=data.splits,
-            adapters=one.adapters,
-            base=one.base,
-            store=one.store,
-            label=name,
-            **settings,
+        one.label: measure(
+            one, data.splits, settings, forget_split=data.forget, holdout=data.holdout, retain_log=retain_log
         )
-        for name, one in subjects.items()
+        for one in subjects
     }
     if is_main():
         scores = {subject: score(own, names) for subject, own in evidence.items()}
         sums = {} if config.metrics else {subject: summarise(own, data.utility) for subject, own in evidence.items()}
-        _write(run, config, data, Found(evidence, scores, sums))
+        _write(run, config, data, Found(evidence, scores, sums), show)
         run.mark_complete(time.monotonic() - started)
     wait()
     return run.path
 
 
-def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tuple[dict[str, _Subject], dict[str, Any]]:
-    """The models, loaded, by subject; and what is the same for all of them. Nothing is written."""
-    model, tokenizer = load_model_and_tokenizer(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        quantize=config.quantize,
+def _prepared(
+    config: EvaluateConfig, data: ToMeasure, needs: frozenset[str], run: RunDirectory
+) -> tuple[Sequence[Subject], MeasureSettings]:
+    """The models, loaded, and the settings for all of them. Nothing is written."""
+    base = _loaded(config.model, config)
+    model, tokenizer = base.model, base.tokenizer
+    content = base.content() if config.cache else None
+    settings = MeasureSettings(
+        template=base.template,
+        needs=needs,
+        tokens_per_batch=config.tokens_per_batch,
+        max_new_tokens=config.max_new_tokens or LONGEST_ANSWER,
+        answer_tokens=data.answer_tokens if config.max_new_tokens is None else {},
+        max_length=base.max_length,
     )
-    content = content_of_model(model) if config.cache else None
-    settings: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "forget_split": data.forget,
-        "template": resolve_template(config.template, tokenizer),
-        "holdout": data.holdout,
-        "tokens_per_batch": config.tokens_per_batch,
-        "max_new_tokens": config.max_new_tokens or LONGEST_ANSWER,
-        "answer_tokens": data.answer_tokens if config.max_new_tokens is None else {},
-        "max_length": longest_row(model, config.max_length),
-    }
     decisive = {
-        "template": settings["template"],
-        "max_length": settings["max_length"],
+        "template": settings.template,
+        "max_length": settings.max_length,
         "dtype": config.dtype,
         "quantize": config.quantize,
         "device": model.device.type,
@@ -129,19 +113,23 @@ def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tup
         return EvidenceStore(run.path / EVIDENCE / name, subject_folder([content, *contents], decisive))
 
     before = store("before")
-    adapted, own_content = (None, None) if config.adapter is None else _adapted(config, model)
-    subjects = {}
+    adapted, own_content = _adapted(config, model)
+    subjects = []
     if config.before or adapted is None:
         plain = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
-        subjects["before"] = _Subject(plain, False, None, before)
+        subjects.append(Subject(plain, tokenizer, "before", adapters=False, store=before))
     if adapted is not None:
-        base = None if isinstance(adapted, PeftModel) else model
-        subjects["after"] = _Subject(adapted, True, base, store("after", own_content))
+        other = None if isinstance(adapted, PeftModel) else model
+        subjects.append(Subject(adapted, tokenizer, "after", base=other, store=store("after", own_content)))
     return subjects, settings
 
 
-def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found) -> None:
-    """Write and show everything."""
+def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:
+    return load(name, config, template=config.template, max_length=config.max_length, quantize=config.quantize)
+
+
+def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found, show: bool) -> None:
+    """Write everything, and show it if asked."""
     for split, evidence in found.splits.items():
         cut = sum(row.truncated for row in evidence.rows)
         if cut:
@@ -154,6 +142,8 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
     shown = found.scores if config.metrics else in_the_table(found.scores, data.shown)
     lines = summary_lines(found.summaries)
     run.write_text("table.md", to_markdown(shown) + "".join(f"\n{line}\n" for line in lines))
+    if not show:
+        return
     show_whole(before_after_table(shown))
     console = Console()
     for line in lines:
@@ -173,19 +163,18 @@ def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
     return EvidenceStore(folder)
 
 
-def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module, str | None]:
-    """The model with the adapter, or the whole model that the folder holds (full fine-tuning); and its content."""
+def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str | None]:
+    """The model with the adapter, or the whole model that the folder holds (full fine-tuning); and its content.
+
+    Without an adapter in the settings there is none, unless the caller's own model has one.
+    """
+    if config.adapter is None:
+        return (model if isinstance(model, PeftModel) else None), None
     folder = Path(str(config.adapter))
     holds_adapter = any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter"))
     for whole in (folder, folder / "model"):
         if (whole / "config.json").is_file() and not holds_adapter:
-            other = load_model_and_tokenizer(
-                str(whole),
-                dtype=config.dtype,
-                device=config.device,
-                trust_remote_code=config.trust_remote_code,
-                quantize=config.quantize,
-            )[0]
-            return other, content_of_model(other) if config.cache else None
+            other = _loaded(str(whole), config)
+            return other.model, other.content() if config.cache else None
     content = content_of_folder(adapter_folder(str(config.adapter))) if config.cache else None
     return load_adapter(model, str(config.adapter)), content

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -33,12 +32,14 @@ from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.inputs.finetuning import load_rows
-from grun.models.encoding.batching import collate, pad_token_id
+from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded, encode, truncation_report
-from grun.models.encoding.templates import QA, Template, resolve_template
-from grun.models.forward import longest_row, side_signals
-from grun.models.from_scratch import learn_tokenizer, small_llama
-from grun.models.loading import load_model_and_tokenizer, resolve_device
+from grun.models.encoding.templates import QA, resolve_template
+from grun.models.forward import side_signals
+from grun.models.loading.from_scratch import learn_tokenizer, small_llama
+from grun.models.loading.loaded import LoadedModel, load
+from grun.models.loading.pretrained import resolve_device
+from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.interruption import StopCleanly, train_or_resume
 from grun.training.progress import ProgressBar, quiet_trainer
@@ -67,23 +68,24 @@ def finetune(config: FinetuneConfig) -> Path:
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
         return target
-    model, tokenizer, template, encoded = _prepared(config, rows)
+    base, encoded = _prepared(config, rows)
+    model: Any = base.model
     report = truncation_report(encoded)
     if report:
         logger.warning(report)
     run.start()
     started = time.monotonic()
-    trainer = _trainer(config, model, encoded, pad_token_id(tokenizer), run)
+    trainer = _trainer(config, model, encoded, base.encoder.pad, run)
     train_or_resume(trainer, run)
     with atomic_directory(target) as directory:
         model.save_pretrained(str(directory))
-        tokenizer.save_pretrained(str(directory))
+        base.tokenizer.save_pretrained(str(directory))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = {
         "rows": len(rows),
         "tokens": sum(len(row.input_ids) for row in encoded),
         "truncated_rows": sum(row.truncated > 0 for row in encoded),
-        "template": template.name,
+        "template": base.template.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.state.global_step,
         "loss": losses[-1] if losses else None,
@@ -93,17 +95,17 @@ def finetune(config: FinetuneConfig) -> Path:
     return target
 
 
-def _prepared(
-    config: FinetuneConfig, rows: Sequence[Example]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Template, list[Encoded]]:
-    """Model, tokenizer, template and encoded rows; all that can be wrong with the input is found here."""
+def _prepared(config: FinetuneConfig, rows: Sequence[Example]) -> tuple[LoadedModel, list[Encoded]]:
+    """The model and its encoded rows; all that can be wrong with the input is found here."""
     if config.model is not None:
-        model, tokenizer = load_model_and_tokenizer(
-            config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        base = load(
+            config.model,
+            config,
+            template=config.template,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
         )
-        template = resolve_template(config.template, tokenizer)
-        longest = longest_row(model, config.max_length)
-        return model, tokenizer, template, [encode(row, tokenizer, template, longest) for row in rows]
+        return base, [encode(row, base.tokenizer, base.template, base.max_length) for row in rows]
     device = resolve_device(config.device)
     pattern = config.template if "{prompt}" in config.template else QA
     tokenizer = learn_tokenizer(_texts(rows, pattern), config.vocab_size)
@@ -120,7 +122,8 @@ def _prepared(
         seed=config.seed,
     )
     placed: Any = scratch.to(device)  # type: ignore[arg-type]
-    return placed, tokenizer, template, [encode(row, tokenizer, template, context) for row in rows]
+    base = LoadedModel(placed, RowEncoder(tokenizer, template, context, config.batch_size, device))
+    return base, [encode(row, tokenizer, template, context) for row in rows]
 
 
 def _texts(rows: Sequence[Example], pattern: str) -> list[str]:

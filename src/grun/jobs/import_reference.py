@@ -19,7 +19,7 @@ from grun.core.errors import UserError
 from grun.core.storage.atomic_files import atomic_directory, sha256
 from grun.core.storage.run_directory import RunDirectory
 from grun.models.gates.features import held_gates
-from grun.models.loading import load_model_and_tokenizer
+from grun.models.loading.loaded import load
 from grun.models.tuner.config import GrunConfig
 
 FILE = re.compile(r"intkey_layer\.(\d+)\.comp\.block_output\.unit\.pos\.nunit\.1#0\.bin")
@@ -50,9 +50,7 @@ def import_reference(config: ImportConfig) -> Path:
         return target
     started = time.monotonic()
     settings = _settings(states, files)
-    model, _ = load_model_and_tokenizer(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
-    )
+    model = load(config.model, config).model
     width, found = model.config.get_text_config().hidden_size, next(iter(states.values()))["weight"].shape[1]
     if width != found:
         raise UserError(

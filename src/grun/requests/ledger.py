@@ -31,6 +31,8 @@ from grun.requests.ledger_record import (
     ACTIVE,
     SUSPENDED,
     WITHDRAWN,
+    BaseModel,
+    LedgerCalibration,
     Request,
     checked_base,
     checked_calibration,
@@ -49,15 +51,15 @@ class Ledger:
 
     Attributes:
         path: its directory.
-        base: identity of the base model: name, content (a hash), hidden_size, num_layers.
+        base: the base model; None until a request is added.
         requests: by id, in the order in which they were added.
-        calibration: what `grun request calibrate` promised, and for which requests.
+        calibration: the last calibration by `grun request calibrate`; None if there was none.
     """
 
     path: Path
-    base: dict[str, Any]
+    base: BaseModel | None
     requests: dict[str, Request]
-    calibration: dict[str, Any] | None = None
+    calibration: LedgerCalibration | None = None
 
     @classmethod
     def read(cls, path: str | Path, *, hub: bool = False) -> Ledger:
@@ -86,9 +88,8 @@ class Ledger:
             )
         try:
             requests = checked_requests(record.get("requests"))
-            return cls(
-                where, checked_base(record.get("base")), requests, checked_calibration(record.get("calibration"))
-            )
+            base = checked_base(record.get("base"), needed=bool(requests))
+            return cls(where, base, requests, checked_calibration(record.get("calibration")))
         except ValueError as error:
             raise UserError(
                 f"--ledger '{where}': its {RECORD} is damaged ({error}); restore it from a backup."
@@ -109,7 +110,7 @@ class Ledger:
             raise UserError(
                 f"--ledger '{where}' holds something else; name a ledger, or a directory that is new or empty."
             )
-        return cls(where, {}, {})
+        return cls(where, None, {})
 
     @contextmanager
     def changing(self) -> Iterator[Ledger]:
@@ -151,7 +152,7 @@ class Ledger:
     @property
     def uncovered(self) -> list[str]:
         """Requests in force that the last calibration knows nothing of; none if nothing was ever promised."""
-        return [] if self.calibration is None else [id for id in self.active if id not in self.calibration["requests"]]
+        return [] if self.calibration is None else [id for id in self.active if id not in self.calibration.requests]
 
     def get(self, id: str) -> Request:
         """A request.
@@ -241,8 +242,9 @@ class Ledger:
         request = self.get(id)
         before, after = CHANGES[change]
         if request.state == after or (before is not None and request.state != before) or request.state == WITHDRAWN:
-            since = request.history[-1]["when"]
-            raise UserError(f"request '{id}' is {request.state} since {since}, so there is nothing to {change}.")
+            raise UserError(
+                f"request '{id}' is {request.state} since {request.since}, so there is nothing to {change}."
+            )
         changed = replace(request, state=after, history=[*request.history, event(after)])
         return self.with_changed({id: changed})
 
@@ -255,7 +257,12 @@ class Ledger:
     def save(self) -> None:
         """Write the record, all of it or nothing."""
         requests = [asdict(request) for request in self.requests.values()]
-        record = {"format": FORMAT, "base": self.base, "requests": requests, "calibration": self.calibration}
+        record = {
+            "format": FORMAT,
+            "base": {} if self.base is None else asdict(self.base),
+            "requests": requests,
+            "calibration": None if self.calibration is None else self.calibration.record,
+        }
         try:
             files.write_json(self.path / RECORD, record)
         except OSError as error:
@@ -278,10 +285,10 @@ def change(ledger: str, id: str, what: str) -> Request:
 
 def say_uncovered(ledger: Ledger) -> None:
     """Warn that the guarantee for normal prompts does not hold for everything in force."""
-    if ledger.uncovered:
+    if ledger.calibration is not None and ledger.uncovered:
         logger.warning(
             "The calibration of %s does not cover %s: run `grun request calibrate` again.",
-            (ledger.calibration or {})["when"],
+            ledger.calibration.when,
             ", ".join(ledger.uncovered),
         )
 

@@ -1,4 +1,4 @@
-"""What `ledger.json` says of one request, checked when it is read: a ledger may come from a repository, or from a merge."""
+"""The records of `ledger.json`, checked when they are read: a ledger may come from a repository, or from a merge."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ __all__ = [
     "ID",
     "SUSPENDED",
     "WITHDRAWN",
+    "BaseModel",
+    "LedgerCalibration",
     "Request",
     "checked_base",
     "checked_calibration",
@@ -17,7 +19,7 @@ __all__ = [
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,6 +28,52 @@ STATES = (ACTIVE, SUSPENDED, WITHDRAWN)
 ID = r"[a-z0-9][a-z0-9-]*"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 BASE = {"name": str, "content": (str, type(None)), "hidden_size": int, "num_layers": int}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that the adapters of a ledger were learnt on.
+
+    Attributes:
+        name: hub id or folder; it may move.
+        content: hash of its files, or the commit of a hub repository; None if neither is known.
+        hidden_size, num_layers: shape of the model.
+    """
+
+    name: str
+    content: str | None
+    hidden_size: int
+    num_layers: int
+
+    def is_same(self, other: BaseModel) -> bool:
+        """Whether both are one model, wherever its folder is."""
+        return replace(self, name="") == replace(other, name="")
+
+
+@dataclass(frozen=True)
+class LedgerCalibration:
+    """The last calibration of the requests in force.
+
+    Attributes:
+        alpha, delta: the guarantee (see `grun.models.gates.guarantee.Guarantee`).
+        dtype: dtype that it holds in.
+        when: time (UTC, ISO 8601).
+        requests: ids of the requests that it covers.
+        record: the whole entry of `ledger.json`, with the numbers of prompts.
+    """
+
+    alpha: float
+    delta: float
+    dtype: str
+    when: str
+    requests: tuple[str, ...]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> LedgerCalibration:
+        """The calibration that an entry of `ledger.json` records."""
+        alpha, delta, dtype, when = (record[name] for name in ("alpha", "delta", "dtype", "when"))
+        return cls(alpha, delta, dtype, when, tuple(record["requests"]), record)
 
 
 @dataclass(frozen=True)
@@ -58,6 +106,31 @@ class Request:
     thresholds: list[float] | None = None
     kept: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def since(self) -> str:
+        """Time (UTC, ISO 8601) at which it came into its present state."""
+        return self.history[-1]["when"]
+
+    @property
+    def rows(self) -> int:
+        """Number of its rows."""
+        return int(self.data["rows"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of its rows, whatever their order."""
+        return str(self.data["fingerprint"])
+
+    @property
+    def forget_probability_before(self) -> float:
+        """Answer probability of its rows under the base model, measured when it was added."""
+        return float(self.metrics["in_force"]["new"]["probability_before"])
+
+    @property
+    def forget_probability(self) -> float:
+        """The same with everything in force."""
+        return float(self.metrics["in_force"]["new"]["probability"])
+
 
 def checked_requests(given: Any) -> dict[str, Request]:
     """Requests by id, in order.
@@ -74,19 +147,19 @@ def checked_requests(given: Any) -> dict[str, Request]:
     return found
 
 
-def checked_base(given: Any) -> dict[str, Any]:
-    """The base model's identity; empty where there is none yet.
+def checked_base(given: Any, *, needed: bool) -> BaseModel | None:
+    """The base model; None where there is none yet, which is wrong if it is `needed`.
 
     Raises:
         ValueError: saying what is wrong with it.
     """
     base: dict[str, Any] = _of(given, dict, "base")
-    for name, kind in BASE.items() if base else ():
-        _of(base.get(name), kind, f"base: {name}")
-    return base
+    if not base and not needed:
+        return None
+    return BaseModel(**{name: _of(base.get(name), kind, f"base: {name}") for name, kind in BASE.items()})
 
 
-def checked_calibration(given: Any) -> dict[str, Any] | None:
+def checked_calibration(given: Any) -> LedgerCalibration | None:
     """The last calibration, if there was one.
 
     Raises:
@@ -101,7 +174,7 @@ def checked_calibration(given: Any) -> dict[str, Any] | None:
         _number(found.get(name), f"calibration: {name}")
     for id in _of(found.get("requests"), list, "calibration: requests"):
         _of(id, str, "calibration: requests")
-    return found
+    return LedgerCalibration.of(found)
 
 
 def _request(record: Mapping[str, Any], where: str) -> Request:

@@ -19,26 +19,25 @@ import re
 import shutil
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
-from grun.core.storage.run_directory import FEATURES
+from grun.core.storage.run_directory import FEATURES, holds_run
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
-from grun.jobs.inputs.unlearning import load_unlearning_rows
+from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
-from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
+from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member
-from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
-from grun.requests.ledger_record import ADAPTER_FILES, ID
+from grun.requests.ledger_record import ADAPTER_FILES, ID, LedgerCalibration
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
@@ -67,23 +66,24 @@ def add(config: RequestConfig) -> str:
     found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
-    check_base(ledger, base, config.model)
+    check_base(ledger, base)
     with ledger.changing() as now:
-        check_base(now, base, config.model)
+        check_base(now, base)
         now = dataclasses.replace(now, base=now.base if now.requests else base)
         now.save()  # from here on what is missing was lost
         id = _new_id(now, config.id)
         for known in now.requests.values():
-            if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
+            if known.state != WITHDRAWN and known.fingerprint == found["fingerprint"]:
                 raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
-        key = json.dumps([settings, fingerprint(vars(data))], sort_keys=True)
-        work = now.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+        work = _work(now, UnlearnConfig(**settings), fingerprint(vars(data)))
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
-        metrics["in_force"] = measured(now, folders, config, data.forget, data.validation or data.retain)
+        in_force = measured(now, folders, config, data.forget, data.validation or data.retain)
+        metrics |= provenance()
+        metrics["in_force"] = {name: dataclasses.asdict(one) for name, one in in_force.items()}
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
         changed = now.with_request(
@@ -93,7 +93,7 @@ def add(config: RequestConfig) -> str:
             features=work / FEATURES if config.keep_features else None,
         )
         shutil.rmtree(work, ignore_errors=True)
-    say_crossing(id, metrics["in_force"])
+    say_crossing(id, in_force)
     say_uncovered(changed)
     return id
 
@@ -140,6 +140,23 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
     return found
 
 
+def _work(ledger: Ledger, job: UnlearnConfig, data: str) -> Path:
+    """The directory in which an adapter is learnt: that of an interrupted `add` of the same rows with the same settings.
+
+    Args:
+        ledger: that the adapter is for.
+        job: settings of the run, presets not filled in.
+        data: fingerprint of its rows.
+    """
+    key = json.dumps([dataclasses.asdict(job), data], sort_keys=True)
+    work = ledger.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+    if work.exists():
+        return work
+    wanted, usual = with_presets(job), usual_settings(job)  # an older version, with fewer settings, had another key
+    others = sorted(work.parent.glob("*"))
+    return next((one for one in others if holds_run(one, wanted, "unlearn", data=data, usual=usual)), work)
+
+
 def _check_text(why: str) -> None:
     try:
         why.encode()
@@ -165,14 +182,14 @@ def _new_id(ledger: Ledger, asked: str | None) -> str:
     return asked
 
 
-def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
+def calibrate_active(config: CalibrateRequestsConfig) -> LedgerCalibration:
     """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
 
     Gates are placed by the thresholds that they were learnt with, which know nothing of these prompts. Requests that are added
     or resumed later are not covered until this is done again; those that are suspended or withdrawn only lower the share.
 
     Returns:
-        What was found, as `grun calibrate` writes it; kept in the ledger.
+        The calibration as the ledger records it.
 
     Raises:
         UserError: as `grun calibrate` does; if no request is active.
@@ -180,22 +197,23 @@ def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
     guarantee, normal = promised(config)
     forget = prompts_of(config.forget, config)
     with Ledger.read(config.ledger).changing() as now:
-        check_base(now, identity(config.model, config.trust_remote_code), config.model)
+        check_base(now, identity(config.model, config.trust_remote_code))
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
         normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
-        model, tokenizer = loaded(now, {id: now.adapter(id) for id in now.active}, config)
-        rows = RowEncoder.of(model, tokenizer, config)
-        threshold_G, found = calibrated(model, rows, normal, learnt_places(model), guarantee)
+        model, rows = loaded(now, {id: now.adapter(id) for id in now.active}, config)
+        found = calibrated(model, rows, normal, learnt_places(model), guarantee)
         if forget:
-            found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
+            found = found.with_forget(logits_of_prompts(model, rows, forget))
+        record = found.as_json()
         for name in ("thresholds", "places", "deviations"):
-            del found[name]  # of gates in the order of the stack; every request has its own thresholds
-        found |= {"requests": list(now.active), **event("calibrated")}
+            del record[name]  # of gates in the order of the stack; every request has its own thresholds
+        record |= {"requests": list(now.active), **event("calibrated"), **provenance()}
+        calibration = LedgerCalibration.of(record)
         changed = {
-            id: dataclasses.replace(now.get(id), thresholds=threshold_G[own].tolist())
+            id: dataclasses.replace(now.get(id), thresholds=[found.thresholds[gate] for gate in own])
             for id, own in gates_by_member(model).items()
         }
-        dataclasses.replace(now, calibration=found).with_changed(changed)
+        dataclasses.replace(now, calibration=calibration).with_changed(changed)
     say(found)
-    return found
+    return calibration

@@ -15,28 +15,29 @@ from transformers import Trainer
 
 from grun.core.distributed import all_true, gathered
 from grun.core.errors import TrainingDiverged
-from grun.core.records import Batch, LossTerms, SideSignals
-from grun.models.encoding.batching import collate
+from grun.core.records import LossTerms
 from grun.models.encoding.encode import Encoded
-from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.tuner.model import decoder_layers
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.models.forward import gates_of_last_call
+from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.loss.dual_variable import DualVariable
 from grun.training.loss.terms import Recipe, loss_terms, split_sides
 
 
 @dataclass(frozen=True)
 class JoinSides:
-    """Collator: the rows of all sides in one batch, so that a step is one forward pass."""
+    """Collator: the rows of all sides in one batch, so that a step is one forward pass.
 
-    pad_token_id: int
-    prefix: PrefixCache | None = None
+    Attributes:
+        engine: makes the batch.
+    """
+
+    engine: ForwardEngine
 
     def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
         sides = list(items[0])
         rows = [item[side][0] for side in sides for item in items]
         return {
-            **(self._whole(rows) if self.prefix is None else self._cut(rows, self.prefix)),
+            **self.engine.batch(rows),
             "sides": sides,
             "references": {
                 side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
@@ -48,30 +49,14 @@ class JoinSides:
             },
         }
 
-    def _whole(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        batch = collate(rows, self.pad_token_id)
-        return {
-            "input_ids": batch.input_ids_BT,
-            "attention_mask": batch.attention_mask_BT,
-            "labels": batch.labels_BT,
-            "prompt_lengths": batch.prompt_lengths_B,
-        }
-
-    @staticmethod
-    def _cut(rows: Sequence[Encoded], prefix: PrefixCache) -> dict[str, Any]:
-        batch = prefix.batch(rows)
-        tokens_N = torch.cat([part.ids_BC.flatten() for part in batch.parts])
-        return {"input_ids": tokens_N, "batch": batch}  # the first is what transformers counts
-
 
 class UnlearnTrainer(Trainer):
     """`transformers.Trainer` for a recipe of unlearning.
 
     Args:
-        recipe: what is minimised.
+        recipe: the loss that is minimised.
         validate: called with the model at every evaluation; returns metrics (without the `eval_` prefix), among them `score`.
-        pad_token_id: fills rows up to the width of their batch.
-        prefix: what is known of the rows already; None to run whole rows through the whole model.
+        engine: makes batches of rows and runs them through the model.
         **kwargs: passed on to `transformers.Trainer`. A `DualVariable` among the callbacks sets the weight of the retain loss.
     """
 
@@ -80,21 +65,15 @@ class UnlearnTrainer(Trainer):
         *,
         recipe: Recipe,
         validate: Callable[[nn.Module], dict[str, float]],
-        pad_token_id: int,
-        prefix: PrefixCache | None = None,
+        engine: ForwardEngine,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=JoinSides(pad_token_id, prefix), **kwargs)
-        self.prefix = prefix
+        super().__init__(data_collator=JoinSides(engine), **kwargs)
+        self.engine = engine
         self.recipe = recipe
         self.validate = validate
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, float] = {}
-        self._observed: nn.Module | None = None
-        if recipe.hidden_layer is not None:
-            model: Any = kwargs["model"]
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            self._observed = decoder_layers(base)[1][recipe.hidden_layer]
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         """Items come in the order that they were paired in, which is already seeded."""
@@ -120,21 +99,13 @@ class UnlearnTrainer(Trainer):
         Raises:
             TrainingDiverged: if it is not finite, before any weight changes.
         """
-        joined = self._signals(model, inputs)
+        joined = self.engine.signals(model, inputs, self.recipe.wanted())
         sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
         gates = gates_of_last_call(model) if self.recipe.weights.gate else None
         loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
         if not all_true(bool(torch.isfinite(loss))):
             raise TrainingDiverged(f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}")
         return loss
-
-    def _signals(self, model: nn.Module, inputs: dict[str, Any]) -> SideSignals:
-        """What the model says about the answers of all sides."""
-        wanted = self.recipe.wanted()
-        if self.prefix is not None:
-            return self.prefix.signals(inputs["batch"], wanted)
-        batch = Batch(*(inputs[k] for k in ("input_ids", "attention_mask", "labels", "prompt_lengths")))
-        return side_signals(model, batch, wanted=wanted, layer=self._observed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One step of gradients.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cache_directory", "content_of_folder", "content_of_model", "subject_folder"]
+__all__ = ["cache_directory", "content_of_folder", "content_of_model", "content_of_weights", "subject_folder"]
 
 import hashlib
 import json
@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 import grun
@@ -36,6 +38,18 @@ def content_of_model(model: PreTrainedModel) -> str | None:
         return _digest_of_folder(folder)
     commit = getattr(model.config, "_commit_hash", None)
     return f"{model.name_or_path}@{commit}" if commit else None
+
+
+def content_of_weights(model: nn.Module) -> str:
+    """A hash of the weights that a model holds in memory, their names and shapes, and its configuration."""
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if config is not None:
+        digest.update(config.to_json_string().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    return f"weights {digest.hexdigest()}"
 
 
 def content_of_folder(folder: str, files: Sequence[str] = ("*",)) -> str | None:

@@ -37,10 +37,10 @@ def fictional(
 ) -> Benchmark:
     """Invented people with facts, and general knowledge, in four splits.
 
-    `forget` and `retain` are for unlearning. `retain_heldout` (people) and `general` (arithmetic, days, months, opposites)
-    are trained into the target model but never shown to unlearning. `holdout` (as many people as `forget`) is shown to no
-    model. Every training phrasing of a question is a row of its own. All rows carry two phrasings that are never trained on
-    as `paraphrased_prompts`.
+    `forget` and `retain` are for unlearning; `retain_heldout` (people) and `general` (arithmetic, days, months, opposites) are
+    trained into the target model but never shown to unlearning; `holdout` (as many people as `forget`) is shown to no model.
+    Every training phrasing of a question is a row of its own; all rows carry two phrasings that are never trained on as
+    `paraphrased_prompts`.
 
     Args:
         people: number of people, 3 to 400.
@@ -48,7 +48,7 @@ def fictional(
         phrasings: phrasings of each question that are trained on, 1 to 3.
         forget_share: share of the people to forget.
         heldout_share: share of the people kept out of unlearning.
-        seed: decides the names, the facts and the split of each person.
+        seed: decides names, facts and who is in which split.
 
     Raises:
         UserError: if a number is out of its range or leaves a split without people.

@@ -1,8 +1,8 @@
 """`muse`: six-way evaluation of unlearning news articles or books (Shi et al. 2024, arXiv 2407.06460).
 
-One evaluation gives verbatim memorisation, knowledge memorisation (of the forgotten and of the kept texts) and privacy
-leakage. Scalability and sustainability are the same values after unlearning larger forget sets (`forget=scal_1` to `scal_4`)
-and after several requests in a row (`forget=sust_1` to `sust_4`).
+Verbatim memorisation, knowledge memorisation (of what is forgotten and of what is kept) and privacy leakage come from one
+evaluation; scalability and sustainability are the same after unlearning larger forget sets (`forget=scal_1` to `scal_4`) and
+after several requests in a row (`forget=sust_1` to `sust_4`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from grun.data.tables import read_rows
 CORPORA = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 FORGET_SETS = ("forget", *(f"{kind}_{i}" for kind in ("scal", "sust") for i in (1, 2, 3, 4)))
 CONTINUATION, ANSWER = 128, 32  # longest greedy answers, in tokens
-STOPS = ("\n\n", "\nQuestion", "Question:")  # a base model continues with questions of its own
+STOPS = ("\n\n", "\nQuestion", "Question:")  # a base model goes on with questions of its own
 
 
 @benchmarks.register("muse")
 def muse(*, data_dir: str | Path | None = None, corpus: str = "news", forget: str = "forget") -> Benchmark:
     """MUSE's news articles or books.
 
-    Splits to unlearn with: `forget`, `retain` (`retain1` of the corpus). Splits to measure: `verbatim` (continuations of texts
-    of the forget set), `knowledge` and `retain_knowledge` (questions after a few answered ones), and `texts` of the forget
-    set, which attacks compare with `holdout`.
+    Splits to unlearn with: `forget`, `retain` (`retain1` of the corpus). Splits to look at: `verbatim` (continue a text of the
+    forget set), `knowledge` and `retain_knowledge` (questions after a few answered ones), and `texts` of the forget set, which
+    attacks compare with `holdout`. Scalability and sustainability are the same after unlearning other forget sets
+    (`forget=scal_3`, `forget=sust_3`).
 
     Args:
         data_dir: folder with a copy of the data set, a folder per subset and a file per split: `raw/forget`, `raw/retain1`,
@@ -40,10 +41,10 @@ def muse(*, data_dir: str | Path | None = None, corpus: str = "news", forget: st
             `privleak/forget`, `privleak/holdout`, `scal/forget_1`, `sust/forget_1`; JSON lines, JSON, CSV or Parquet.
             Without it, the hub's `muse-bench/MUSE-News` or `MUSE-Books` is loaded.
         corpus: news or books.
-        forget: the set to unlearn: forget, scal_1 to scal_4 or sust_1 to sust_4.
+        forget: what to unlearn: forget, scal_1 to scal_4 or sust_1 to sust_4.
 
     Raises:
-        UserError: for an unknown option; also when a split is read, for a missing file or column.
+        UserError: for an unknown option; when a split is read, for a missing file or column.
     """
     for option, value, known in (("corpus", corpus, CORPORA), ("forget", forget, FORGET_SETS)):
         if value not in known:
@@ -80,7 +81,7 @@ def muse(*, data_dir: str | Path | None = None, corpus: str = "news", forget: st
 
 
 def _source(data_dir: str | Path | None, hub: str, subset: str, split: str) -> Callable[[], str]:
-    """Place that a split is read from. It is looked for when the split is read, so files of unused splits may be missing."""
+    """Where a split is read from; asked when it is read, so that nobody needs files of splits that are not looked at."""
 
     def find() -> str:
         if data_dir is None:
@@ -100,7 +101,7 @@ def _texts(source: Callable[[], str]) -> list[Example]:
 
 
 def _whole_texts(source: Callable[[], str]) -> list[Example]:
-    """Texts whose answer is everything after the first word: attacks look at all tokens."""
+    """Texts of which all but the first word counts as the answer: attacks look at all tokens."""
     found = []
     for row in _texts(source):
         words = f"{row.prompt} {row.answer}" if not row.prompt[-1:].isspace() else row.prompt + row.answer
@@ -115,7 +116,7 @@ def _continuations(source: Callable[[], str]) -> list[Example]:
 
 
 def _answers(source: Callable[[], str], examples: Callable[[], str]) -> list[Example]:
-    """Questions, each preceded by the same few answered ones."""
+    """Questions, each after the same few answered ones."""
     shown = "".join(
         f"Question: {row.values.get('question')}\nAnswer: {row.values.get('answer')}\n\n"
         for row in read_rows(examples())

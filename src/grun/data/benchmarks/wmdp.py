@@ -36,7 +36,8 @@ LETTERS = "ABCDEFGHIJ"
 def wmdp(*, data_dir: str | Path | None = None, corpus: str = "bio") -> Benchmark:
     """WMDP's questions on biology, cybersecurity and chemistry, and MMLU; to unlearn, one of its corpora.
 
-    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `forget` and `retain` (running text of the corpus).
+    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `forget` and `retain` (running text of the corpus). Questions are
+    scored as the tasks of lm-evaluation-harness do it, without examples: the letters A to D as continuations.
 
     Args:
         data_dir: folder with files in WMDP's layout, a row per question with `question`, `choices` and `answer` (an index):

@@ -24,6 +24,9 @@ def accuracy(evidence: Evidence) -> Score:
 
     As `acc` of lm-evaluation-harness, which WMDP (arXiv 2403.03218) and MMLU (arXiv 2009.03300) are reported with. Of equally
     likely answers the first counts, as there.
+
+    Blind spot: a model that always prefers one letter is right a quarter of the time, and knowledge that only an open question
+    brings out does not count.
     """
     n = len(evidence.rows)
     values = []

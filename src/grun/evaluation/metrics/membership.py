@@ -43,8 +43,18 @@ def _attack(
         def tpr(evidence: Evidence) -> Score:
             return _scored(evidence, membership, tpr_at_low_fpr)
 
-        auc.__doc__ = membership.__doc__
-        tpr.__doc__ = f"Share of forget rows that it finds at 1 % false positives. {membership.__doc__}"
+        auc.__doc__ = (
+            f"{membership.__doc__}\n\n"
+            "The area under the ROC curve of the forget rows against rows of the same kind that no model saw (`holdout`). "
+            "0.5: the model gives nothing away.\n\n"
+            "Blind spot: 0 is as telling as 1. An answer made far less likely than a stranger's betrays that it was forgotten."
+        )
+        tpr.__doc__ = (
+            f"Share of forget rows that it finds at 1 % false positives. {membership.__doc__}\n\n"
+            "An attacker can act on it, where the area under the curve may be 0.5 on average (Carlini et al. 2022, arXiv "
+            "2112.03570).\n\n"
+            "Blind spot: with fewer than 100 hold-out rows, 1 % is none of them, and one row decides."
+        )
         common: dict[str, Any] = {"range": (0.0, 1.0), "forget": "lower", "normal": None, "on_request": slow}
         common["needs"] = (*needs, "holdout")
         metrics.register(name, label=f"MIA {label}", statistic=auroc, table=shown, **common)(auc)
@@ -116,6 +126,9 @@ def privleak(evidence: Evidence) -> Score:
     """Privacy leakage of MUSE: how far `1 - AUC` of Min-40% is from a retrained model's, in per cent (arXiv 2407.06460).
 
     0 is ideal. Far below: the forget rows are still recognised; far above: they are conspicuous for being forgotten.
+    Without `--retain-log` there is no value: 0.5 would be a guess.
+
+    Blind spot: a retrained model near 0 or 1 makes small differences large.
     """
     return _scored(evidence, _lowest_of_both, _privacy_leakage)
 

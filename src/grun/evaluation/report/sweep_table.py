@@ -26,7 +26,7 @@ class Finished:
         varied: settings that tell it from the others; none for a target model.
         target: name of the target model's own run.
         scores: values by split and metric; None where there is no value.
-        facts: of training: `trainable_parameters`, `seconds`, `peak_memory_mib`.
+        facts: of training: `trainable_parameters`, `seconds`, `peak_memory_mib`; and the provenance.
     """
 
     varied: Mapping[str, str]

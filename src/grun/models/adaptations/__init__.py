@@ -8,7 +8,7 @@ output of layers.
 
 from __future__ import annotations
 
-__all__ = ["SETTINGS", "adaptations", "with_presets"]
+__all__ = ["SETTINGS", "adaptations", "base_name", "with_presets"]
 
 import dataclasses
 from collections.abc import Callable
@@ -18,11 +18,17 @@ from torch import nn
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError, nearest
+from grun.core.python_objects import PREFIX
 from grun.core.registry import Registry
 
 Adapt = Callable[[nn.Module, UnlearnConfig], nn.Module]
 SETTINGS = ("rank", "layers", "gate", "gate_reads", "gate_layer", "edit_from", "fit_gate_first", "calibrate")
 adaptations: Registry[Adapt] = Registry("adaptation", "grun.models.adaptations")
+
+
+def base_name(config: UnlearnConfig) -> str | None:
+    """The base model's name for an adapter's configuration; None for a model that only the process knows."""
+    return None if config.model.startswith(PREFIX) else config.model
 
 
 def with_presets(config: UnlearnConfig) -> UnlearnConfig:

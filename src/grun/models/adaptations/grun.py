@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import SETTINGS, adaptations
+from grun.models.adaptations import SETTINGS, adaptations, base_name
 from grun.models.tuner.config import GrunConfig, parsed_layer
 
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
@@ -51,7 +51,7 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
         "gate_layer": None if config.gate_layer == -1 else config.gate_layer,
         "edit_from": config.edit_from,
     }
-    return make(**settings, init_seed=config.seed, base_model_name_or_path=config.model)
+    return make(**settings, init_seed=config.seed, base_model_name_or_path=base_name(config))
 
 
 @adaptations.register(

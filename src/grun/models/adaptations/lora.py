@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import adaptations
+from grun.models.adaptations import adaptations, base_name
 
 PRESET = {
     "rank": 8,
@@ -41,7 +41,7 @@ def _adapted(model: Any, config: UnlearnConfig, **settings: Any) -> PeftModel:
         r=config.rank,
         lora_alpha=2 * config.rank,
         target_modules="all-linear",
-        base_model_name_or_path=config.model,
+        base_model_name_or_path=base_name(config),
         **settings,
     )
     adapted: PeftModel = get_peft_model(model, lora_config)

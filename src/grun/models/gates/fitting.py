@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from grun.models.gates.features import GateFeatures, gate_logits, gates_of, joined
 from grun.models.gates.guarantee import LOW_QUANTILE, POSITION
-from grun.models.tuner.edit import Gate
+from grun.models.tuner.edit import Gate, is_open
 
 MAX_STEPS = 400
 CHECK_EVERY = 10
@@ -91,13 +91,13 @@ def set_thresholds(
     descending_NG = normal_NG.sort(dim=0, descending=True).values
     for exceeding in range(min(allowed, len(normal_NG) - 1), -1, -1):
         low_G = descending_NG[exceeding]
-        if int((normal_NG > low_G).any(1).sum()) <= allowed:
+        if int(is_open(normal_NG, low_G).any(1).sum()) <= allowed:
             break
     high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
     threshold_G = low_G + POSITION * (high_G - low_G).clamp_min(0.0)
     for gate, threshold in zip(gates, threshold_G, strict=True):
         gate.threshold.copy_(threshold)
-    return float((normal_NG > threshold_G).any(1).float().mean())
+    return float(is_open(normal_NG, threshold_G).any(1).float().mean())
 
 
 def _balanced_loss(gate: Gate, forget: GateFeatures, *normal: GateFeatures) -> Tensor:

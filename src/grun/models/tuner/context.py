@@ -69,8 +69,8 @@ class CallContext:
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
         complete: gates whose readings are those of the whole prompts already.
-        values: gate values (B,) that were computed from readings, by adapter and layer, and (B, N) of several adapters, by the
-            layer that holds their gates or reads them and their names. In decoding they are kept with the cache.
+        values: gate values (B,) times the adapter's scale, by adapter and layer, and (B, N) of several adapters, by the layer
+            that holds their gates or reads them and their names. In decoding they are kept with the cache.
         shut: adapters known to leave every row of this call alone; only looked for where nothing is trained.
     """
 

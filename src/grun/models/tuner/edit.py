@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal", "pooled", "windowed"]
+__all__ = ["Gate", "LowRankEdit", "compute_dtype", "gate_value", "is_open", "orthonormal", "pooled", "windowed"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +16,27 @@ from torch import Tensor, nn
 def compute_dtype(h: Tensor) -> torch.dtype:
     """The dtype that gates and edits compute in: float32, or that of the hidden states where it is wider."""
     return torch.promote_types(torch.float32, h.dtype)
+
+
+def is_open(logits: Tensor, threshold: Tensor) -> Tensor:
+    """Gates whose logit is above the threshold, as a bool tensor. NaN is open: a broken gate must not pass for a shut one.
+
+    Args:
+        logits: of any shape.
+        threshold: in logits; its shape broadcasts with that of the logits.
+    """
+    return ~(logits <= threshold)
+
+
+def gate_value(logits: Tensor, threshold: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """`scale * sigmoid(logit)` where the gate is open, exactly 0 where it is shut. NaN stays NaN.
+
+    Args:
+        logits: of any shape.
+        threshold: in logits; its shape broadcasts with that of the logits.
+        scale: factor of the adapter's edits; a tensor's shape broadcasts likewise.
+    """
+    return torch.where(is_open(logits, threshold), scale * torch.sigmoid(logits), 0.0)
 
 
 def orthonormal(free_DR: Tensor) -> Tensor:
@@ -168,5 +189,5 @@ class Gate(nn.Module):
         return x if i == len(self.layers) - 1 else torch.relu(x)
 
     def value(self, logits: Tensor) -> Tensor:
-        """Gate values in [0, 1] for logits of any shape. NaN stays NaN: a broken gate must not pass for a closed one."""
-        return torch.where(logits <= self.threshold, 0.0, torch.sigmoid(logits))
+        """Gate values in [0, 1] for logits of any shape (see `gate_value`)."""
+        return gate_value(logits, self.threshold)

@@ -15,7 +15,7 @@ from grun.core.errors import UserError
 from grun.models.tuner.batched import EditStack, GateStack
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.context import CallContext, Runtime
-from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype
+from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype, gate_value, is_open
 from grun.models.tuner.prompt_position import last_prompt_states
 
 NO_BOUNDARY = (
@@ -146,8 +146,8 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             return
         logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
         thresholds_N = torch.stack([gate.threshold for gate in _held(self.gates, names)])
-        open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut
-        call.shut.update(name for name, is_open in zip(names, open_N, strict=True) if not is_open)
+        open_N = is_open(logits_NB, thresholds_N[:, None]).any(1).tolist()
+        call.shut.update(name for name, opens in zip(names, open_N, strict=True) if not opens)
 
     def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
         """Read prompts with all gates in one product; False where they are too different for that, or there is only one."""
@@ -205,7 +205,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call)
         return out_BTD
 
-    def gate_value(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
+    def _factor(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
         """What this layer's edit is multiplied by (B,): the gate's value, 1 without a gate, times the adapter's scale."""
         config = self.configs[name]
         if config.gate == "none":
@@ -215,13 +215,14 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             raise UserError(NO_BOUNDARY)
         if (name, source) not in call.values or torch.is_grad_enabled():
             gate = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source)
-            call.values[name, source] = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device))
-        return config.scale * call.values[name, source].to(device)
+            logits_B = call.readings[name, source][:, 0].to(gate.threshold.device)
+            call.values[name, source] = gate_value(logits_B, gate.threshold, config.scale)
+        return call.values[name, source].to(device)
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
         rows, width, _ = h_BTD.shape
-        value_BT = self.gate_value(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
+        value_BT = self._factor(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
         span = call.span_on(h_BTD.device)
         if span is not None:
             after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
@@ -241,14 +242,14 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
 
     def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
-        """What edits are multiplied by (B, N), as `gate_value`; once for all layers where one shared gate each decides."""
+        """What edits are multiplied by (B, N), as `_factor`; once for all layers where one shared gate each decides."""
         configs = [self.configs[name] for name in names]
         sources = {None if config.gate == "none" else config.gate_layer for config in configs}
         source = None if len(sources) > 1 else sources.pop()
         key = (self.index if source is None else source, *names)
         if key not in call.values:
             if source is None:
-                values = [self.gate_value(name, call, len(h_BTD), h_BTD.device) for name in names]
+                values = [self._factor(name, call, len(h_BTD), h_BTD.device) for name in names]
                 call.values[key] = torch.stack(values, dim=1)
             elif any((name, source) not in call.readings for name in names):
                 raise UserError(NO_BOUNDARY)
@@ -257,7 +258,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 thresholds_N = torch.stack([gate.threshold for gate in _held(holder.gates, names)])
                 logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
                 scales_N = torch.tensor([config.scale for config in configs], device=logits_BN.device)
-                call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, scales_N * logits_BN.sigmoid())
+                call.values[key] = gate_value(logits_BN, thresholds_N, scales_N)
         return call.values[key].to(h_BTD.device)
 
     def _stack(self, kind: str, names: tuple[Any, ...], build: Callable[[], Any]) -> Any:
@@ -275,7 +276,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             return out_BTD
         rows, width, hidden = h_BTD.shape
         end_B = span.end_B - call.past
-        value_B = self.gate_value(name, call, rows, h_BTD.device)
+        value_B = self._factor(name, call, rows, h_BTD.device)
         value_B = torch.where((end_B >= 0) & (end_B < width), value_B, 0.0)
         at_B11 = end_B.clamp(0, width - 1)[:, None, None].expand(rows, 1, hidden)
         new_B1D = self._add(out_BTD.gather(1, at_B11), h_BTD.gather(1, at_B11), name, value_B[:, None])

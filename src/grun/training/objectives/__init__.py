@@ -10,7 +10,7 @@ signature. It also says which retain loss it is used with unless the user wants 
 
 from __future__ import annotations
 
-__all__ = ["Objective", "RetainLoss", "needs_of", "objective_options", "objectives", "retain_losses"]
+__all__ = ["SIDES", "Objective", "RetainLoss", "needs_of", "objective_options", "objectives", "retain_losses"]
 
 import math
 from collections import defaultdict

@@ -1,8 +1,8 @@
-"""What the base model says about rows, each prompt read once for all its answers: the content of a prefix cache."""
+"""Passes of the base model that make the content of a prefix cache; each prompt is read once for all its answers."""
 
 from __future__ import annotations
 
-__all__ = ["AS_TUPLE", "ENTERING", "KEYS_VALUES", "base_model_parts", "in_chunks"]
+__all__ = ["base_model_parts"]
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,18 +16,10 @@ from grun.models.encoding.encode import Encoded
 from grun.models.forward import Enough, adapters_off, evaluating, forward_parameters
 from grun.models.scoring import selected_rows
 from grun.models.tuner.model import decoder_layers
-from grun.training.forward_engines.prefix.signals import continued_signals, parts_by_length
-from grun.training.forward_engines.prefix.store import Parts
-
-AS_TUPLE = "as_tuple"  # whether decoder layers of the model return tuples
-ENTERING = "entering"  # output of the first edited layer, from the last prompt token on
-KEYS_VALUES = "keys_values"  # of the prompt tokens before it, in the layers above
-
-
-def in_chunks(rows: Sequence[Encoded], size: int) -> list[list[Encoded]]:
-    """Rows in chunks of so many, those with the same prompt next to each other, long prompts first."""
-    order = sorted(rows, key=lambda row: (-row.prompt_length, row.input_ids))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+from grun.training.forward_engines.prefix.batching import parts_by_length
+from grun.training.forward_engines.prefix.requirements import check_cache
+from grun.training.forward_engines.prefix.signals import continued_signals
+from grun.training.forward_engines.prefix.store import AS_TUPLE, ENTERING, KEYS_VALUES, Parts
 
 
 @torch.no_grad()
@@ -52,10 +44,13 @@ def base_model_parts(
         first: index of the first edited layer.
         observed: decoder layer whose output the quantity `hidden` is.
         pad: token that fills rows up.
-        overhead: what another batch costs, in columns (see `parts_by_length`).
+        overhead: cost of another batch, in columns (see `parts_by_length`).
+
+    Raises:
+        CannotContinue: if the model's cache does not hold the keys and values of every token.
     """
     base = model.get_base_model()
-    layer = decoder_layers(base)[1][first]
+    layers = decoder_layers(base)[1]
     device = next(base.parameters()).device
     prefixes = [row.input_ids[: row.prompt_length - 1] for row in rows]
     prompts = {prefix: i for i, prefix in enumerate(dict.fromkeys(prefixes))}
@@ -64,13 +59,16 @@ def base_model_parts(
     ids_BP = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prompts], device=device)
     found: Parts = {}
     with adapters_off(model), evaluating(model):
-        cache = _read(base, ids_BP, real_BP.sum(1))
+        cache = _read(base, ids_BP, real_BP.sum(1), first)
         for part in parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], overhead):
             index_C = torch.tensor([prompts[prefixes[i]] for i in part], device=device)
             copies = selected_rows(cache, index_C) if width else DynamicCache()
             answers = {i: rows[i].input_ids[rows[i].prompt_length - 1 :] for i in part}
-            found |= _answered(base, layer, answers, real_BP[index_C], copies, names, observed, pad)
-    above: list[Any] = cache.layers[first + 1 :] if width else copies.layers[first + 1 :]
+            found |= _answered(base, layers[first], answers, real_BP[index_C], copies, names, observed, pad)
+    if not width:  # the answers are all that was read; only the shapes of their keys and values are of use
+        cache = copies
+        check_cache(cache.layers, len(layers), max(map(len, answers.values())), first)
+    above: list[Any] = cache.layers[first + 1 :]
     for prefix, b in prompts.items():
         parts = [
             values[b, :, width - len(prefix) : width] for kind in ("keys", "values") for values in _each(above, kind)
@@ -90,7 +88,7 @@ def _answered(
     observed: nn.Module | None,
     pad: int,
 ) -> Parts:
-    """What is kept of answers, by row, each with the last token of its prompt before it; the prompts are in `copies`."""
+    """Parts of answers, by row, each read after the last token of its prompt; the tokens before that are in `copies`."""
     longest, device = max(map(len, answers.values())), real_BP.device
     ids_BC = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers.values()], device=device)
     lengths_B = torch.tensor([len(a) - 1 for a in answers.values()], device=device)
@@ -111,11 +109,11 @@ def _answered(
     return found
 
 
-def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor) -> DynamicCache:
+def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor, first: int) -> DynamicCache:
     """Keys and values of prompts, which are padded on the right, moved to the right end of their rows.
 
-    A token before which there is nothing but padding would have nothing to attend to, which is not a number in some dtypes;
-    and what follows must come right after them, for windows to reach as far as they should.
+    They are read with the padding behind them: a padding token in front would have nothing to attend to, which gives NaN in
+    some dtypes. They are moved because the answers must follow them directly, or windows would not reach far enough.
     """
     cache = DynamicCache()
     width = ids_BP.shape[1]
@@ -126,6 +124,7 @@ def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor) -> DynamicCache:
     if "logits_to_keep" in forward_parameters(base):
         inputs["logits_to_keep"] = 1
     base(**inputs, past_key_values=cache, use_cache=True)
+    check_cache(cache.layers, len(decoder_layers(base)[1]), width, first)
     from_BP = columns_P - (width - lengths_B[:, None])
     layers: list[Any] = cache.layers
     for layer in layers:
@@ -149,7 +148,7 @@ def _kept(value: Tensor) -> Tensor:
 
 @contextmanager
 def _output_of(layer: nn.Module, stop: bool) -> Iterator[list[Any]]:
-    """Inside, a list that will hold whether the layer returns a tuple, and its hidden states; the pass may stop there."""
+    """A list that is filled inside: True if the layer returns a tuple, then its hidden states; the pass may stop there."""
     kept: list[Any] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:

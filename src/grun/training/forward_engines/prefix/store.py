@@ -1,8 +1,8 @@
-"""Where cached prefixes are kept: in memory, or in files that are mapped into it and shared between runs."""
+"""Storage of cached prefixes: memory, or files that are mapped into it and shared between runs."""
 
 from __future__ import annotations
 
-__all__ = ["PartStore", "Parts"]
+__all__ = ["AS_TUPLE", "ENTERING", "KEYS_VALUES", "PartStore", "Parts"]
 
 import fcntl
 import hashlib
@@ -19,7 +19,12 @@ from torch import Tensor
 from grun.core.storage.atomic_files import atomic_file
 from grun.models.encoding.encode import Encoded
 
-Parts = dict[str, Tensor]  # of the rows of one batch, by "<number of the row>.<name>", and what holds for all of them
+Parts = dict[
+    str, Tensor
+]  # of one batch of rows: "<row>.<name>", "prompt <row>.<name>", and names that hold for all rows
+AS_TUPLE = "as_tuple"  # bool: decoder layers of the model return tuples
+ENTERING = "entering"  # output of the first edited layer, from the last prompt token on
+KEYS_VALUES = "keys_values"  # of the prompt tokens before it, in the layers above
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Evidence: everything that metrics look at, measured once per row."""
+"""Evidence of single rows: everything that metrics read, measured once per row."""
 
 from __future__ import annotations
 
-__all__ = ["EVERYTHING", "gather"]
+__all__ = ["measure_rows"]
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -13,78 +13,68 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from grun.core.records import Example, RowEvidence
-from grun.evaluation.gradient_norms import gradient_norms
+from grun.evaluation.measuring.gradient_norms import gradient_norms
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.models.encoding.batching import pad_token_id
 from grun.models.encoding.encode import Encoded, encode
-from grun.models.encoding.templates import Template
 from grun.models.forward import adapters_off, context_length, evaluating
 from grun.models.generation import stop_tokens
-from grun.models.scoring import TOKENS_PER_BATCH, Prompted, RowScores, score_rows
-
-EVERYTHING = frozenset({"token_logps", "generated", "gates", "paraphrased", "perturbed"})
+from grun.models.scoring import Prompted, RowScores, score_rows
 
 
-def gather(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+def measure_rows(
+    subject: Subject,
     examples: Sequence[Example],
-    *,
-    template: Template,
-    needs: Collection[str] = EVERYTHING,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    max_new_tokens: int = 200,
-    max_length: int | None = None,
-    adapters: bool = True,
-    base: nn.Module | None = None,
+    settings: MeasureSettings,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> tuple[RowEvidence, ...]:
-    """What the model says about each row, each prompt read once; independent of how rows are batched.
+    """Evidence of rows, in their order; every prompt is read once, and batches make no difference.
 
     Args:
-        needs: what metrics look at (see `grun.evaluation.metrics`); what nobody needs is not computed.
-        tokens_per_batch: most tokens of a forward pass, padding included.
-        max_new_tokens: longest greedy answer; 0 to generate none.
-        max_length: longest row in tokens; the end of a longer answer is cut off for log-probabilities.
-        adapters: False measures the base model of a PEFT model.
-        base: the model before unlearning, where it is another one than this with adapters off.
+        subject: the model to measure; its store is not looked at.
+        examples: the rows.
+        settings: settings of the measurement; `max_new_tokens` holds for all rows.
         progress: called with the number of rows of every batch that is done.
 
     Raises:
         UserError: if a prompt alone is too long.
     """
-    encode_row = partial(encode, tokenizer=tokenizer, template=template, max_length=max_length)
+    model, tokenizer, needs = subject.model, subject.tokenizer, settings.needs
+    pad, limit = pad_token_id(tokenizer), settings.max_new_tokens
+    encode_row = partial(encode, tokenizer=tokenizer, template=settings.template, max_length=settings.max_length)
     gold = [encode_row(row) for row in examples]
-    others = [_other_answers(row, needs) for row in examples]
-    rows = [
-        Prompted(
-            one.input_ids[: one.prompt_length],
-            tuple(_answer_of(e) for e in (one, *(encode_row(replace(row, answer=answer)) for answer in more))),
-        )
-        for row, one, more in zip(examples, gold, others, strict=True)
-    ]
-    with evaluating(model), nullcontext() if adapters else adapters_off(model):
+    rows = [_prompted(row, one, needs, encode_row) for row, one in zip(examples, gold, strict=True)]
+    with evaluating(model), nullcontext() if subject.adapters else adapters_off(model):
         scored = score_rows(
             model,
             rows,
-            pad_token_id=pad_token_id(tokenizer),
-            tokens_per_batch=tokens_per_batch,
-            max_new_tokens=max_new_tokens if "generated" in needs else 0,
+            pad_token_id=pad,
+            tokens_per_batch=settings.tokens_per_batch,
+            max_new_tokens=limit if "generated" in needs else 0,
             ends=stop_tokens(model, tokenizer),
             context=context_length(model),
-            with_gates=adapters,
+            with_gates=subject.adapters,
             progress=progress,
         )
-        norms = gradient_norms(model, gold, pad_token_id(tokenizer)) if "gradient" in needs else None
+        norms = gradient_norms(model, gold, pad) if "gradient" in needs else None
     found = [
-        _evidence(row, scores, one, tokenizer, needs, max_new_tokens)
+        _evidence(row, scores, one, tokenizer, settings)
         for row, scores, one in zip(examples, scored, gold, strict=True)
     ]
     if norms is not None:
         found = [replace(row, gradient_norm=norm) for row, norm in zip(found, norms, strict=True)]
-    if "fluency" in needs and max_new_tokens:
-        said = _under_base(base or model, rows, scored, pad_token_id(tokenizer), tokens_per_batch)
-        found = [replace(row, generated_base_logps=logps) for row, logps in zip(found, said, strict=True)]
+    if "fluency" in needs and limit:
+        base_logps = _under_base(subject.base or model, rows, scored, pad, settings.tokens_per_batch)
+        found = [replace(row, generated_base_logps=logps) for row, logps in zip(found, base_logps, strict=True)]
     return tuple(found)
+
+
+def _prompted(
+    row: Example, gold: Encoded, needs: Collection[str], encode_row: Callable[[Example], Encoded]
+) -> Prompted:
+    """The prompt of a row, and as answers the true one, then all others that are scored."""
+    others = [encode_row(replace(row, answer=answer)) for answer in _other_answers(row, needs)]
+    return Prompted(gold.input_ids[: gold.prompt_length], tuple(_answer_of(one) for one in (gold, *others)))
 
 
 def _under_base(
@@ -115,19 +105,18 @@ def _evidence(
     scores: RowScores,
     encoded: Encoded,
     tokenizer: PreTrainedTokenizerBase,
-    needs: Collection[str],
-    max_new_tokens: int,
+    settings: MeasureSettings,
 ) -> RowEvidence:
     gold, *others = scores.answers
-    paraphrased = others[: 1 if "paraphrased" in needs and row.paraphrased_answer else 0]
-    said, gold_start = None, None
+    paraphrased = others[: 1 if "paraphrased" in settings.needs and row.paraphrased_answer else 0]
+    generated, gold_start = None, None
     if scores.generated is not None:
-        said = _up_to(row.stops, _text(tokenizer, scores.generated))
-        gold_start = _text(tokenizer, _answer_of(encoded)[:max_new_tokens])
+        generated = _up_to(row.stops, _text(tokenizer, scores.generated))
+        gold_start = _text(tokenizer, _answer_of(encoded)[: settings.max_new_tokens])
     return RowEvidence(
         example=row,
         token_logps=gold.logps,
-        generated=said,
+        generated=generated,
         gate_logits=scores.gate_logits,
         gate_values=scores.gate_values,
         truncated=bool(encoded.truncated),
