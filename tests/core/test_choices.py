@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 from importlib import metadata
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ def neither(): ...
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
-def test_settings_name_the_registry_of_their_flag(config_class: type) -> None:
+def test_settings_name_the_registry_of_their_flag(config_class: Any) -> None:
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     for name, field in fields.items():
         registry = field.metadata["choices_from"]

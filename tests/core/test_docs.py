@@ -38,6 +38,8 @@ def test_every_objective_is_in_the_table_with_its_paper_and_defaults(entry) -> N
 def tables():
     """`docs/tables.py`, which writes the tables."""
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

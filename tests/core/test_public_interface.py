@@ -37,9 +37,7 @@ def test_commands_and_flags_stay(command: str) -> None:
 
 @pytest.mark.parametrize("kind", RELEASED["registered"])
 def test_registered_names_stay(kind: str) -> None:
-    attribute, one = next((name, one) for name, one in KINDS.items() if one.title == kind)
-    registry = getattr(importlib.import_module(one.package), attribute)
-    assert set(RELEASED["registered"][kind]) <= set(registry.names())
+    assert set(RELEASED["registered"][kind]) <= set(getattr(importlib.import_module(KINDS[kind].package), kind).names())
 
 
 def test_settings_of_adapters_stay() -> None:

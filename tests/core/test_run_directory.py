@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from grun.core.storage.run_directory import RunDirectory, holds_run, settings_di
 CONFIG = UnlearnConfig(model="m", objective="npo")
 
 
-def started(path: Path, config: UnlearnConfig = CONFIG, **settings: object) -> RunDirectory:
+def started(path: Path, config: UnlearnConfig = CONFIG, **settings: Any) -> RunDirectory:
     run = RunDirectory.open(path, config, "unlearn", **settings)
     run.start()
     return run
@@ -210,6 +211,11 @@ def test_fingerprints_tell_content_order_and_side_apart() -> None:
     parts = [{"forget": [a, b]}, {"forget": [b, a]}, {"retain": [a, b]}, {"forget": [a], "retain": [b]}]
     assert len({fingerprint(part) for part in parts}) == 4
     assert fingerprint({"forget": [a, b]}) == fingerprint({"forget": (a, b)})
-    changed = [{"alternative_answers": ("x",)}, {"subject": "s"}, {"turns": (("user", "u"),)}, {"raw_text": True}]
+    changed: list[dict[str, Any]] = [
+        {"alternative_answers": ("x",)},
+        {"subject": "s"},
+        {"turns": (("user", "u"),)},
+        {"raw_text": True},
+    ]
     assert len({fingerprint({"": [replace(a, **change)]}) for change in [{}, *changed]}) == 5
     assert fingerprint({"": [replace(a, source="b.jsonl, row 2")]}) == fingerprint({"": [a]})

@@ -142,7 +142,9 @@ def test_no_bare_except_and_no_print(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_public_names_are_listed_and_documented(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    listed = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _is_all(n)), [])
+    listed: list[str] = next(
+        (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _is_all(n)), []
+    )
     defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     for public in listed:
         if public in defined:

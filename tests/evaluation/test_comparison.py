@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_what_sums_all_splits_up_is_compared_too(saved: Path, tmp_path: Path) ->
     ]
     last = compare_runs(paths)[-1]
     assert (last.split, last.metric) == (OVERALL, "model_utility")
-    assert last.runs[1].low <= last.runs[1].change <= last.runs[1].high
+    other: Any = last.runs[1]
+    assert other.low <= other.change <= other.high
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(runs: list[Path], saved: Path, tmp_path: Path) -> None:

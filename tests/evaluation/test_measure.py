@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from support.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize("make", [tiny_model, grun_model])
-def test_evidence_does_not_depend_on_the_batch_size(make: object) -> None:
+def test_evidence_does_not_depend_on_the_batch_size(make: Any) -> None:
     model = make()
     one, seven = evidence(model, tokens_per_batch=1), evidence(model, tokens_per_batch=700)
     for a, b in zip(one, seven, strict=True):
@@ -113,7 +114,7 @@ def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_
     rows = evidence(model, FORGET)
     expected = np.mean([np.exp(np.mean(row.token_logps)) for row in rows])
     assert results["forget"]["probability"].value == pytest.approx(float(expected), abs=1e-6)
-    logits = {name: [max(row.gate_logits) for row in evidence(model, part)] for name, part in splits.items()}
+    logits = {name: [max(row.gate_logits or ()) for row in evidence(model, part)] for name, part in splits.items()}
     wins = [(f > r) + 0.5 * (f == r) for f in logits["forget"] for r in logits["retain"]]
     assert results["retain"]["gate_auroc"].value == pytest.approx(float(np.mean(wins)))
     for split in ("forget", "forget_paraphrased"):
@@ -198,7 +199,7 @@ def test_wrong_settings_are_refused_in_one_line(saved: Path, tmp_path: Path, cha
 
 
 def test_splits_and_rows_can_be_chosen(saved: Path, tmp_path: Path) -> None:
-    from grun.jobs.evaluate import load_splits
+    from grun.jobs.inputs.evaluation import load_splits
 
     asked = load_splits(config(saved, tmp_path, splits=["retain"], max_rows=3))
     assert {name: len(rows) for name, rows in asked.splits.items()} == {"retain": 3}
@@ -233,16 +234,17 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_split(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from grun.evaluation.measuring import measure as measuring
+    from grun.evaluation.measuring.row_evidence import measure_rows
     from grun.jobs.evaluate import evaluate
 
     whole = evaluate(config(saved, tmp_path / "whole", max_rows=3, cache=False))
-    real, measured = measuring.measure_rows, []
+    measured: list[str] = []
 
-    def counted(subject: Subject, rows: tuple[Example, ...], *settings: object) -> object:
+    def counted(subject: Subject, rows: tuple[Example, ...], *settings: Any) -> object:
         measured.append(rows[0].prompt)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return real(subject, rows, *settings)
+        return measure_rows(subject, rows, *settings)
 
     monkeypatch.setattr(measuring, "measure_rows", counted)
     with pytest.raises(KeyboardInterrupt):

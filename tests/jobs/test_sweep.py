@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,10 +26,10 @@ from grun.jobs.sweep import cells_of, sweep
 from support.material import Material
 
 
-def settings(material: Material, output: Path, **changes: object) -> SweepConfig:
-    shared = {"model": material.model, "forget": material.forget, "retain": material.retain}
+def settings(material: Material, output: Path, **changes: Any) -> SweepConfig:
+    shared: dict[str, Any] = {"model": material.model, "forget": material.forget, "retain": material.retain}
     shared |= {"steps": 4, "batch_size": 4, "device": "cpu", "template": "Q: {prompt}\nA: "}
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "output": str(output),
         "vary": {"objective": "npo,gd", "adapt": "lora"},
         "set": {name: str(value) for name, value in shared.items()},
@@ -91,7 +92,7 @@ def test_text_is_read_by_the_type_of_its_field() -> None:
     ids=str,
 )
 def test_wrong_settings_are_refused_before_anything_runs(
-    memorised: Material, tmp_path: Path, changes: dict[str, object], words: tuple[str, ...]
+    memorised: Material, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as refused:
         sweep(settings(memorised, tmp_path / "sweep", **changes))
@@ -237,7 +238,7 @@ def test_the_same_grid_on_a_ray_cluster(memorised: Material, tmp_path: Path) -> 
 
 
 def test_the_table_shows_means_over_seeds_relative_to_their_targets() -> None:
-    def run(varied: dict[str, str], target: str, forget: float, retain: float, **facts: object) -> Finished:
+    def run(varied: dict[str, str], target: str, forget: float, retain: float, **facts: Any) -> Finished:
         return Finished(varied, target, {"forget": {"probability": forget}, "retain": {"probability": retain}}, facts)
 
     runs = [run({}, "target-0", 1.0, 0.8), run({}, "target-1", 0.9, 0.5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -35,7 +36,7 @@ ROWS = tuple(
 FORGET = tuple(replace(row, paraphrased_prompts=(f"Tell me: {row.prompt}", "unused")) for row in ROWS[:4])
 
 
-def grun_model(seed: int = 1) -> nn.Module:
+def grun_model(seed: int = 1) -> Any:
     """A model with an adapter that does something, and gates on both sides of their thresholds."""
     model = get_peft_model(tiny_model(), GrunConfig())
     generator = torch.Generator().manual_seed(seed)
@@ -47,13 +48,18 @@ def grun_model(seed: int = 1) -> nn.Module:
 
 
 def evidence(
-    model: nn.Module, rows: tuple[Example, ...] = ROWS, *, adapters: bool = True, **settings: object
+    model: nn.Module, rows: tuple[Example, ...] = ROWS, *, adapters: bool = True, **settings: Any
 ) -> tuple[RowEvidence, ...]:
     asked = MeasureSettings(TEMPLATE, **{"max_new_tokens": 5, **settings})
     return measure_rows(Subject(model, TOKENIZER, adapters=adapters), rows, asked)
 
 
-def config(saved: Path, output: Path, **changes: object) -> EvaluateConfig:
+def config(saved: Path, output: Path, **changes: Any) -> EvaluateConfig:
     data = [f"forget={saved / 'forget.jsonl'}", f"retain={saved / 'retain.jsonl'}"]
-    given = {"model": str(saved / "target"), "adapter": str(saved / "run"), "output": str(output), "data": data}
+    given: dict[str, Any] = {
+        "model": str(saved / "target"),
+        "adapter": str(saved / "run"),
+        "output": str(output),
+        "data": data,
+    }
     return EvaluateConfig(**{**given, "device": "cpu", "max_new_tokens": 4, **changes})

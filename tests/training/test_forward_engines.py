@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ from transformers import AutoModelForCausalLM
 from grun.core.config.jobs import UnlearnConfig
 from grun.jobs.unlearn import unlearn
 from grun.training.forward_engines.prefix import engine as prefix_engine
+from grun.training.forward_engines.prefix.building import base_model_parts
 from grun.training.forward_engines.prefix.engine import PrefixEngine
 from support.material import Material
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 
-def run(material: Material, output: Path, **changes: object) -> Path:
+def run(material: Material, output: Path, **changes: Any) -> Path:
     settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu", **changes}
     given = {"forget": [str(material.forget)], "retain": [str(material.retain)], "model": str(material.model)}
     return unlearn(UnlearnConfig(output=str(output), **{**given, **settings})).parent
@@ -58,7 +61,7 @@ def test_a_run_from_the_cached_prefix_learns_what_a_plain_one_learns(
     one, two = adapter(cached), adapter(plain)
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=partial("{}: {}".format, name))
     assert facts(cached)["prefix_cache"]["rows"] > 0
     assert 0 <= facts(cached)["prefix_cache"]["padding_share"] < 1
     assert "prefix_cache" not in facts(plain)
@@ -70,7 +73,7 @@ def test_runs_share_a_folder(memorised: Material, tmp_path: Path, monkeypatch: p
     shared = {"cache_dir": str(tmp_path / "shared"), "objective": "npo"}
     one = run(memorised, tmp_path / "one", **shared)
     passes: list[int] = []
-    real = prefix_engine.base_model_parts
+    real = base_model_parts
 
     def counting(model, rows, *others, **more):
         passes.append(len(rows))
@@ -85,7 +88,7 @@ def test_runs_share_a_folder(memorised: Material, tmp_path: Path, monkeypatch: p
     assert passes, "weights of another data type have states of their own"
 
 
-def saved(folder: Path, model: torch.nn.Module) -> Path:
+def saved(folder: Path, model: Any) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -169,8 +172,9 @@ def test_a_resumed_run_reads_the_gates_of_its_checkpoint(memorised: Material, tm
             if state.global_step == 4:
                 raise KeyboardInterrupt
 
-    settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
-    given = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)], "model": str(memorised.model)}
+    settings: dict[str, Any] = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
+    given: dict[str, Any] = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
+    given |= {"model": str(memorised.model)}
     config = UnlearnConfig(output=str(tmp_path / "broken"), **given, **settings)
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         unlearn(config, callbacks=[Stop()])

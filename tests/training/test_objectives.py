@@ -153,7 +153,7 @@ def test_losses_of_parts_average_to_the_loss_of_the_whole(name: str) -> None:
 
 def test_npo_and_dpo_of_the_base_model_are_known_constants() -> None:
     _, signals = everything()
-    base = {side: SideSignals(s.mask_BT, s.quantities | {"logps": s.ref_logps_N}) for side, s in signals.sides.items()}
+    base = {side: SideSignals(s.mask_BT, {**s.quantities, "logps": s.ref_logps_N}) for side, s in signals.sides.items()}
     for name in ("npo", "dpo", "altpo"):
         found = objectives.get(name).target(Signals(base), beta=0.1).item()
         assert found == pytest.approx(20.0 * math.log(2.0), rel=1e-12)
@@ -161,7 +161,7 @@ def test_npo_and_dpo_of_the_base_model_are_known_constants() -> None:
 
 def test_divergence_from_the_base_model_itself_is_zero() -> None:
     side = everything()[1].retain
-    base = SideSignals(side.mask_BT, side.quantities | {"logits": side.ref_logits_NV, "hidden": side.ref_hidden_ND})
+    base = SideSignals(side.mask_BT, {**side.quantities, "logits": side.ref_logits_NV, "hidden": side.ref_hidden_ND})
     assert retain_losses.get("kl").target(base).item() == pytest.approx(0.0, abs=1e-15)
     assert retain_losses.get("mse").target(base).item() == 0.0
 

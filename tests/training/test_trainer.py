@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_reference_values_are_the_base_models(tmp_path: Path) -> None:
         torch.testing.assert_close(hidden, plain.hidden_states[2][0, row.prompt_length :], atol=1e-5, rtol=1e-5)
 
 
-def base_layer(model: torch.nn.Module, index: int) -> torch.nn.Module:
+def base_layer(model: Any, index: int) -> torch.nn.Module:
     return decoder_layers(model.get_base_model())[1][index]
 
 
@@ -138,10 +139,12 @@ def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path: Path, good_steps:
     model = attach()
     job = trainer(model, recipe(partial(poisoned, after=[good_steps]), Weights(1.0, 1.0, 0.0)), tmp_path)
     before = []
-    job.training_step = lambda m, i, *a, step=job.training_step: (
-        before.append([p.detach().clone() for p in m.parameters()]),
-        step(m, i, *a),
-    )[1]
+
+    def remembered(m: Any, i: Any, *a: Any, step: Any = job.training_step) -> Any:
+        before.append([p.detach().clone() for p in m.parameters()])
+        return step(m, i, *a)
+
+    job.training_step = remembered
     with pytest.raises(TrainingDiverged, match=f"nan at step {good_steps + 1}"):
         job.train()
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before[-1], strict=True))
