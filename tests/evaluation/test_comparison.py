@@ -100,7 +100,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(runs: list[Path], saved:
     for given, message in (
         ([runs[0]], "1 run was given; expected the directories of at least two"),
         ([runs[0], saved], "is not a complete evaluation: it has no metrics.json"),
-        ([runs[0], fewer], "split 'forget' of one .* and fewer .* are of other rows, the first is row 3"),
+        ([runs[0], fewer], "split 'forget' of one .* and of fewer .* has different rows, the first is row 3"),
         ([runs[0], other], "no split in common"),
     ):
         with pytest.raises(UserError, match=message) as caught:

@@ -265,9 +265,9 @@ def test_a_retain_only_model_is_compared_with_by_its_log(saved: Path, tmp_path: 
     assert found["forget_quality"]["before"]["value"] == pytest.approx(1.0), "it was compared with itself"
     assert found["mia_reference"]["before"]["value"] == 0.5
     assert found["mia_min_k"]["before"]["value"] is not None
-    with pytest.raises(UserError, match="holds 6 rows, but split 'forget' has 5: it is of other rows"):
+    with pytest.raises(UserError, match="holds 6 rows, but split 'forget' has 5; it was computed on different data"):
         evaluate(config(saved, tmp_path / "fewer", retain_log=str(log), **(shared | {"max_rows": 5})))
-    with pytest.raises(UserError, match="it is of another row than"):
+    with pytest.raises(UserError, match="row 1: expected '.*', found another row; it was computed on different data"):
         evaluate(config(saved, tmp_path / "seed", retain_log=str(log), **(shared | {"seed": 1})))
     with pytest.raises(UserError, match="is not an evaluation of a model"):
         evaluate(config(saved, tmp_path / "none", retain_log=str(saved), **shared))

@@ -159,7 +159,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_one_half(
 @pytest.mark.parametrize("statistic", [auroc, tpr_at_low_fpr])
 def test_what_cannot_be_ranked_is_refused(statistic: Callable[..., float]) -> None:
     for positive, negative in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
-        with pytest.raises(ValueError, match="numbers on both sides"):
+        with pytest.raises(ValueError, match="both sides need at least one value, and no value may be NaN"):
             statistic(positive, negative)
 
 

@@ -45,7 +45,7 @@ def evaluate_model(
 
 
 def score(evidence: Mapping[str, Evidence], metrics: Sequence[str] | None = None) -> dict[str, dict[str, Score]]:
-    """Scores by split and metric: of the metrics named, or of the usual ones.
+    """Scores of evidence by split and metric: of the metrics named, or of the usual ones.
 
     Raises:
         UserError: for an unknown metric.
@@ -55,17 +55,17 @@ def score(evidence: Mapping[str, Evidence], metrics: Sequence[str] | None = None
 
 
 def summarise(evidence: Mapping[str, Evidence], utility: Mapping[str, bool]) -> dict[str, Score]:
-    """Scores over all splits together, by name.
+    """Summaries over all splits together, by name.
 
     Args:
-        evidence: by split.
+        evidence: evidence by split.
         utility: see `Benchmark`.
     """
     return {entry.name: entry.target(evidence, utility=utility) for entry in all_summaries}
 
 
 def usual_metrics() -> list[str]:
-    """Names of all metrics but those that only run when they are named, because they take long."""
+    """Names of all metrics, without the slow ones that run only when they are named."""
     return [entry.name for entry in registry if not entry.info.get("on_request", False)]
 
 

@@ -1,4 +1,4 @@
-"""Evidence on disk: an interrupted evaluation goes on where it stopped, and another one can compare with it."""
+"""Evidence on disk: an interrupted evaluation resumes from it, and other evaluations compare with it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from grun.core.records import Example, RowEvidence
 from grun.core.storage.atomic_files import write_text
 
 SUFFIX = ".jsonl"
+DIFFERENT_DATA = "it was computed on different data; use a new --output, or a --retain-log of the same rows."
 
 
 @dataclass(frozen=True)
 class EvidenceStore:
-    """A folder with one file per split; a line per row, which names its row by a hash of prompt and answer.
+    """A folder with one JSON Lines file per split; each line holds the evidence and the hash of one row.
 
     Attributes:
-        folder: of one subject (a model, before or after) of one evaluation.
-        cache: folder of all that was ever measured of that subject; None to look nothing up and keep nothing there.
+        folder: evidence of one subject (the model before or after unlearning) of one evaluation.
+        cache: evidence of the same subject from all evaluations; None reads and writes no cache.
     """
 
     folder: Path
@@ -35,12 +36,12 @@ class EvidenceStore:
         """Evidence of a split; None if there is none.
 
         Args:
-            split: its name.
+            split: name of the split.
             examples: its rows.
-            asked: what was to be measured, in words that are the same whenever it is the same.
+            asked: text that names the measured quantities; evidence in the cache is found by it.
 
         Raises:
-            UserError: if the folder has evidence of other rows under that name; names the first.
+            UserError: if the folder has evidence of different rows under that name; names the first.
         """
         file = self.folder / f"{split}{SUFFIX}"
         if file.is_file():
@@ -49,7 +50,7 @@ class EvidenceStore:
         return None if cached is None or not cached.is_file() else _read(cached, split, examples)
 
     def write(self, split: str, rows: Sequence[RowEvidence], asked: str = "") -> None:
-        """Keep the evidence of a split, all of it or nothing."""
+        """Write the evidence of a split, all of it or nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(_line(row)) + "\n" for row in rows)
         write_text(self.folder / f"{split}{SUFFIX}", text)
@@ -59,7 +60,7 @@ class EvidenceStore:
             write_text(cached, text)
 
     def _cached(self, examples: Sequence[Example], asked: str) -> Path | None:
-        """The file of the cache: named by the rows, all that may be asked about them, and what was asked."""
+        """The file in the cache, named by a hash of the rows and of `asked`."""
         if self.cache is None:
             return None
         content = json.dumps([asked, [dataclasses.asdict(row) | {"source": ""} for row in examples]], sort_keys=True)
@@ -69,12 +70,11 @@ class EvidenceStore:
 def _read(file: Path, split: str, examples: Sequence[Example]) -> tuple[RowEvidence, ...]:
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     if len(lines) != len(examples):
-        raise UserError(
-            f"'{file}' holds {len(lines)} rows, but split '{split}' has {len(examples)}: it is of other rows."
-        )
+        raise UserError(f"'{file}' holds {len(lines)} rows, but split '{split}' has {len(examples)}; {DIFFERENT_DATA}")
     for number, (line, example) in enumerate(zip(lines, examples, strict=True), 1):
         if line["row"] != row_key(example):
-            raise UserError(f"'{file}', row {number}: it is of another row than '{example.prompt[:60]}'.")
+            expected = f"expected '{example.prompt[:60]}', found another row"
+            raise UserError(f"'{file}', row {number}: {expected}; {DIFFERENT_DATA}")
     return tuple(_row(line, example) for line, example in zip(lines, examples, strict=True))
 
 
@@ -95,5 +95,5 @@ def _row(line: dict[str, Any], example: Example) -> RowEvidence:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
+    """JSON lists as tuples."""
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -16,15 +16,16 @@ from grun.models.forward import side_signals
 
 
 def gradient_norms(model: nn.Module, rows: Sequence[Encoded], pad_token_id: int, order: float = 2.0) -> list[float]:
-    """Mean over the model's parameters of the norm of the gradient of each row's mean nll; one row at a time.
+    """Gradient norm of each row: the norm of the gradient of its mean nll, averaged over the model's parameters.
 
-    All floating parameters count, frozen ones as well; those that the answer does not depend on are left out.
+    Rows are read one at a time. All floating parameters count, frozen ones as well, except those that the answer does not
+    depend on.
 
     Args:
-        model: in evaluation mode.
+        model: a causal language model in evaluation mode.
         rows: tokenised rows.
-        pad_token_id: of the tokenizer.
-        order: of the norm.
+        pad_token_id: padding token of the tokenizer.
+        order: order of the norm.
     """
     device = next(model.parameters()).device
     norms = []

@@ -1,4 +1,4 @@
-"""Whether the greedy answer is the true one."""
+"""Exact match of the greedy answer with the true one."""
 
 from __future__ import annotations
 

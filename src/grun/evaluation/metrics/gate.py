@@ -1,4 +1,4 @@
-"""What the gates of an adapter do. A row counts by its widest open gate: one open gate is enough to edit the answer."""
+"""Openness of gates. The widest open gate of a row counts: one open gate is enough to edit the answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gate_mean(evidence: Evidence) -> Score:
 def gate_open(evidence: Evidence) -> Score:
     """Share of rows with a gate that is not exactly 0: true positives on forget rows, false ones elsewhere.
 
-    A gate whose threshold was never set is open everywhere; its values say how far.
+    A gate without a threshold is open everywhere; `gate_mean` tells how wide.
 
     Blind spot: how wide gates open.
     """
@@ -63,7 +63,7 @@ def gate_auroc(evidence: Evidence) -> Score:
     statistic=auroc,
 )
 def gate_auroc_paraphrased(evidence: Evidence) -> Score:
-    """The same with the forget rows in phrasings that training never saw.
+    """`gate_auroc` with the forget rows in phrasings that training never saw.
 
     Blind spot: that of `gate_auroc`.
     """
@@ -101,7 +101,7 @@ def _separation(evidence: Evidence, forget: Sequence[RowEvidence] | None) -> Sco
 
 
 def _gates(rows: Sequence[RowEvidence], name: str) -> list[tuple[float, ...]] | None:
-    """What the gates said, row by row; None if that is unknown for a row."""
+    """Logits or values of the gates, row by row; None if a row has none."""
     found = [getattr(row, name) for row in rows]
     return found if found and all(found) else None
 

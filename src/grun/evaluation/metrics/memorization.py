@@ -1,4 +1,4 @@
-"""How much of an answer the model has by heart."""
+"""Share of an answer that the model has memorised."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def extraction_strength(evidence: Evidence) -> Score:
     needs=("token_logps",),
 )
 def extraction_strength_published(evidence: Evidence) -> Score:
-    """The same as open-unlearning's code computes it, to compare with its tables: never less than `1/n`.
+    """Extraction strength as open-unlearning's code computes it, to compare with its tables: never less than `1/n`.
 
-    Its loop ends before it has looked at the last token.
+    Its loop ends before the last token.
 
     Blind spot: a model that knows nothing does not reach 0, and short answers look better known than long ones.
     """

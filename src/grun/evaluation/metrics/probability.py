@@ -1,4 +1,4 @@
-"""How likely the model finds the true answer."""
+"""Probability of the true answer."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def rouge_1_recall(evidence: Evidence) -> Score:
 def rouge_l_f1(evidence: Evidence) -> Score:
     """Harmonic mean of recall and precision of the longest common subsequence, as in MUSE (arXiv 2407.06460).
 
-    The true answer counts as far as the greedy one could have gone: a continuation of 128 tokens is not to blame for the rest.
+    The true answer is cut to the longest greedy answer: a continuation of 128 tokens cannot contain more.
 
     Blind spot: precision makes long answers look worse, right ones too.
     """

@@ -1,4 +1,4 @@
-"""The truth ratio of TOFU: how much likelier wrong answers of the same form are than the right one."""
+"""The truth ratio of TOFU: the probability of wrong answers of the same form over that of the right one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def truth_ratio_utility(evidence: Evidence) -> Score:
 
 
 def _ks_p_value(ratios_N2: NDArray[np.float64]) -> float:
-    """From the truth ratios of two models on the same rows."""
+    """p-value of the truth ratios of two models on the same rows."""
     return float(ks_2samp(*ratios_N2.T).pvalue)
 
 
@@ -147,7 +147,7 @@ def _against_retrained(evidence: Evidence, statistic: Callable[[NDArray[np.float
 
 
 def truth_ratios(rows: Sequence[RowEvidence]) -> list[float] | None:
-    """The ratio of each row; None if a row lacks what it is computed from."""
+    """The truth ratio of each row; None if a row lacks an answer that it is computed from."""
     return None if _lacking(rows) else [_ratio(row) for row in rows]
 
 
@@ -175,7 +175,7 @@ def _mean(logps: Sequence[float]) -> float:
 
 
 def _lacking(rows: Sequence[RowEvidence]) -> str | None:
-    """What the rows lack for comparing right and wrong answers, in words."""
+    """The reason why right and wrong answers cannot be compared; None if they can."""
     if not rows:
         return "there are no rows"
     empty = next((i for i, row in enumerate(rows) if not row.token_logps or not all(row.perturbed_logps)), None)

@@ -86,7 +86,7 @@ class Calibration:
         return torch.tensor(self.thresholds, dtype=torch.float32)
 
     def with_forget(self, logits_NG: Tensor) -> Calibration:
-        """The same with the share of forget prompts, of which these are the logits, that open a gate."""
+        """The calibration with the share of forget prompts that open a gate, from their logits (N, G)."""
         return dataclasses.replace(self, forget_open=share_open(logits_NG, self.threshold_G))
 
     def as_json(self) -> dict[str, Any]:
@@ -99,10 +99,12 @@ class Calibration:
 
 
 def learnt_places(model: Any) -> Tensor:
-    """Where the gates (G,) open as they were learnt, also if they were calibrated since: that threshold is not independent.
+    """Places (G,) of the gates: the logits at which they opened when they were learnt, float32.
+
+    The threshold of a gate that was calibrated since is not used: it depends on calibration prompts.
 
     Raises:
-        UserError: if an adapter says so of another number of gates than it has.
+        UserError: if the configuration of an adapter has fewer places than the adapter has gates.
     """
     places: list[float] = []
     known: dict[str, Iterator[float]] = {}
@@ -126,12 +128,19 @@ def calibrated(
 ) -> Calibration:
     """Thresholds for the gates of a model that keep a guarantee for normal prompts.
 
-    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all: the
-    larger reading counts, and thresholds are as far above it as any reading has moved. `place_G`, `lower`: see
-    `guaranteed_thresholds`.
+    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all. The
+    larger logit counts, and thresholds lie above it by the largest change of any logit.
+
+    Args:
+        model: PEFT model with a gated adapter.
+        rows: encoder of the prompts.
+        normal: calibration prompts, which no gate was fitted on.
+        place_G: see `guaranteed_thresholds`.
+        guarantee: the guarantee to give.
+        lower: see `guaranteed_thresholds`.
 
     Raises:
-        UserError: if gates give no finite numbers.
+        UserError: if a logit is not a finite number.
     """
     encoded = rows.encode(normal)
     both = [logits_of_rows(model, rows, encoded, alone=alone) for alone in (False, True)]
@@ -156,13 +165,13 @@ def calibrated(
 
 
 def logits_of_prompts(model: Any, rows: RowEncoder, examples: Sequence[Example]) -> Tensor:
-    """What the gates of an adapter say of prompts (N, G), on the CPU, in the order of `gates_of`."""
+    """Logits (N, G) of an adapter's gates for prompts, on the CPU, gates in the order of `gates_of`."""
     return logits_of_rows(model, rows, rows.encode(examples))
 
 
 @torch.no_grad()
 def logits_of_rows(model: Any, rows: RowEncoder, encoded: Sequence[Encoded], *, alone: bool = False) -> Tensor:
-    """The same for rows that were encoded; `alone`: with every row in a batch of its own."""
+    """Logits (N, G) of an adapter's gates for encoded rows; with `alone`, every row is read in a batch of its own."""
     features = features_of_rows(model, rows, encoded, alone=alone)
     return gate_logits(features, [gate for _, gate in gates_of(model)]).cpu()
 
