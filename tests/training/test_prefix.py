@@ -107,7 +107,12 @@ def test_a_batch_moves_as_a_whole_and_says_how_many_tokens_it_has(monkeypatch: p
     tensors = [value for value in held if isinstance(value, Tensor)]
     tensors += [tensor for value in held if isinstance(value, dict) for pair in value.values() for tensor in pair]
     pinned: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
     assert inputs["batch"].pin_memory() == inputs["batch"]
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
     moved = send_to_device(inputs, "meta")["batch"]  # as the trainer's data loader does

@@ -84,7 +84,8 @@ def refused(caplog: pytest.LogCaptureFixture, model: nn.Module, **settings: Any)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_usual_architecture_is_refused(arch: str, options: dict, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "grun")
-    model = tiny_model(arch, **(NO_DROPOUT if arch == "gpt2" else {}))
+    changes: dict[str, Any] = NO_DROPOUT if arch == "gpt2" else {}
+    model = tiny_model(arch, **changes)
     assert isinstance(chosen(attach(model, **options)), PrefixEngine)
     assert "whole rows" not in caplog.text
 

@@ -229,7 +229,8 @@ class OneByOne:
         return {name: [torch.empty(0)] * len(rows) for name in wanted}
 
     def base_probability(self, rows):
-        with self.model.disable_adapter():
+        model: Any = self.model
+        with model.disable_adapter():
             return self.probability(self.model, rows)
 
     def probability(self, model, rows):
@@ -250,7 +251,7 @@ def test_any_engine_trains(tmp_path: Path) -> None:
         learnt.append(after)
     one, two = learnt
     for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=name)
 
 
 def test_any_engine_carries_a_job(memorised: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +261,8 @@ def test_any_engine_carries_a_job(memorised: Material, tmp_path: Path, monkeypat
         engines.append(OneByOne(model))
         return engines[-1]
 
-    given = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)], "model": str(memorised.model)}
-    settings = {"objective": "gd", "adapt": "reft", "layers": "1,3", "steps": 2, "batch_size": 4, "device": "cpu"}
+    given: Any = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)], "model": str(memorised.model)}
+    settings: Any = {"objective": "gd", "adapt": "reft", "layers": "1,3", "steps": 2, "batch_size": 4, "device": "cpu"}
     plain = unlearn.unlearn(UnlearnConfig(output=str(tmp_path / "a"), prefix_cache=False, **given, **settings)).parent
     monkeypatch.setattr(unlearn, "chosen_engine", chosen)
     found = unlearn.unlearn(UnlearnConfig(output=str(tmp_path / "b"), **given, **settings)).parent
