@@ -16,37 +16,16 @@ from grun.jobs.evaluate import evaluate
 from grun.models.encoding.encode import encode
 from grun.models.encoding.templates import resolve_template
 from support.adapter_kit import attach
+from support.benchmark_kit import TEXT, write_muse
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-TEXT = "The author of {} lives in a small house near the sea, and writes every day of the {} year."
-QUESTIONS = [{"question": f"Who is {name}?", "answer": f"{name} writes books."} for name in ("Ada", "Bo", "Cleo")]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("muse")
-    texts = {kind: [{"text": TEXT.format(f"{kind} {i}", i)} for i in range(4)] for kind in ("a", "b", "c", "d")}
-    files = {
-        "raw/forget": texts["a"],
-        "raw/retain1": texts["b"],
-        "raw/retain2": texts["c"],
-        "verbmem/forget": [
-            {"prompt": "The author of a 1 lives", "gt": "in a small house near the sea. " * 12},
-            {"prompt": "The author of a 2 lives", "gt": "in a small house."},
-        ],
-        "knowmem/forget_qa": QUESTIONS,
-        "knowmem/forget_qa_icl": QUESTIONS[:2],
-        "knowmem/retain_qa": QUESTIONS,
-        "knowmem/retain_qa_icl": QUESTIONS[1:],
-        "privleak/forget": texts["a"],
-        "privleak/holdout": texts["d"],
-        "scal/forget_2": texts["a"] + texts["b"],
-    }
-    for name, rows in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
+    return write_muse(folder)
 
 
 def test_questions_come_after_answered_ones_and_end_where_a_model_goes_on_by_itself(data: Path) -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.core.errors import UserError
 from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import adaptations, with_presets
@@ -126,15 +125,6 @@ def test_a_benchmark_gives_both_sides() -> None:
     sides = load_unlearning_rows(UnlearnConfig(benchmark="fictional", benchmark_options={"people": "20"}))
     assert {row.subject for row in sides.forget}.isdisjoint(row.subject for row in sides.retain)
     assert sides.validation
-
-
-@pytest.mark.parametrize("adapt", adaptations.names())
-def test_presets_fill_what_is_open_and_nothing_else(adapt: str) -> None:
-    filled = with_presets(UnlearnConfig(adapt=adapt, learning_rate=0.5, steps=7))
-    assert (filled.learning_rate, filled.steps, filled.epochs) == (0.5, 7, None)
-    assert filled.evaluate_every is not None
-    with pytest.raises(UserError, match="'papers' is unknown"):
-        with_presets(UnlearnConfig(adapt=adapt, preset="papers"))
 
 
 def test_epochs_replace_steps() -> None:
