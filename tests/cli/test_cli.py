@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -55,32 +54,6 @@ def test_list_shows_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     for name in ("npo", "idk", "gd", "grun", "lora", "full", "reft", "fictional", "tofu", "rouge_l_recall"):
         assert f"  {name} " in shown
-
-
-def test_a_new_objective_is_one_file(material: Material, tmp_path: Path) -> None:
-    package = tmp_path / "grun"
-    shutil.copytree(Path(grun.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "training" / "objectives" / "dummy.py").write_text(
-        '"""A leaf."""\n'
-        "from grun.training.objectives import objectives\n"
-        '@objectives.register("dummy", paper="none", needs=("forget.logps",), retain="kl")\n'
-        "def dummy(signals, *, scale: float = 1.0):\n"
-        '    """Do nothing in particular."""\n'
-        "    return scale * signals.forget.mean_nll\n"
-    )
-
-    def grun_with_it(*arguments: str) -> str:
-        command = [sys.executable, "-m", "grun", *arguments]
-        environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-    listed = grun_with_it("list")
-    assert "dummy  " in listed
-    assert "Do nothing in particular." in listed
-    paths = ("--model", str(material.model), "--forget", str(material.forget), "--retain", str(material.retain))
-    small = ("--layers", "1,3", "--steps", "2", "--batch-size", "4", "--device", "cpu")
-    options = ("--objective", "dummy", "--objective-options", "scale=2", "--output", str(tmp_path / "run"))
-    assert "The result is in" in grun_with_it("unlearn", *paths, *small, *options)
 
 
 def run(material: Material, output: Path, *more: str) -> int:
