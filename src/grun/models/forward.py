@@ -67,13 +67,13 @@ def side_signals(
         nullcontext() if with_grad else torch.no_grad(),
         observed_outputs(layer if "hidden" in wanted else None, states),
     ):
-        logits_BKV, columns_K = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
-        device = logits_BKV.device
+        logits_BCV, columns_C = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
+        device = logits_BCV.device
         found: dict[str, Tensor] = {"targets": batch.labels_BT[mask_BT].to(device)}
         if "hidden" in wanted:
             found["hidden"] = states[0][mask_BT.to(states[0].device)].float().to(device)
         if "logps" in wanted or "logits" in wanted:
-            logits_NV = logits_BKV[mask_BT[:, columns_K + 1].to(device)].float()
+            logits_NV = logits_BCV[mask_BT[:, columns_C + 1].to(device)].float()
         if "logps" in wanted:
             chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
             found["logps"] = chosen_N - logits_NV.logsumexp(1)
@@ -164,8 +164,8 @@ def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -
     Models that support it compute no other logits: with a large vocabulary they are most of a step's memory. Where no logits
     are wanted, one column is computed.
     """
-    columns_K = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
-    columns_K = columns_K if everything else columns_K[:1]
+    columns_C = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
+    columns_C = columns_C if everything else columns_C[:1]
     parameters = forward_parameters(model)
     inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
     if accepts_prompt_lengths(model):
@@ -173,8 +173,8 @@ def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -
     if "position_ids" in parameters and bool((batch.attention_mask_BT[:, 0] == 0).any()):
         inputs["position_ids"] = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
     if "logits_to_keep" in parameters:
-        return model(**inputs, logits_to_keep=columns_K).logits, columns_K
-    return model(**inputs).logits[:, columns_K], columns_K
+        return model(**inputs, logits_to_keep=columns_C).logits, columns_C
+    return model(**inputs).logits[:, columns_C], columns_C
 
 
 def forward_parameters(model: nn.Module) -> set[str]:

@@ -173,27 +173,27 @@ class _PromptBatch:
         self, rows: Sequence[int], answers: Sequence[Sequence[int]], in_detail: Sequence[bool]
     ) -> list[TokenScores]:
         """One forward pass over answers (without their last tokens, which predict nothing) after copies of their prompts."""
-        index_C = torch.tensor(rows, device=self.device)
-        lengths_C = torch.tensor([len(answer) for answer in answers], device=self.device)
-        width = int(lengths_C.max()) - 1
-        first_CV, first_C = self.first_BV[index_C], torch.tensor([answer[0] for answer in answers], device=self.device)
-        parts = [(first_CV, first_C)]
+        index_Y = torch.tensor(rows, device=self.device)
+        lengths_Y = torch.tensor([len(answer) for answer in answers], device=self.device)
+        width = int(lengths_Y.max()) - 1
+        first_YV, first_Y = self.first_BV[index_Y], torch.tensor([answer[0] for answer in answers], device=self.device)
+        parts = [(first_YV, first_Y)]
         if width:
-            ids_CA = torch.tensor([[*a, *[self.pad] * (width + 1 - len(a))] for a in answers], device=self.device)
+            ids_YA = torch.tensor([[*a, *[self.pad] * (width + 1 - len(a))] for a in answers], device=self.device)
             columns_A = torch.arange(width, device=self.device)
-            real_CA = columns_A < lengths_C[:, None] - 1
-            mask_CT = torch.cat([self.mask_BP[index_C], real_CA.long()], dim=1)
-            positions_CA = self.lengths_B[index_C][:, None] + columns_A
-            out = self.forward(ids_CA[:, :-1], mask_CT, positions_CA, selected_rows(self.cache, index_C))
-            parts.append((out.logits[real_CA].float(), ids_CA[:, 1:][real_CA]))
+            real_YA = columns_A < lengths_Y[:, None] - 1
+            mask_YT = torch.cat([self.mask_BP[index_Y], real_YA.long()], dim=1)
+            positions_YA = self.lengths_B[index_Y][:, None] + columns_A
+            out = self.forward(ids_YA[:, :-1], mask_YT, positions_YA, selected_rows(self.cache, index_Y))
+            parts.append((out.logits[real_YA].float(), ids_YA[:, 1:][real_YA]))
         logps = [z.gather(1, y[:, None]).squeeze(1) - z.logsumexp(1) for z, y in parts]
-        found = [TokenScores(tuple(values)) for values in _joined(logps, lengths_C)]
-        closer_C = torch.tensor(in_detail, device=self.device)
-        if bool(closer_C.any()):
-            of_token = [closer_C, closer_C.repeat_interleave(lengths_C - 1)][: len(parts)]
+        found = [TokenScores(tuple(values)) for values in _joined(logps, lengths_Y)]
+        closer_Y = torch.tensor(in_detail, device=self.device)
+        if bool(closer_Y.any()):
+            of_token = [closer_Y, closer_Y.repeat_interleave(lengths_Y - 1)][: len(parts)]
             details = [_in_detail(z[c], p[c], y[c]) for (z, y), p, c in zip(parts, logps, of_token, strict=True)]
-            columns = [_joined(list(column), lengths_C[closer_C]) for column in zip(*details, strict=True)]
-            for i, is_argmax, z in zip(closer_C.nonzero().squeeze(1).tolist(), *columns, strict=True):
+            columns = [_joined(list(column), lengths_Y[closer_Y]) for column in zip(*details, strict=True)]
+            for i, is_argmax, z in zip(closer_Y.nonzero().squeeze(1).tolist(), *columns, strict=True):
                 found[i] = TokenScores(found[i].logps, tuple(is_argmax), tuple(z))
         return found
 
@@ -226,10 +226,10 @@ class _PromptBatch:
         return texts
 
 
-def _joined(parts: Sequence[Tensor], lengths_C: Tensor) -> list[list[Any]]:
+def _joined(parts: Sequence[Tensor], lengths_Y: Tensor) -> list[list[Any]]:
     """Values answer by answer, from those of all first tokens and those of all others."""
     first = parts[0].tolist()
-    others = parts[1].split((lengths_C - 1).tolist()) if len(parts) > 1 else [torch.empty(0)] * len(first)
+    others = parts[1].split((lengths_Y - 1).tolist()) if len(parts) > 1 else [torch.empty(0)] * len(first)
     return [[one, *more.tolist()] for one, more in zip(first, others, strict=True)]
 
 

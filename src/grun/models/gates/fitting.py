@@ -190,10 +190,10 @@ def _prototypes(forget: GateFeatures, retain: GateFeatures, count: int, generato
     A token is drawn with a probability that grows with its squared distance from all centres (Arthur and Vassilvitskii,
     2007), so states that occur in retain prompts are never drawn, and none is drawn twice.
     """
-    h_UD, at_M, retain_at_N = forget.h_UD, forget.at_M, retain.at_M
-    compared = torch.randperm(len(retain_at_N), generator=generator)[:COMPARED_TOKENS].to(at_M.device)
-    centres_ND = retain.h_UD[retain_at_N[compared].unique()]
-    distance_U = torch.cat([torch.cdist(part, centres_ND).amin(1) for part in h_UD.split(256)]).square()
+    h_UD, at_M, retain_at_M = forget.h_UD, forget.at_M, retain.at_M
+    compared = torch.randperm(len(retain_at_M), generator=generator)[:COMPARED_TOKENS].to(at_M.device)
+    centres_UD = retain.h_UD[retain_at_M[compared].unique()]
+    distance_U = torch.cat([torch.cdist(part, centres_UD).amin(1) for part in h_UD.split(256)]).square()
     same_U = SAME_STATE * h_UD.square().sum(1)
     chosen: list[Tensor] = []
     for _ in range(count):
