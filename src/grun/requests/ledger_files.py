@@ -1,4 +1,4 @@
-"""The files of a ledger: their names, checksums, and what a killed process leaves behind."""
+"""The files of a ledger: names, reading, lock, checksums, and the cleanup after a killed process."""
 
 from __future__ import annotations
 

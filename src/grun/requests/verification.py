@@ -73,7 +73,7 @@ def verify(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> dict[str, Verification]:
-    """Check every request that was not withdrawn, and measure what is in force.
+    """Check every request that was not withdrawn, and measure those in force.
 
     Files are compared with their checksums and, where rows are given or were kept, these with the fingerprint. With a model
     the forget probability is measured again; it must not be more than `TOLERATED` larger than when the request was added.
