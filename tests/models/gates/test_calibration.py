@@ -44,4 +44,5 @@ def test_the_file_has_the_fields_in_their_order() -> None:
     assert torch.equal(found.threshold_G, THRESHOLD)
     both = found.with_forget(LOGITS[1:3])
     assert list(both.as_json()) == [*shown, "forget_open"]
+    assert both.forget_open is not None
     assert (both.forget_open.open, both.forget_open.prompts) == (1, 2)
