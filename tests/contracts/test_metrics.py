@@ -206,7 +206,7 @@ def without(evidence: Evidence, need: str) -> Evidence:
         return None if rows is None else tuple(replace(one, **STRIPPED[need]) for one in rows)
 
     parts = ("forget", "forget_paraphrased", "holdout", "retain_log", "holdout_retain_log")
-    others = {part: stripped(getattr(evidence, part)) for part in parts}
+    others: dict[str, Any] = {part: stripped(getattr(evidence, part)) for part in parts}
     return replace(evidence, rows=stripped(evidence.rows) or (), **others)
 
 

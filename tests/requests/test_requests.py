@@ -203,7 +203,7 @@ def test_features_of_gates_that_read_something_else_are_left_out(
     logging.getLogger("grun").propagate = True
     add(replace(halves[0], keep_features=True))
     add(replace(halves[1], gate_layer=1))
-    assert "What was kept of request r0001 is left out" in caplog.text
+    assert "The features kept of request r0001 are left out" in caplog.text
     assert Ledger.read(halves[0].ledger).get("r0002").settings["shut_for"] == []
 
 

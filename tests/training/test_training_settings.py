@@ -68,7 +68,9 @@ def test_parts_of_a_batch_learn_what_the_whole_learns(config: UnlearnConfig, obj
 def test_gradient_checkpointing_changes_nothing(config: UnlearnConfig, objective: str, adapt: str) -> None:
     config = replace(config, objective=objective, adapt=adapt, steps=4)
     config = config if adapt == "grun" else replace(config, layers=None, preset="default")
-    plain = unlearn(replace(config, prefix_cache=False, output=f"{config.output}-plain"))  # the path that both can take
+    plain = unlearn(
+        replace(config, prefix_cache=False, output=f"{config.output}-plain")
+    )  # the engine that both can use
     saving = unlearn(replace(config, trainer={"activation_checkpointing": "true"}))
     assert gap(weights(plain), weights(saving))[0] < 1e-6
 

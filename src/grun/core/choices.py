@@ -22,11 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 
-import grun
+from grun.core.package import CODE
 
-ROOT = Path(grun.__file__).parent
 REGISTER = "register"
 DOC = "__doc__"
 Found = tuple[str, str, str]  # registry, name, first line of the docstring
@@ -96,7 +94,7 @@ def _extensions(group: str) -> tuple[str, ...]:
 @cache
 def _declarations(package: str) -> tuple[Found, ...]:
     """All registrations in the modules of a package, with any registry."""
-    folder = ROOT.joinpath(*package.split(".")[1:])
+    folder = CODE.joinpath(*package.split(".")[1:])
     files = [file for file in folder.glob("*.py") if file.name != "__init__.py"] + [*folder.glob("*/__init__.py")]
     found: list[Found] = []
     for file in sorted(files):

@@ -19,11 +19,10 @@ from typing import Any
 
 import psutil
 
-import grun
+from grun.core.package import CODE, __version__
 
 PROVENANCE = ("versions", "machine", "commit")  # keys in a record
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
-CODE = Path(grun.__file__).resolve().parent
 GIT_SECONDS = 5.0  # most time for a question to git
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -46,7 +45,7 @@ def provenance() -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    versions = {"grun": grun.__version__, "python": platform.python_version()}
+    versions = {"grun": __version__, "python": platform.python_version()}
     return versions | {name: metadata.version(name) for name in PACKAGES}
 
 

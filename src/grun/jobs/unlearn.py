@@ -21,7 +21,6 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
 from grun.core.errors import UserError
-from grun.core.memory import peak_memory
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.run_directory import FEATURES, RunDirectory
@@ -41,6 +40,7 @@ from grun.training.loss.dual_variable import DualVariable
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
 from grun.training.made_up_answers import made_up_alternatives
+from grun.training.memory import peak_memory
 from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer

@@ -1,4 +1,4 @@
-"""What is in force in a ledger, put on its base model: loaded and measured."""
+"""The requests in force of a ledger: loaded on the base model, and measured."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from grun.requests.stack_files import write_stack
 
 logger = logging.getLogger("grun")
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.py", "merges.txt", "vocab.txt")
-TOLERATED = 0.05  # share of prompts for which a gate may open that is not theirs
+TOLERATED = 0.05  # share of prompts of others for which a gate may open without a warning
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def identity(name: str, trust_remote_code: bool = False) -> BaseModel:
     """The base model as a ledger records it, from the files that transformers reads; no weights are loaded.
 
     Raises:
-        UserError: if it cannot be found.
+        UserError: if the model cannot be found.
     """
     if not name:
         raise UserError("--model is missing: give the hub id or the folder of the model.")
@@ -103,10 +103,10 @@ def _check_as_saved(name: str, model: PreTrainedModel) -> None:
 
 
 def check_base(ledger: Ledger, base: BaseModel) -> None:
-    """Check that a ledger is of this base model; where its folder is does not matter.
+    """Check that a ledger belongs to this base model, in whatever folder it is.
 
     Raises:
-        UserError: if it is of another one.
+        UserError: if the ledger belongs to another one.
     """
     if not ledger.requests:
         return
@@ -114,18 +114,25 @@ def check_base(ledger: Ledger, base: BaseModel) -> None:
     if not ledger.base.is_same(base):
         raise UserError(
             f"--model '{base.name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base.name}'): their "
-            "configuration, weights or tokenizers differ. Every ledger is of one base model; name another ledger."
+            "configuration, weights or tokenizers differ. A ledger belongs to one base model; name another ledger."
         )
 
 
 def write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
-    """Write adapters of a ledger as one, with the thresholds that the ledger has for them."""
+    """Write adapters of a ledger as one adapter directory, with the thresholds that the ledger records for them.
+
+    Args:
+        ledger: the ledger.
+        folders: adapter directories by request.
+        target: directory to write to; it exists.
+        scale: factor of all edits; None leaves each its own.
+    """
     known = {id: request.thresholds for id, request in ledger.requests.items() if request.thresholds is not None}
     write_stack(folders, target, scale=scale, thresholds={id: torch.tensor(own) for id, own in known.items()})
 
 
 def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
-    """Rows as training has seen them: running text in pieces."""
+    """Rows as training saw them: running text in pieces."""
     return chunk_running_text(examples, rows.tokenizer, rows.max_length)
 
 
@@ -150,8 +157,15 @@ def measured(
 ) -> dict[str, MeasuredRows]:
     """Answer probabilities before and after with everything in force, and how often each request's gates open.
 
-    `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
-    data was kept is there under its id.
+    Args:
+        ledger: the ledger before the new request.
+        folders: adapter directories by request, the new one among them.
+        config: settings of the new request.
+        forget: rows of the new request.
+        normal: rows to keep that training did not see.
+
+    Returns:
+        The measured rows: `new`, `normal`, and those of every earlier request whose data was kept, under its id.
     """
     model, rows = loaded(ledger, folders, config)
     sets = {"new": list(forget), "normal": list(normal)}

@@ -14,12 +14,14 @@ __all__ = [
     "checked_base",
     "checked_calibration",
     "checked_requests",
+    "event",
 ]
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -46,7 +48,7 @@ class BaseModel:
     num_layers: int
 
     def is_same(self, other: BaseModel) -> bool:
-        """Whether both are one model, wherever its folder is."""
+        """Check whether both are the same model, in whatever folder it is."""
         return replace(self, name="") == replace(other, name="")
 
 
@@ -82,16 +84,16 @@ class Request:
 
     Attributes:
         id: lower-case letters, digits and dashes.
-        why: in the words of whoever made it.
+        why: reason for the request, as free text.
         state: active, suspended or withdrawn.
-        history: what happened when (UTC, ISO 8601), oldest first: `{"when", "what"}`.
+        history: events with their times (UTC, ISO 8601), oldest first: `{"when", "what"}`.
         data: fingerprint (SHA-256 of prompts and answers) and number of rows.
-        objective: what the adapter was trained with.
-        settings: of the run that learnt it.
+        objective: objective with which the adapter was trained.
+        settings: settings of the run that trained it.
         files: SHA-256 of every file of the adapter.
-        metrics: measured when it was added, with everything in force.
-        thresholds: of its gates, where they were calibrated for the ledger as a whole; None for the adapter's own.
-        kept: SHA-256 of the files with its rows and with what gates read of them, where these were to be kept.
+        metrics: metrics of the run, and `in_force`: measured with everything in force when the request was added.
+        thresholds: thresholds of its gates from a calibration of the whole ledger; None for those of the adapter.
+        kept: SHA-256 of the files with its rows and with the gate features of its prompts, if they were kept.
     """
 
     id: str
@@ -128,15 +130,20 @@ class Request:
 
     @property
     def forget_probability(self) -> float:
-        """The same with everything in force."""
+        """Answer probability of its rows with everything in force, measured when it was added."""
         return float(self.metrics["in_force"]["new"]["probability"])
 
 
+def event(what: str) -> dict[str, str]:
+    """An entry of a history with the present time (UTC)."""
+    return {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "what": what}
+
+
 def checked_requests(given: Any) -> dict[str, Request]:
-    """Requests by id, in order.
+    """Requests by id, in their order.
 
     Raises:
-        ValueError: saying what is wrong with which.
+        ValueError: naming the request and the field that is wrong.
     """
     found: dict[str, Request] = {}
     for number, record in enumerate(_of(given, list, "requests"), 1):
@@ -148,10 +155,10 @@ def checked_requests(given: Any) -> dict[str, Request]:
 
 
 def checked_base(given: Any, *, needed: bool) -> BaseModel | None:
-    """The base model; None where there is none yet, which is wrong if it is `needed`.
+    """The base model; None if there is none yet and it is not `needed`.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the field that is wrong.
     """
     base: dict[str, Any] = _of(given, dict, "base")
     if not base and not needed:
@@ -160,10 +167,10 @@ def checked_base(given: Any, *, needed: bool) -> BaseModel | None:
 
 
 def checked_calibration(given: Any) -> LedgerCalibration | None:
-    """The last calibration, if there was one.
+    """The last calibration; None if there was none.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the field that is wrong.
     """
     if given is None:
         return None

@@ -1,8 +1,8 @@
-"""`grun request`: learn an adapter for a removal request, calibrate and export what is in force.
+"""`grun request`: learn an adapter for a removal request, calibrate and export everything in force.
 
-Every adapter is learnt against the base model alone, whatever else is in force, so that withdrawing a request leaves all
-others as they are. Nothing is lost by that where the gates in force are shut for the rows of the new request, because then
-they do nothing there; how many rows they are open for is measured and written down.
+Every adapter is learnt against the base model alone, so that withdrawing a request leaves all others as they are. This costs
+nothing as long as the gates in force are shut for the rows of the new request, because they then do nothing there. The share
+of rows for which they open is measured and recorded.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_
 from grun.requests.ledger_record import ADAPTER_FILES, ID, LedgerCalibration
 
 logger = logging.getLogger("grun")
-READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
+READS = ("gate_layer", "gate_reads", "layers")  # settings that determine the features of gates
 REFERENCE_SCALE = 0.6  # times n + 1
 
 
 def add(config: RequestConfig) -> str:
-    """Learn an adapter for the rows of a new request, put it into force, and measure everything that is.
+    """Learn an adapter for the rows of a new request, put it into force, and measure everything in force.
 
     Returns:
         The id of the request.
 
     Raises:
-        UserError: for wrong input, another base model than the ledger's, or data that a request was made for already.
+        UserError: for wrong input, another base model than the ledger's, or rows of an earlier request.
     """
     wanted = with_presets(config)
     if config.adapt != "grun" or wanted.gate == "none":
@@ -70,7 +70,7 @@ def add(config: RequestConfig) -> str:
     with ledger.changing() as now:
         check_base(now, base)
         now = dataclasses.replace(now, base=now.base if now.requests else base)
-        now.save()  # from here on what is missing was lost
+        now.save()  # a record that is missing from here on was lost
         id = _new_id(now, config.id)
         for known in now.requests.values():
             if known.state != WITHDRAWN and known.fingerprint == found["fingerprint"]:
@@ -99,7 +99,7 @@ def add(config: RequestConfig) -> str:
 
 
 def export(ledger: str, output: str, scale: float | None = None, reference_scale: bool = False) -> Path:
-    """Write everything that is in force as one adapter directory, which `PeftModel.from_pretrained` loads.
+    """Write everything in force as one adapter directory, which `PeftModel.from_pretrained` loads.
 
     Args:
         ledger: directory of the ledger.
@@ -108,7 +108,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
         reference_scale: take 0.6 n + 0.6 for n requests, as the reference implementation does.
 
     Raises:
-        UserError: if nothing is in force, or an adapter is damaged.
+        UserError: if nothing is in force, an adapter is damaged, or the directory cannot be written or holds other files.
     """
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise UserError(f"--scale is {scale}, expected a finite number of at least 0.")
@@ -128,7 +128,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
 
 
 def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
-    """Files of features that requests in force have kept, of gates that read what this one will read."""
+    """Feature files of requests in force whose gates have the same reading as the new one."""
     found = []
     for id, request in ledger.active.items():
         if (features := ledger.features(id)) is None:
@@ -136,7 +136,7 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
         if wanted.fit_gate_first and all(request.settings.get(name) == getattr(wanted, name) for name in READS):
             found.append(str(features))
         else:
-            logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
+            logger.warning("The features kept of request %s are left out: its gate reads other layers or tokens.", id)
     return found
 
 
@@ -165,10 +165,10 @@ def _check_text(why: str) -> None:
 
 
 def _new_id(ledger: Ledger, asked: str | None) -> str:
-    """The id of a new request: what was asked for, or the next number.
+    """The id of a new request: the one asked for, or the next number.
 
     Raises:
-        UserError: if it is taken or no id.
+        UserError: if the id is taken or malformed.
     """
     if asked is None:
         numbered = (f"r{number:04d}" for number in count(len(ledger.requests) + 1))
@@ -185,11 +185,11 @@ def _new_id(ledger: Ledger, asked: str | None) -> str:
 def calibrate_active(config: CalibrateRequestsConfig) -> LedgerCalibration:
     """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
 
-    Gates are placed by the thresholds that they were learnt with, which know nothing of these prompts. Requests that are added
-    or resumed later are not covered until this is done again; those that are suspended or withdrawn only lower the share.
+    The places of the gates are the thresholds that they were learnt with, which do not depend on these prompts. Requests that
+    are added or resumed later are not covered until the next calibration; suspending or withdrawing only lowers the share.
 
     Returns:
-        The calibration as the ledger records it.
+        The calibration as recorded in the ledger.
 
     Raises:
         UserError: as `grun calibrate` does; if no request is active.

@@ -26,12 +26,12 @@ class Verification:
     """The result of verifying one request.
 
     Attributes:
-        id: of the request.
-        ok: whether nothing is wrong with it.
+        id: id of the request.
+        ok: False if something is wrong with it.
         state: active or suspended.
-        reason: if it is not ok, what is wrong; if it is, why an active request was not measured. Empty where neither applies.
+        reason: the fault if it is not ok, or the reason why an active request was not measured; empty otherwise.
         forget_probability: answer probability of its rows with everything in force; None if it was not measured.
-        was: the same when the request was added; None likewise.
+        was: the forget probability when the request was added; None if it was not measured now.
     """
 
     id: str
@@ -52,7 +52,13 @@ class Verification:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A request whose files and rows were compared with the record; folder and rows of one in which nothing is wrong."""
+    """The result of comparing a request with its record.
+
+    Attributes:
+        verification: the result without a measurement.
+        folder: directory of its adapter; None if something is wrong.
+        rows: its rows; empty if something is wrong or there are none.
+    """
 
     verification: Verification
     folder: Path | None = None
@@ -67,7 +73,7 @@ def verify(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> dict[str, Verification]:
-    """Check every request that was not withdrawn, and measure what is in force.
+    """Check every request that was not withdrawn, and measure those in force.
 
     Files are compared with their checksums and, where rows are given or were kept, these with the fingerprint. With a model
     the forget probability is measured again; it must not be more than `TOLERATED` larger than when the request was added.
@@ -76,7 +82,8 @@ def verify(
         ledger: directory of the ledger.
         model: the base model.
         data: files of rows, by request.
-        device, trust_remote_code: as in the other commands.
+        device: device to measure on.
+        trust_remote_code: run model code that comes with a hub repository.
 
     Returns:
         The results by id, in the order of the ledger.

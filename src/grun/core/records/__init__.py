@@ -11,7 +11,7 @@ Tensor names end in the letters of their dimensions, one legend for the whole pa
     K  features of a token or row: detectors of a gate, entries of a key or value, values that a metric combines
     L  keys, then values, of the layers above the first edited one
     M  ranks of several edits together; real tokens of several prompts, one after the other
-    N  supervised (answer) tokens, flattened over the batch; in gates, prompts; in metrics, rows; in the tuner, adapters side by side
+    N  supervised (answer) tokens, flattened over the batch; in gates, prompts; in metrics, rows; in the tuner, adapters
     O  outputs of a layer of a gate
     P  prompt tokens, padding included; before a cached prefix ends, without the last one
     R  rank of an edit

@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-import grun
+from grun.core.package import CODE
 from grun.core.storage.atomic_files import read_json, sha256, write_json
 
 DIGESTS = "digests.json"
-OWN_CODE = Path(grun.__file__).parent
 
 
 def cache_directory() -> Path:
@@ -95,6 +94,6 @@ def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
 @cache
 def _digest_of_code() -> str:
     digest = hashlib.sha256()
-    for file in sorted(OWN_CODE.rglob("*.py")):
+    for file in sorted(CODE.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

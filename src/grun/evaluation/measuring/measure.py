@@ -1,4 +1,4 @@
-"""Measuring a model on every split; an interrupted measurement goes on with the next split."""
+"""Measuring a model on every split; an interrupted measurement resumes with the first unfinished split."""
 
 from __future__ import annotations
 

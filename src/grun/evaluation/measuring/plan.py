@@ -21,7 +21,7 @@ NOT_NEEDED_OF_NORMAL = frozenset({"gradient"})  # attacks compare the forget spl
 
 @dataclass(frozen=True)
 class PlannedSplit:
-    """A split and what is measured of it.
+    """A split, and the settings with which it is measured.
 
     Attributes:
         name: name of the split.

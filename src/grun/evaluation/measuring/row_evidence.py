@@ -133,7 +133,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _up_to(stops: Sequence[str], text: str) -> str:
-    """A text without the first of the stops and what follows."""
+    """A text up to the first of the stops."""
     for stop in stops:
         text = text.partition(stop)[0]
     return text.strip()

@@ -103,7 +103,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             return []
         return [part for name in self.active_adapters for part in self._parts.get(name, ())]
 
-    @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; what follows depends on the call
+    @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; the rest depends on the call
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own output, with the edits of the active adapters where their gates are open."""
         names = [] if self.runtime.idle else self.active_here()

@@ -97,7 +97,7 @@ class PrefixEngine:
     def signals(
         self, model: nn.Module, inputs: Mapping[str, Any], wanted: Collection[str], with_grad: bool = True
     ) -> SideSignals:
-        """One forward call for each part of the batch, in the engine's own model: `model` is a wrapper of it."""
+        """One forward call for each part of the batch, in the engine's own model, which `model` may wrap."""
         batch: PrefixBatches = inputs["batch"]
         runtime = self.model.base_model.runtime
         sides, logits = [], []
@@ -134,7 +134,7 @@ class PrefixEngine:
         return float(torch.stack([self._rows[row].references["logps"].mean().exp() for row in rows]).mean())
 
     def probability(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
-        """Passes on known rows in the engine's own model: `model` is a wrapper of it."""
+        """Passes on known rows in the engine's own model, which `model` may wrap."""
         found = []
         for index in self.encoder.groups(rows):
             batch = self._batcher.batch([rows[i] for i in index]).to(self.encoder.device)
