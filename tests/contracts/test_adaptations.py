@@ -55,7 +55,9 @@ def trained(name: str, preset: str = "default") -> Any:
     """An adapted model after a few steps of gradient ascent. Nobody may change it."""
     model = adapted(name, preset)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=config(name, preset).learning_rate)
+    rate = config(name, preset).learning_rate
+    assert rate is not None
+    optimizer = torch.optim.Adam(weights, lr=rate)
     for _ in range(STEPS):
         optimizer.zero_grad()
         (-side_signals(model, BATCH).mean_nll).backward()
