@@ -6,6 +6,7 @@ processor, or another version of torch, rounds otherwise: there numbers agree to
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from functools import cache
@@ -20,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from golden.write_earlier import COMMANDS, EARLIER, machine
 from grun.cli.main import main
+from grun.core.config.jobs import EvaluateConfig, UnlearnConfig
+from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
 from grun.core.provenance import PROVENANCE
 from grun.requests.ledger import Ledger
@@ -97,6 +100,26 @@ def test_a_complete_run_is_known_to_be_complete(here: Path, name: str, capsys: p
     run(name)
     assert f"{name} is complete already" in capsys.readouterr().err
     assert contents(here / name) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("unlearned", UnlearnConfig()), ("calibrated", CalibrateConfig()), ("evaluation", EvaluateConfig())],
+)
+def test_a_setting_that_an_earlier_version_did_not_have_had_its_default(
+    here: Path, name: str, settings: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if all that are at their defaults had been added since."""
+    kept = read(here / name / "settings.json")
+    usual = json.loads(json.dumps(dataclasses.asdict(settings)))
+    fewer = {setting: value for setting, value in kept.items() if value != usual[setting]}
+    assert len(fewer) < len(kept) - 5
+    (here / name / "settings.json").write_text(json.dumps(fewer))
+    run(name)
+    assert f"{name} is complete already" in capsys.readouterr().err
+    words = WRITTEN["commands"][name].split()
+    assert main([*words, "--seed", "3"]) == 2
+    assert "--seed was 0, now 3" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_resumes_to_what_the_uninterrupted_one_learnt(here: Path) -> None:
