@@ -23,7 +23,7 @@ def write_files(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]) 
 
 def write_muse(folder: Path) -> Path:
     """MUSE in four texts of each kind and three questions."""
-    texts = {kind: [{"text": TEXT.format(f"{kind} {i}", i)} for i in range(4)] for kind in ("a", "b", "c", "d")}
+    texts = {kind: [{"text": TEXT.format(f"{kind} {i}", i)} for i in range(4)] for kind in "abcde"}
     return write_files(
         folder,
         {
@@ -40,7 +40,7 @@ def write_muse(folder: Path) -> Path:
             "knowmem/retain_qa_icl": QUESTIONS[1:],
             "privleak/forget": texts["a"],
             "privleak/holdout": texts["d"],
-            "scal/forget_2": texts["a"] + texts["b"],
+            "scal/forget_2": texts["a"] + texts["e"],
         },
     )
 
