@@ -93,3 +93,8 @@ def test_every_engine_says_what_it_is(name: str) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
     assert entry.target.__name__ == name
     assert re.match(r"[A-Z].*\.$", entry.summary)
+
+
+def test_a_run_is_given_no_more_memory_than_a_machine_has(engine: Any, tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "t", "pass")]
+    assert codes(list(engine(tasks, EngineSettings(jobs=1, memory_gib=2.0**20)))) == {"t": 0}

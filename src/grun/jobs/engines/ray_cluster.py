@@ -13,13 +13,15 @@ from typing import Any
 from grun.core.errors import UserError
 from grun.jobs.engines import EngineSettings, Outcome, Task, engines
 
+logger = logging.getLogger("grun")
+
 
 @engines.register("ray")
 def ray(tasks: Sequence[Task], settings: EngineSettings) -> Iterator[Outcome]:
     """A Ray cluster (`pip install 'grun-llm[ray]'`), with paths that all its machines share.
 
     Raises:
-        UserError: if Ray is not installed, or the cluster cannot be reached.
+        UserError: if Ray is not installed, the cluster cannot be reached, or no machine of it has the threads of a run.
     """
     try:
         import ray as library
@@ -32,7 +34,14 @@ def ray(tasks: Sequence[Task], settings: EngineSettings) -> Iterator[Outcome]:
         raise UserError(f"--address '{settings.address}': the cluster cannot be reached: {error}") from error
     try:
         run = library.remote(_run)
-        budget = int(settings.memory_gib * 2**30 / settings.jobs)
+        largest = _largest_machine(library.nodes())
+        budget = _budget(settings, largest)
+        for task in tasks:
+            if task.threads > largest["CPU"]:  # Ray would wait for such a machine for ever
+                raise UserError(
+                    f"--jobs is {settings.jobs}, for which every run takes {task.threads} threads, but the largest machine of "
+                    f"the cluster has {largest['CPU']:g} CPUs; raise --jobs."
+                )
         gpus = min(1.0, library.cluster_resources().get("GPU", 0.0) / settings.jobs)
         started = {
             run.options(num_cpus=task.threads, num_gpus=gpus, memory=budget, max_retries=2).remote(task): task
@@ -43,6 +52,20 @@ def ray(tasks: Sequence[Task], settings: EngineSettings) -> Iterator[Outcome]:
             yield Outcome(started.pop(ended[0]), library.get(ended[0]))
     finally:
         library.shutdown()
+
+
+def _largest_machine(nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The most CPUs and the most memory in bytes that one machine of the cluster offers."""
+    offered = [node["Resources"] for node in nodes if node["Alive"]]
+    return {name: max((one.get(name, 0.0) for one in offered), default=0.0) for name in ("CPU", "memory")}
+
+
+def _budget(settings: EngineSettings, largest: dict[str, float]) -> int:
+    """Memory of a run in bytes: its part of the budget, and no more than a machine offers, for which Ray would wait."""
+    asked, most = settings.memory_gib * 2**30 / settings.jobs, largest["memory"]
+    if asked > most:
+        logger.info("A run is given %.1f GiB: no machine of the cluster offers more.", most / 2**30)
+    return int(min(asked, most))
 
 
 def _run(task: Task) -> int:

@@ -61,10 +61,10 @@ def base_model_parts(
     with adapters_off(model), evaluating(model):
         cache = _read(base, ids_BP, real_BP.sum(1), first)
         for part in parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], overhead):
-            index_C = torch.tensor([prompts[prefixes[i]] for i in part], device=device)
-            copies = selected_rows(cache, index_C) if width else DynamicCache()
+            index_Y = torch.tensor([prompts[prefixes[i]] for i in part], device=device)
+            copies = selected_rows(cache, index_Y) if width else DynamicCache()
             answers = {i: rows[i].input_ids[rows[i].prompt_length - 1 :] for i in part}
-            found |= _answered(base, layers[first], answers, real_BP[index_C], copies, names, observed, pad)
+            found |= _answered(base, layers[first], answers, real_BP[index_Y], copies, names, observed, pad)
     if not width:  # no prompt was read, so the shape of keys and values comes from the answers
         cache = copies
         check_cache(cache.layers, len(layers), max(map(len, answers.values())), first)
