@@ -38,7 +38,7 @@ from grun.models.generation import greedy
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.edit import is_open
-from grun.requests.ledger import ACTIVE, Ledger
+from grun.requests.ledger import ACTIVE, LedgerState
 from grun.requests.operations import calibrate_active, export
 
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
@@ -115,7 +115,7 @@ def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, A
     shutil.copytree(folder / learnt, ledger)
     rows = [
         json.loads(line)
-        for i, request in enumerate(Ledger.read(ledger).requests.values())
+        for i, request in enumerate(LedgerState.read(ledger).requests.values())
         if request.state == ACTIVE
         for line in (folder / f"request-{i + 1}.jsonl").read_text(encoding="utf-8").splitlines()
     ]

@@ -26,7 +26,7 @@ from grun.core.config.requests import RequestConfig
 from grun.core.storage.atomic_files import read_json, write_json
 from grun.data.benchmarks import load_benchmark
 from grun.models.loading.pretrained import load_adapter
-from grun.requests.ledger import Ledger
+from grun.requests.ledger import LedgerState
 from grun.requests.operations import add, export
 
 COUNTS, STEPS, REPEATS, PROMPT = (1, 10, 30, 100), 20, 15, 30
@@ -81,7 +81,7 @@ def main() -> None:
     seconds: list[float] = read_json(times) or []
     found: dict[str, Any] = {}
     for i, file in enumerate(written(work / "hundred-files")):
-        known = len(Ledger.read(ledger).requests) if (ledger / "ledger.json").exists() else 0
+        known = len(LedgerState.read(ledger).requests) if (ledger / "ledger.json").exists() else 0
         start = time.perf_counter()
         if i >= known:
             retain = [str(work / "retain.jsonl")]

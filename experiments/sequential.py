@@ -43,7 +43,7 @@ from grun.models.gates.features import thresholds_of
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.edit import is_open
-from grun.requests.ledger import Ledger, change
+from grun.requests.ledger import LedgerState, change
 from grun.requests.operations import add, export
 
 OPTIONS = {"fictional": {"people": "50", "forget_share": "0.2"}, "tofu": tofu.OPTIONS}
@@ -126,7 +126,7 @@ def with_ledger(work: Work, folder: str, **options: Any) -> list[dict[str, Any]]
         name, export_to = f"r{i + 1:04d}", work.folder / "exports" / f"{folder}-{i + 1}"
 
         def one(file: str = file, name: str = name, export_to: Path = export_to) -> dict[str, Any]:
-            if not (ledger / "ledger.json").exists() or name not in Ledger.read(ledger).requests:
+            if not (ledger / "ledger.json").exists() or name not in LedgerState.read(ledger).requests:
                 settings = {**work.settings(work.target, [file]), **options}
                 add(RequestConfig(**settings, ledger=str(ledger), id=name))
             return work.measured(work.target, export(str(ledger), str(export_to)))
@@ -157,7 +157,7 @@ def by_weights(work: Work, adapt: str) -> list[dict[str, Any]]:
 def taken_back(work: Work, folder: str, before: dict[str, Any]) -> dict[str, Any]:
     """Changes by the withdrawal of one request from a ledger."""
     ledger = str(work.folder / folder)
-    if Ledger.read(ledger).get(f"r{WITHDRAWN:04d}").state == "active":
+    if LedgerState.read(ledger).get(f"r{WITHDRAWN:04d}").state == "active":
         change(ledger, f"r{WITHDRAWN:04d}", "withdraw")
     after = work.measured(work.target, export(ledger, str(work.folder / "exports" / f"{folder}-withdrawn")))
     others = [i for i in range(REQUESTS) if i != WITHDRAWN - 1]

@@ -25,7 +25,7 @@ from grun.core.config.jobs import EvaluateConfig, UnlearnConfig
 from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
 from grun.core.provenance import PROVENANCE
-from grun.requests.ledger import Ledger
+from grun.requests.ledger import LedgerState
 
 WRITTEN: dict[str, Any] = json.loads((EARLIER / "commands.json").read_text())
 CLOSE = 1e-3
@@ -223,7 +223,7 @@ def test_a_ledger_is_listed_and_shown(here: Path, capsys: pytest.CaptureFixture[
 def test_a_ledger_is_verified(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["request", "verify", "--ledger", "ledger", "--model", "model", "--device", "cpu"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    was = Ledger.read("ledger").requests["r0001"].metrics["in_force"]["new"]["probability"]
+    was = LedgerState.read("ledger").requests["r0001"].metrics["in_force"]["new"]["probability"]
     assert first.startswith("r0001: ok (forget probability ")
     assert f"{was:.3f} when it was added" in first
     assert second == "r0002: ok (suspended)"
@@ -245,7 +245,7 @@ def test_a_ledger_grows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The rows are those of request 'r0002', which is suspended already" in capsys.readouterr().err
     words[words.index("forget_2.jsonl")] = "normal.jsonl"
     assert main(words) == 0
-    third = Ledger.read("ledger").get("r0003")
+    third = LedgerState.read("ledger").get("r0003")
     assert third.settings["shut_for"] == ["ledger/requests/r0001/gate_features.safetensors"]
     assert third.metrics["in_force"]["r0001"]["open"]["r0003"] == 0.0
 
@@ -253,4 +253,4 @@ def test_a_ledger_grows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_changed_file_of_a_ledger_is_still_found_out(here: Path) -> None:
     (here / "ledger" / "requests" / "r0001" / "adapter" / WEIGHTS).write_bytes(b"changed")
     with pytest.raises(UserError, match=r"request 'r0001' is damaged.*checksum"):
-        Ledger.read("ledger").adapter("r0001")
+        LedgerState.read("ledger").adapter("r0001")

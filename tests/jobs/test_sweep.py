@@ -269,5 +269,7 @@ def test_results_can_be_measured_without_the_target(memorised: Material, tmp_pat
 def test_more_threads_than_a_ray_machine_has_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
     task = Task("t", (sys.executable, "-c", "pass"), tmp_path / "t.log", 10_000)
-    with pytest.raises(UserError, match="--jobs is 1, for which every run takes 10000 threads, but the largest machine"):
+    with pytest.raises(
+        UserError, match="--jobs is 1, for which every run takes 10000 threads, but the largest machine"
+    ):
         list(engines.get("ray").target([task], EngineSettings(1, 1.0)))

@@ -15,7 +15,7 @@ import pytest
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.run_directory import FEATURES
-from grun.requests.ledger import ACTIVE, Ledger, Request, change, event
+from grun.requests.ledger import ACTIVE, LedgerState, Request, change, event
 from grun.requests.ledger_files import ADDING
 from grun.requests.ledger_record import BaseModel
 
@@ -30,8 +30,8 @@ def request(id: str = "r1") -> Request:
 
 
 def put_in(ledger: Path, learnt: Path, id: str = "r1") -> None:
-    with Ledger.read_or_new(ledger).changing() as now:
-        now = Ledger(now.path, now.base or BASE, now.requests, now.calibration)
+    with LedgerState.read_or_new(ledger).changing() as now:
+        now = LedgerState(now.path, now.base or BASE, now.requests, now.calibration)
         now.save()
         if id not in now.requests:
             now.with_request(request(id), learnt, data=ROWS, features=learnt / FEATURES)
@@ -96,9 +96,9 @@ def test_a_kill_before_every_rename_leaves_the_old_or_the_new_state(tmp_path: Pa
         ledger = tmp_path / f"ledger-{moments}"
         finished = in_child(lambda: put_in(ledger, learnt), killed_at=moments)  # noqa: B023
         if (ledger / "ledger.json").exists():
-            assert set(Ledger.read(ledger).requests) <= {"r1"}
+            assert set(LedgerState.read(ledger).requests) <= {"r1"}
         put_in(ledger, learnt)  # the same again goes on
-        now = Ledger.read(ledger)
+        now = LedgerState.read(ledger)
         assert now.adapter("r1").is_dir()
         assert now.data("r1") == ROWS
         left = {str(file.relative_to(ledger)) for file in ledger.rglob("*") if file.is_file()}
@@ -113,27 +113,27 @@ def test_a_new_ledger_is_made_by_several_at_once(tmp_path: Path, learnt: Path) -
         ledger = tmp_path / f"ledger-{turn}"
         children = [forked(partial(put_in, ledger, learnt, id)) for id in ("a", "b", "c")]
         assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
-        assert set(Ledger.read(ledger).requests) == {"a", "b", "c"}
+        assert set(LedgerState.read(ledger).requests) == {"a", "b", "c"}
 
 
 def test_what_was_kept_has_a_checksum_too(ledger: Path) -> None:
-    assert Ledger.read(ledger).features("r1") == ledger / "requests" / "r1" / FEATURES
+    assert LedgerState.read(ledger).features("r1") == ledger / "requests" / "r1" / FEATURES
     for name, read in (
-        ("data.json", Ledger.data),
-        (FEATURES, Ledger.features),
-        ("adapter/adapter_config.json", Ledger.adapter),
+        ("data.json", LedgerState.data),
+        (FEATURES, LedgerState.features),
+        ("adapter/adapter_config.json", LedgerState.adapter),
     ):
         file = ledger / "requests" / "r1" / name
         whole = file.read_bytes()
         file.write_bytes(whole[:-1])
         with pytest.raises(UserError, match=rf"request 'r1' is damaged.*{file.name} was changed"):
-            read(Ledger.read(ledger), "r1")
+            read(LedgerState.read(ledger), "r1")
         file.unlink()
         with pytest.raises(UserError, match=rf"request 'r1' is damaged.*{file.name} is missing"):
-            read(Ledger.read(ledger), "r1")
+            read(LedgerState.read(ledger), "r1")
         file.mkdir()
         with pytest.raises(UserError, match=rf"request 'r1' is damaged.*{file.name} cannot be read"):
-            read(Ledger.read(ledger), "r1")
+            read(LedgerState.read(ledger), "r1")
         file.rmdir()
         file.write_bytes(whole)
 
@@ -177,7 +177,7 @@ def test_a_damaged_record_is_refused(ledger: Path, words: str, where: tuple[Any,
         at = at[key]
     at[where[-1]] = value
     (ledger / "ledger.json").write_text(text := json.dumps(record))
-    for read in (lambda: Ledger.read(ledger), lambda: change(str(ledger), "r1", "suspend")):
+    for read in (lambda: LedgerState.read(ledger), lambda: change(str(ledger), "r1", "suspend")):
         with pytest.raises(UserError, match=r"its ledger\.json is damaged \(.*restore it from a backup") as found:
             read()
         assert words in str(found.value)
@@ -189,20 +189,20 @@ def test_two_requests_of_one_name_are_refused(ledger: Path) -> None:
     record["requests"] *= 2
     (ledger / "ledger.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="two requests are called 'r1'"):
-        Ledger.read(ledger)
+        LedgerState.read(ledger)
 
 
 def test_what_cannot_be_read_says_why(ledger: Path, tmp_path: Path) -> None:
     (ledger / "ledger.json").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="is damaged; restore it from a backup"):
-        Ledger.read(ledger)
+        LedgerState.read(ledger)
     (tmp_path / "odd" / "ledger.json").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        Ledger.read(tmp_path / "odd")
+        LedgerState.read(tmp_path / "odd")
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "requests").write_text("")
     with pytest.raises(UserError, match="holds something else"):
-        Ledger.read_or_new(tmp_path / "blocked")
+        LedgerState.read_or_new(tmp_path / "blocked")
 
 
 def test_a_ledger_that_cannot_take_a_request_stays_as_it_was(ledger: Path, learnt: Path) -> None:

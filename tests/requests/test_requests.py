@@ -29,7 +29,7 @@ from grun.models.gates.calibration import logits_of_prompts
 from grun.models.row_encoder import RowEncoder
 from grun.requests import operations
 from grun.requests.active import MeasuredRows, say_crossing
-from grun.requests.ledger import Ledger, change
+from grun.requests.ledger import LedgerState, change
 from grun.requests.operations import add, calibrate_active, export
 from grun.requests.verification import Verification, verify
 from support.material import Material, invented_rows, write_rows
@@ -93,7 +93,7 @@ def logits(model: torch.nn.Module, seed: int = 0) -> torch.Tensor:
 
 def test_requests_are_learnt_measured_and_written_down(halves: list[RequestConfig]) -> None:
     assert [add(one) for one in halves] == ["r0001", "r0002"]
-    ledger = Ledger.read(halves[0].ledger)
+    ledger = LedgerState.read(halves[0].ledger)
     assert list(ledger.active) == ["r0001", "r0002"]
     first, second = ledger.requests.values()
     assert (first.why, first.objective, first.data["rows"]) == ("because 0", "npo", 4)
@@ -141,7 +141,7 @@ def test_without_asking_no_row_of_the_data_is_in_the_ledger(config: RequestConfi
     kept = [file for file in Path(config.ledger).rglob("*") if file.is_file()]
     assert kept
     assert not any(words in file.read_bytes() for file in kept)
-    assert Ledger.read(config.ledger).data("r0001") is None
+    assert LedgerState.read(config.ledger).data("r0001") is None
 
 
 def test_the_export_is_what_is_in_force_and_withdrawing_takes_exactly_one_away(
@@ -153,7 +153,7 @@ def test_the_export_is_what_is_in_force_and_withdrawing_takes_exactly_one_away(
     base = AutoModelForCausalLM.from_pretrained(halves[0].model)
     both = PeftModel.from_pretrained(base, str(export(ledger, str(tmp_path / "both")))).eval()
     apart: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
-    folders = {id: str(Ledger.read(ledger).adapter(id)) for id in ("r0001", "r0002")}
+    folders = {id: str(LedgerState.read(ledger).adapter(id)) for id in ("r0001", "r0002")}
     apart = PeftModel.from_pretrained(apart, folders["r0001"], adapter_name="r0001")
     apart.load_adapter(folders["r0002"], adapter_name="r0002")
     apart.base_model.set_adapter(["r0001", "r0002"])
@@ -169,7 +169,7 @@ def test_the_export_is_what_is_in_force_and_withdrawing_takes_exactly_one_away(
     again = PeftModel.from_pretrained(again, str(export(ledger, str(tmp_path / "both")))).eval()
     assert torch.equal(logits(again), logits(both))
     assert change(ledger, "r0001", "withdraw").state == "withdrawn"
-    assert [entry["what"] for entry in Ledger.read(ledger).get("r0001").history] == [
+    assert [entry["what"] for entry in LedgerState.read(ledger).get("r0001").history] == [
         "active",
         "suspended",
         "active",
@@ -186,7 +186,7 @@ def test_a_gate_learns_to_stay_shut_for_earlier_requests_if_their_features_were_
         ledger = str(tmp_path / f"ledger-{keep}")
         for one in halves:
             add(replace(one, ledger=ledger, keep_features=keep))
-        now = Ledger.read(ledger)
+        now = LedgerState.read(ledger)
         assert (now.features("r0001") is not None) == keep
         assert len(now.get("r0002").settings["shut_for"]) == keep
         model: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
@@ -204,7 +204,7 @@ def test_features_of_gates_that_read_something_else_are_left_out(
     add(replace(halves[0], keep_features=True))
     add(replace(halves[1], gate_layer=1))
     assert "The features kept of request r0001 are left out" in caplog.text
-    assert Ledger.read(halves[0].ledger).get("r0002").settings["shut_for"] == []
+    assert LedgerState.read(halves[0].ledger).get("r0002").settings["shut_for"] == []
 
 
 def test_what_a_calibration_does_not_cover_is_said(
@@ -219,7 +219,7 @@ def test_what_a_calibration_does_not_cover_is_said(
     assert "does not cover" not in caplog.text
     add(halves[1])
     assert "does not cover r0002: run `grun request calibrate` again" in caplog.text
-    assert Ledger.read(halves[0].ledger).uncovered == ["r0002"]
+    assert LedgerState.read(halves[0].ledger).uncovered == ["r0002"]
 
 
 def test_the_reference_scale_multiplies_by_what_the_paper_multiplies_by(
@@ -248,7 +248,7 @@ def test_calibration_covers_everything_in_force(
     assert found.record["normal_open"]["open"] <= found.record["normal_prompts_allowed_open"]
     assert main(["request", "list", "--ledger", halves[0].ledger]) == 0
     assert "at most 0.1 of normal prompts open a gate, with confidence 0.9, in float32" in capsys.readouterr().out
-    ledger = Ledger.read(halves[0].ledger)
+    ledger = LedgerState.read(halves[0].ledger)
     assert ledger.calibration == found
     assert found.record["versions"]["grun"] == grun.__version__
     thresholds = [t for request in ledger.requests.values() for t in request.thresholds or ()]
@@ -257,7 +257,9 @@ def test_calibration_covers_everything_in_force(
     gates = model.base_model.runtime.layers[0].gates
     assert [float(gates[f"default/{id}"].threshold) for id in ledger.active] == pytest.approx(thresholds)
     calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
-    again = Ledger.read(halves[0].ledger).requests.values()  # it starts from what was learnt, not from what it left
+    again = LedgerState.read(
+        halves[0].ledger
+    ).requests.values()  # it starts from what was learnt, not from what it left
     assert [t for request in again for t in request.thresholds or ()] == thresholds
     with pytest.raises(UserError, match=r"--normal has 60 prompts, too few for --alpha 0\.01.*299 are needed"):
         calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)]))
@@ -285,7 +287,7 @@ def test_an_add_that_failed_binds_a_ledger_to_nothing(config: RequestConfig, mat
     with pytest.raises(UserError, match="--why is not valid UTF-8 at character 9"):
         add(replace(config, why="Beschlu\udcdf"[:7] + "s\udcdf"))
     assert add(config) == "r0001"
-    base = Ledger.read(config.ledger).base
+    base = LedgerState.read(config.ledger).base
     assert base is not None
     assert base.name == config.model
 
@@ -327,7 +329,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if (ledger / "ledger.json").exists() and Ledger.read(ledger).requests:  # it was quicker than the kill
+        if (ledger / "ledger.json").exists() and LedgerState.read(ledger).requests:  # it was quicker than the kill
             assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
             shutil.rmtree(ledger)
     finish(start(command(config)))
@@ -392,17 +394,17 @@ def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[R
     with pytest.raises(UserError, match="holds something else"):
         add(halves[0])
     with pytest.raises(UserError, match="restore it from a backup"):
-        Ledger.read(folder.parent)
+        LedgerState.read(folder.parent)
     assert (folder / "r0001" / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_ledger_in_a_hub_repository_is_read(config: RequestConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     add(config)
     monkeypatch.setattr("grun.requests.ledger_files.snapshot_download", {"owner/ledger": config.ledger}.__getitem__)
-    assert list(Ledger.read("owner/ledger", hub=True).active) == ["r0001"]
+    assert list(LedgerState.read("owner/ledger", hub=True).active) == ["r0001"]
     monkeypatch.undo()
     with pytest.raises(UserError, match="no such directory, and no hub repository could be downloaded"):
-        Ledger.read("owner/other", hub=True)
+        LedgerState.read("owner/other", hub=True)
     with pytest.raises(UserError, match="there is no ledger in it"):
         change("owner/ledger", "r0001", "suspend")
 
@@ -411,7 +413,7 @@ def test_two_at_once_wait_for_each_other(halves: list[RequestConfig]) -> None:
     processes = [start(command(one)) for one in halves]
     for process in processes:
         finish(process)
-    ledger = Ledger.read(halves[0].ledger)
+    ledger = LedgerState.read(halves[0].ledger)
     assert list(ledger.active) == ["r0001", "r0002"]
     assert all(str(found).startswith("ok") and found.ok for found in verify(halves[0].ledger).values())
 

@@ -46,10 +46,10 @@ class Ledger:
         Raises:
             UserError: for a ledger that is damaged, or of a newer version.
         """
-        from grun.requests.ledger import Ledger as Record
+        from grun.requests.ledger import LedgerState
 
         with naming_parameters():
-            return dict(Record.read_or_new(self.path).requests)
+            return dict(LedgerState.read_or_new(self.path).requests)
 
     @property
     def active(self) -> list[str]:

@@ -90,7 +90,7 @@ requests_app.command(
 @requests_app.command("list")
 def list_requests(ledger: LedgerOption) -> None:
     """Show every request and its state."""
-    found = _late("Ledger", "grun.requests.ledger").read(ledger, hub=True)
+    found = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True)
     plain_text = _late("plain_text", "grun.evaluation.report.table")
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
@@ -109,7 +109,7 @@ def list_requests(ledger: LedgerOption) -> None:
 @requests_app.command("show")
 def show(id: Id, ledger: LedgerOption) -> None:
     """Show the whole record of a request, as JSON."""
-    request = _late("Ledger", "grun.requests.ledger").read(ledger, hub=True).get(id)
+    request = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
 

@@ -36,7 +36,7 @@ from grun.models.gates.features import gates_by_member, thresholds_of
 from grun.models.loading.loaded import load
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer, model_folder
 from grun.models.row_encoder import RowEncoder
-from grun.requests.ledger import Ledger
+from grun.requests.ledger import LedgerState
 from grun.requests.ledger_record import BaseModel
 from grun.requests.stack_files import write_stack
 
@@ -102,7 +102,7 @@ def _check_as_saved(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def check_base(ledger: Ledger, base: BaseModel) -> None:
+def check_base(ledger: LedgerState, base: BaseModel) -> None:
     """Check that a ledger belongs to this base model, in whatever folder it is.
 
     Raises:
@@ -118,7 +118,7 @@ def check_base(ledger: Ledger, base: BaseModel) -> None:
         )
 
 
-def write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
+def write_in_force(ledger: LedgerState, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
     """Write adapters of a ledger as one adapter directory, with the thresholds that the ledger records for them.
 
     Args:
@@ -137,7 +137,7 @@ def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
 
 
 def loaded(
-    ledger: Ledger, folders: Mapping[str, Path], config: UnlearnConfig | CalibrateConfig
+    ledger: LedgerState, folders: Mapping[str, Path], config: UnlearnConfig | CalibrateConfig
 ) -> tuple[Any, RowEncoder]:
     """The model that a job names with some adapters in force, and the encoder of its rows."""
     base = load(
@@ -149,7 +149,7 @@ def loaded(
 
 
 def measured(
-    ledger: Ledger,
+    ledger: LedgerState,
     folders: Mapping[str, Path],
     config: RequestConfig,
     forget: Sequence[Example],

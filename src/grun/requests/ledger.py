@@ -7,7 +7,7 @@ are kept only if that is asked for; otherwise there is only their fingerprint.
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "SUSPENDED", "WITHDRAWN", "Ledger", "Request", "change", "event", "say_uncovered"]
+__all__ = ["ACTIVE", "SUSPENDED", "WITHDRAWN", "LedgerState", "Request", "change", "event", "say_uncovered"]
 
 import logging
 import re
@@ -55,7 +55,7 @@ CHANGES = {"suspend": (ACTIVE, SUSPENDED), "resume": (SUSPENDED, ACTIVE), "withd
 
 
 @dataclass(frozen=True)
-class Ledger:
+class LedgerState:
     """The state of a ledger at the time at which it was read.
 
     Attributes:
@@ -71,7 +71,7 @@ class Ledger:
     calibration: LedgerCalibration | None = None
 
     @classmethod
-    def read(cls, path: str | Path, *, hub: bool = False) -> Ledger:
+    def read(cls, path: str | Path, *, hub: bool = False) -> LedgerState:
         """The ledger in a directory; with `hub`, also the newest state of one in a hub repository, which is downloaded.
 
         Raises:
@@ -91,7 +91,7 @@ class Ledger:
             ) from error
 
     @classmethod
-    def read_or_new(cls, path: str | Path) -> Ledger:
+    def read_or_new(cls, path: str | Path) -> LedgerState:
         """The ledger in a directory; an empty ledger if the directory is new or empty.
 
         Raises:
@@ -112,7 +112,7 @@ class Ledger:
         return cls(where, None, {})
 
     @contextmanager
-    def changing(self) -> Iterator[Ledger]:
+    def changing(self) -> Iterator[LedgerState]:
         """Context that holds the lock of the ledger and gives its present state.
 
         Raises:
@@ -123,7 +123,7 @@ class Ledger:
         except OSError as error:
             raise self._not_written(error) from error
         with lock:
-            now = Ledger.read_or_new(self.path)
+            now = LedgerState.read_or_new(self.path)
             try:
                 tidy(self.path, now.requests)
             except OSError as error:
@@ -194,7 +194,7 @@ class Ledger:
 
     def with_request(
         self, request: Request, adapter: Path, *, data: Sequence[Example] | None, features: Path | None
-    ) -> Ledger:
+    ) -> LedgerState:
         """Add a request and copy its files into the ledger; call it inside `changing`.
 
         Args:
@@ -226,7 +226,7 @@ class Ledger:
             raise self._not_written(error) from error
         return changed
 
-    def with_state(self, id: str, change: str) -> Ledger:
+    def with_state(self, id: str, change: str) -> LedgerState:
         """Change the state of a request; call it inside `changing`.
 
         Args:
@@ -248,7 +248,7 @@ class Ledger:
         changed = replace(request, state=after, history=[*request.history, event(after)])
         return self.with_changed({id: changed})
 
-    def with_changed(self, requests: Mapping[str, Request]) -> Ledger:
+    def with_changed(self, requests: Mapping[str, Request]) -> LedgerState:
         """Replace the records of some requests, write the ledger, and return it; call it inside `changing`."""
         changed = replace(self, requests={**self.requests, **requests})
         changed.save()
@@ -280,7 +280,7 @@ def change(ledger: str, id: str, what: str) -> Request:
     Raises:
         UserError: if there is no such request, or it is in a state in which this is not possible.
     """
-    found = Ledger.read(ledger)
+    found = LedgerState.read(ledger)
     found.get(id)
     with found.changing() as now:
         changed = now.with_state(id, what)
@@ -288,7 +288,7 @@ def change(ledger: str, id: str, what: str) -> Request:
     return changed.get(id)
 
 
-def say_uncovered(ledger: Ledger) -> None:
+def say_uncovered(ledger: LedgerState) -> None:
     """Warn if the guarantee for normal prompts does not hold for everything in force."""
     if ledger.calibration is not None and ledger.uncovered:
         logger.warning(

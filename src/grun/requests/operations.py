@@ -36,7 +36,7 @@ from grun.models.gates.calibration import calibrated, learnt_places, logits_of_p
 from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
-from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
+from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
 from grun.requests.ledger_record import ADAPTER_FILES, ID, LedgerCalibration
 
 logger = logging.getLogger("grun")
@@ -64,7 +64,7 @@ def add(config: RequestConfig) -> str:
     _check_text(config.why)
     data = load_unlearning_rows(config)
     found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
-    ledger = Ledger.read_or_new(config.ledger)
+    ledger = LedgerState.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
     check_base(ledger, base)
     with ledger.changing() as now:
@@ -112,7 +112,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     """
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise UserError(f"--scale is {scale}, expected a finite number of at least 0.")
-    now, target = Ledger.read(ledger, hub=True), Path(output).expanduser()
+    now, target = LedgerState.read(ledger, hub=True), Path(output).expanduser()
     if not now.active:
         raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
     if target.is_file() or (target.is_dir() and any(file.name not in ADAPTER_FILES for file in target.iterdir())):
@@ -127,7 +127,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     return target
 
 
-def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
+def _kept_features(ledger: LedgerState, wanted: UnlearnConfig) -> list[str]:
     """Feature files of requests in force whose gates have the same reading as the new one."""
     found = []
     for id, request in ledger.active.items():
@@ -140,7 +140,7 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
     return found
 
 
-def _work(ledger: Ledger, job: UnlearnConfig, data: str) -> Path:
+def _work(ledger: LedgerState, job: UnlearnConfig, data: str) -> Path:
     """The directory in which an adapter is learnt: that of an interrupted `add` of the same rows with the same settings.
 
     Args:
@@ -164,7 +164,7 @@ def _check_text(why: str) -> None:
         raise UserError(f"--why is not valid UTF-8 at character {error.start + 1}; expected text.") from error
 
 
-def _new_id(ledger: Ledger, asked: str | None) -> str:
+def _new_id(ledger: LedgerState, asked: str | None) -> str:
     """The id of a new request: the one asked for, or the next number.
 
     Raises:
@@ -196,7 +196,7 @@ def calibrate_active(config: CalibrateRequestsConfig) -> LedgerCalibration:
     """
     guarantee, normal = promised(config)
     forget = prompts_of(config.forget, config)
-    with Ledger.read(config.ledger).changing() as now:
+    with LedgerState.read(config.ledger).changing() as now:
         check_base(now, identity(config.model, config.trust_remote_code))
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")

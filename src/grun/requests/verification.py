@@ -16,7 +16,7 @@ from grun.core.storage.fingerprints import fingerprint_of_rows
 from grun.data.examples import read_examples
 from grun.models.row_encoder import RowEncoder
 from grun.requests.active import as_trained, check_base, identity, loaded
-from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, say_uncovered
+from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, say_uncovered
 
 TOLERATED = 0.05  # how much larger a forget probability may be than when the request was added
 
@@ -91,7 +91,7 @@ def verify(
     Raises:
         UserError: for another base model, an unknown request, or data that cannot be read.
     """
-    now, given = Ledger.read(ledger, hub=True), dict(data or {})
+    now, given = LedgerState.read(ledger, hub=True), dict(data or {})
     for id in given:
         if now.get(id).state == WITHDRAWN:
             raise UserError(f"--data names request '{id}', which is withdrawn: there is nothing to verify.")
@@ -122,7 +122,7 @@ def verify(
     return found
 
 
-def _checked(ledger: Ledger, request: Request, files: Sequence[str]) -> _Checked:
+def _checked(ledger: LedgerState, request: Request, files: Sequence[str]) -> _Checked:
     """Compare the files of a request with their checksums, and its rows, read from `files` or kept, with the fingerprint."""
 
     def failed(reason: str) -> _Checked:
