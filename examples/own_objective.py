@@ -18,5 +18,5 @@ def margin(signals: grun.Signals, *, width: float = 2.0) -> Tensor:
 
 model, forget, retain = sys.argv[1:4]
 for width in (2.0, 8.0):
-    settings = {"objective_options": {"width": width}, "output": f"margin-{width:g}"}
-    print(grun.unlearn(model, forget, retain, objective=margin, **settings))
+    options, output = {"width": width}, f"margin-{width:g}"
+    print(grun.unlearn(model, forget, retain, objective=margin, objective_options=options, output=output))

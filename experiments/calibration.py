@@ -1,13 +1,13 @@
-"""The guarantee for normal prompts, looked at: 10,000 prompts that nothing has seen, at two levels.
+"""A check of the guarantee for normal prompts: 10,000 prompts that nothing has seen, at two levels.
 
-    python benchmarks/sequential.py --output runs/sequential      # makes the model and the ledger
-    python benchmarks/calibration.py --work runs/sequential
+    python experiments/sequential.py --output runs/sequential      # makes the model and the ledger
+    python experiments/calibration.py --work runs/sequential
 
-Normal prompts are questions about invented people, one each of so many: some calibrate everything that is in force in the
-ledger, 10,000 others are then asked. It is counted which of them open a gate, and whose greedy answer (20 tokens) is not that
-of the base model, bit for bit. In other streams a share of the people has one name, or both, in common with somebody who is
-forgotten, or is somebody whom the model knows and unlearning has not seen. With both names in common no question tells two
-people apart, so the guarantee has to be paid for. The last stream meets gates that were learnt from poor retain rows.
+Normal prompts are questions about invented people, one question per person. Some of them calibrate everything that is in force
+in the ledger, and 10,000 others are then asked. The experiment counts the prompts that open a gate and those whose greedy
+answer (20 tokens) differs from the base model's. In other streams a share of the people has one name or both names in common
+with a forgotten person, or is known to the model and was not shown to unlearning. Where both names are the same, no question
+tells two people apart, and the guarantee costs forgetting. The last stream meets gates that were learnt from poor retain rows.
 Writes `docs/results/calibration.json` and `.md`.
 """
 
@@ -35,13 +35,14 @@ from grun.models.forward import adapters_off, context_length
 from grun.models.gates.calibration import logits_of_prompts, share_open
 from grun.models.gates.features import thresholds_of
 from grun.models.generation import greedy
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.requests.ledger import ACTIVE, Ledger
 from grun.requests.operations import calibrate_active, export
 
 LEVELS = {0.01: 1_000, 0.001: 5_000}  # calibration prompts by alpha
-STREAMS = {  # ledger, share of special prompts, what they are
+STREAMS = {  # ledger, share of special prompts, their kind
     "other people": ("ledger", 0.0, ""),
     "one in ten shares a name": ("ledger", 0.1, "one name"),
     "one in ten is known to the model": ("ledger", 0.1, "known"),
@@ -53,11 +54,11 @@ FIRST_SEED = 1_000  # no benchmark has one of these
 
 
 def normal_prompts(count: int, share: float, special: str, names: Sequence[str], known: Sequence[str]) -> list[Example]:
-    """One question each about so many invented people, a share of them special.
+    """Questions about invented people, one per person, a share of them special.
 
     Args:
-        count: how many.
-        share: of special prompts.
+        count: number of prompts.
+        share: share of special prompts.
         special: `one name` or `both names` in common with one of `names`, or `known`: one of these prompts instead.
     """
     found: list[Example] = []
@@ -86,7 +87,7 @@ def normal_prompts(count: int, share: float, special: str, names: Sequence[str],
 
 @torch.no_grad()
 def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list[Example]) -> dict[str, Any]:
-    """How many prompts open a gate, and how many answers differ."""
+    """Shares of the prompts that open a gate, and of the answers that stay the same."""
     base, tokenizer = load_model_and_tokenizer(model_folder, device="cpu")
     template = resolve_template("auto", tokenizer)
     rows = RowEncoder(tokenizer, template, None, 64, base.device)
@@ -98,17 +99,17 @@ def asked(model_folder: str, adapter: Path, prompts: list[Example], forget: list
     with adapters_off(model):
         before = greedy(model, tokenizer, ids, TOKENS, 64)
     same = [one == other for one, other in zip(before, after, strict=True)]
-    shut = (~(logits_NG > threshold_G).any(1)).tolist()
+    shut = (~is_open(logits_NG, threshold_G).any(1)).tolist()
     return {
-        "normal": share_open(logits_NG, threshold_G),
-        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G),
+        "normal": share_open(logits_NG, threshold_G).as_json(),
+        "forget": share_open(logits_of_prompts(model, rows, forget), threshold_G).as_json(),
         "identical": sum(same) / len(same),
         "identical_where_shut": sum(s for s, x in zip(same, shut, strict=True) if x) / sum(shut),
     }
 
 
 def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, Any]:
-    """What is found in one stream of normal prompts, with the thresholds as learnt and at every level."""
+    """Results for one stream of normal prompts, with the thresholds as learnt and at every level."""
     model, ledger = str(folder / "target" / "model"), folder / "calibrated-ledger"
     shutil.rmtree(ledger, ignore_errors=True)
     shutil.copytree(folder / learnt, ledger)
@@ -127,15 +128,15 @@ def stream(folder: Path, learnt: str, share: float, special: str) -> dict[str, A
         file = folder / f"normal-{alpha}.jsonl"
         file.write_text("".join(json.dumps({"prompt": row.prompt}) + "\n" for row in rest[:count]), encoding="utf-8")
         rest = rest[count:]
-        promise = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
+        promise: dict[str, Any] = {"alpha": alpha, "delta": DELTA, "normal": [str(file)]}
         said = calibrate_active(CalibrateRequestsConfig(ledger=str(ledger), model=model, device="cpu", **promise))
         adapter = export(str(ledger), str(folder / f"calibrated-{alpha}"))
-        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said}
+        found[f"alpha {alpha}"] = asked(model, adapter, prompts, forget) | {"calibration": said.record}
     return found
 
 
 def main() -> None:
-    """Calibrate at both levels for both streams, ask, and write the table."""
+    """Calibrate at both levels for every stream, ask the prompts, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/sequential", help="folder that sequential.py made")
     folder = Path(parser.parse_args().work)

@@ -1,21 +1,21 @@
-"""What the benchmarks share: where results go, what machine made them, the model of the training figures, pyreft beside it."""
+"""Shared by the experiments: results with their provenance, the model of the training figures, pyreft beside it."""
 
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from grun.core.provenance import provenance
 from grun.models.row_encoder import RowEncoder
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-LAYERS, RANK = [10, 12, 15], 4  # of the edits in the model below
+LAYERS: list[int | float] = [10, 12, 15]  # of the edits in the model below
+RANK = 4  # of the edits
 MODEL: dict[str, Any] = {
     "vocab_size": 8192,
     "hidden_size": 512,
@@ -28,38 +28,37 @@ MODEL: dict[str, Any] = {
 
 
 class TokenEncoder(RowEncoder):
-    """Rows are token ids already."""
+    """Encoder of rows that are token ids already."""
 
     def __init__(self) -> None:
         super().__init__(None, None, None, 16, torch.device("cpu"))  # type: ignore[arg-type]
 
     @property
     def pad(self) -> int:
-        """Any token: it is masked."""
+        """Padding token; any one will do, as it is masked."""
         return 0
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the libraries of a run."""
-    return {
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
-    }
+    """The provenance of a result, with the number of threads."""
+    found = provenance()
+    return {**found, "machine": {**found["machine"], "threads": torch.get_num_threads()}}
 
 
-def write_results(name: str, record: Any, text: str) -> None:
-    """Write `docs/results/<name>.json` and `.md`."""
+def write_results(name: str, found: dict[str, Any] | list[Any], text: str) -> None:
+    """Write `docs/results/<name>.json`, with the environment, and `.md`; a list becomes the `runs` of the file."""
     RESULTS.mkdir(parents=True, exist_ok=True)
+    record = {**environment(), **(found if isinstance(found, dict) else {"runs": found})}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def with_pyreft(python: str, **setting: Any) -> list[list[float]]:
-    """What `pyreft_step.py` finds for a setting with the model above, in a process of its own."""
+    """Seconds that `baselines/pyreft_step.py` measures for a setting with the model above, in a process of its own."""
     setting |= {"model": MODEL, "layers": LAYERS, "rank": RANK, "threads": torch.get_num_threads()}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(setting, file)
         file.flush()
-        script = Path(__file__).with_name("pyreft_step.py")
+        script = Path(__file__).parent / "baselines" / "pyreft_step.py"
         done = subprocess.run([python, str(script), file.name], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))

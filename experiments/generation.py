@@ -1,10 +1,10 @@
-"""What adapters cost in `generate`: 64 tokens with none, one, ten and a hundred of them; ratios of one run.
+"""Cost of adapters in `generate`: 64 tokens with none, one, ten and a hundred of them; ratios of one run.
 
-    python benchmarks/generation.py [--pyreft-python /path/to/python]
+    python experiments/generation.py [--pyreft-python /path/to/python]
 
-A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, prompts of 30 tokens, 1 and 8 at a
-time. Gates are forced shut (any prompt but those to be forgotten) or open. The ways take turns. pyreft is timed in a process
-of its own, beside a bare model of its own. Writes `docs/results/generation.json` and `.md`.
+The model is a Llama of 16 layers and hidden size 512 with random weights and edits at layers 10, 12 and 15. Prompts have 30
+tokens and come 1 and 8 at a time. Gates are forced shut (as for any prompt but those to be forgotten) or open. The ways take
+turns. pyreft is timed in a separate process, together with a bare model. Writes `docs/results/generation.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import torch
-from common import LAYERS, MODEL, RANK, environment, with_pyreft, write_results
+from common import LAYERS, MODEL, RANK, with_pyreft, write_results
 from peft import get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,7 +28,7 @@ PROMPT, TOKENS = 30, 64
 
 
 def with_adapters(base: nn.Module, count: int, is_open: bool, **settings: Any) -> Any:
-    """The model with so many adapters, all active, their gates forced open or shut."""
+    """The model with `count` adapters, all active, their gates forced open or shut."""
     model: Any = None
     for i in range(count):
         config = GrunConfig(rank=RANK, layers=LAYERS, **settings)
@@ -48,7 +48,7 @@ def with_adapters(base: nn.Module, count: int, is_open: bool, **settings: Any) -
 
 
 def answered(model: Any, ids: torch.Tensor) -> float:
-    """Seconds of one answer to all prompts."""
+    """Seconds that it takes to answer all prompts once."""
     start = time.perf_counter()
     settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
@@ -56,7 +56,7 @@ def answered(model: Any, ids: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """Time everything and write the table."""
+    """Time all ways and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyreft-python", help="interpreter of an environment with pyreft 0.1.0 and pyvene 0.1.8")
     parser.add_argument("--repeats", type=int, default=9)
@@ -95,7 +95,6 @@ def main() -> None:
         found[str(rows)] = {"seconds": seconds, "median": medians, "over_the_bare_model": over}
         lines += [f"| {rows} | {name} | {1000 * value:.0f} | {over[name]:+.1%} |" for name, value in medians.items()]
     record = {
-        **environment(),
         "model": MODEL,
         "found": found,
     }

@@ -1,11 +1,11 @@
-"""Every adaptation under the same objectives, on `fictional`: what is forgotten, what is kept, and what it costs.
+"""Every adaptation under the same objectives, on `fictional`: forgetting, damage and cost.
 
-    python benchmarks/grid.py --output runs/grid [--times-only]
+    python experiments/grid.py --output runs/grid [--times-only]
 
-Trains a target model per seed, runs the grid of objectives, adaptations and seeds with `grun sweep`, then once more for one
-seed with nothing beside it on the machine for the training times, counts the parameters that each adaptation would train in a
-model of the shape of Llama 2 7B (built without memory), and writes `docs/results/grid.json` and `.md`. Killed and started
-again it goes on where it stopped. `--times-only` measures the training times again and takes everything else from `grid.json`.
+Trains a target model per seed and runs the grid of objectives, adaptations and seeds with `grun sweep`. For the training
+times, runs one seed again with nothing else on the machine. Counts the parameters that each adaptation would train in a model
+of the shape of Llama 2 7B (built without memory). Writes `docs/results/grid.json` and `.md`. Killed and started again it
+continues where it stopped. `--times-only` measures the training times again and takes everything else from `grid.json`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ import torch
 from common import RESULTS, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import grun
 from grun.core.config.jobs import FinetuneConfig, SweepConfig, UnlearnConfig
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.jobs.finetune import finetune
@@ -34,7 +31,7 @@ SEEDS = (0, 1, 2)
 OBJECTIVES = ("gd", "npo", "idk", "rmu", "simnpo", "dpo")
 ADAPTATIONS = ("full", "lora", "reft", "grun")
 METRICS = "probability,rouge_l_recall,exact_match,gate_auroc"
-SEVEN_B = {  # Llama 2 7B
+SEVEN_B: dict[str, Any] = {  # Llama 2 7B
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -44,7 +41,7 @@ SEVEN_B = {  # Llama 2 7B
 
 
 def run_grid(output: Path, seeds: Sequence[int], jobs: int, max_rows: int) -> list[Finished]:
-    """The whole grid for some seeds; returns what every run found."""
+    """Results of every run of the grid, for some seeds."""
     config = SweepConfig(
         output=str(output),
         vary={"objective": ",".join(OBJECTIVES), "adapt": ",".join(ADAPTATIONS), "seed": ",".join(map(str, seeds))},
@@ -58,10 +55,11 @@ def run_grid(output: Path, seeds: Sequence[int], jobs: int, max_rows: int) -> li
 
 
 def with_times(runs: Sequence[Finished], timed: Sequence[Finished]) -> list[Finished]:
-    """The runs with the training times of those that had the machine to themselves, and no other times."""
+    """The runs, with training times only from those that had the machine to themselves."""
     seconds = {tuple(run.varied.values()): run.facts["seconds"] for run in timed if run.varied}
     return [
-        dataclasses.replace(run, facts=run.facts | {"seconds": seconds.get(tuple(run.varied.values()))}) for run in runs
+        dataclasses.replace(run, facts={**run.facts, "seconds": seconds.get(tuple(run.varied.values()))})
+        for run in runs
     ]
 
 
@@ -81,7 +79,7 @@ def parameters_at_7b() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Run it all and write the tables."""
+    """Run the grid and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/grid"))
     parser.add_argument("--jobs", type=int, default=2)
@@ -96,14 +94,7 @@ def main() -> None:
         found = run_grid(given.output / "sweep", SEEDS, given.jobs, 120)
     runs = with_times(found, run_grid(given.output / "timing", SEEDS[:1], 1, 1))
     large = parameters_at_7b()
-    machine = {"processor": platform.processor() or platform.machine(), "cores": torch.get_num_threads()}
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft")} | {"grun": grun.__version__}
-    everything = {
-        "machine": machine,
-        "versions": versions,
-        "parameters_at_7b": large,
-        "runs": [dataclasses.asdict(run) for run in runs],
-    }
+    everything = {"parameters_at_7b": large, "runs": [dataclasses.asdict(run) for run in runs]}
     lines = ["| adaptation | trained parameters | share of the model's |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {one['trained']:,} | {one['share']:.4%} |" for name, one in large.items()]
     text = sweep_table(runs)[0] + "\nIn a model of the shape of Llama 2 7B:\n\n" + "\n".join(lines) + "\n"

@@ -1,11 +1,11 @@
-"""A hundred requests in one ledger: how the time of the next one, the size of the export and the cost of a prompt grow.
+"""A hundred requests in one ledger: growth of the time of the next request, the size of the export and the cost of a prompt.
 
-    python benchmarks/sequential.py --output runs/sequential      # makes the model
-    python benchmarks/hundred.py --work runs/sequential
+    python experiments/sequential.py --output runs/sequential      # makes the model
+    python experiments/hundred.py --work runs/sequential
 
-Each request is one invented person; 20 steps each, as what is looked at is what grows with their number, not how well they are
-forgotten. Prefill: one forward pass over prompts of 30 tokens, 1 and 8 at a time, everything in force and all gates shut for
-them, medians of 15, in turns with the bare model. Writes `docs/results/hundred.json` and `.md`.
+Each request is one invented person and gets 20 steps: the experiment measures growth with the number of requests, not the
+quality of forgetting. Prefill is one forward pass over prompts of 30 tokens, 1 and 8 at a time, with everything in force and
+all gates shut: the median of 15, in turns with the bare model. Writes `docs/results/hundred.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from grun.core.config.requests import RequestConfig
 from grun.core.storage.atomic_files import read_json, write_json
 from grun.data.benchmarks import load_benchmark
-from grun.models.loading import load_adapter
+from grun.models.loading.pretrained import load_adapter
 from grun.requests.ledger import Ledger
 from grun.requests.operations import add, export
 
@@ -34,7 +34,7 @@ SEED = 2_000  # of people that no other benchmark has
 
 
 def written(folder: Path) -> list[str]:
-    """A file of rows for every request."""
+    """Paths of the files of rows, one for every request."""
     data = load_benchmark("fictional", seed=SEED, options={"people": "260", "forget_share": "0.4"})
     people = list(dict.fromkeys(row.subject for row in data.splits["forget"]))[: max(COUNTS)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def written(folder: Path) -> list[str]:
 
 @torch.no_grad()
 def prefill(model_folder: str, adapter: Path) -> dict[str, Any]:
-    """Milliseconds of a forward pass with and without everything in force."""
+    """Milliseconds of a forward pass with and without the adapter of everything in force."""
     base = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     stacked: Any = load_adapter(AutoModelForCausalLM.from_pretrained(model_folder), str(adapter))
     for layer in stacked.base_model.runtime.layers:
@@ -57,7 +57,8 @@ def prefill(model_folder: str, adapter: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for rows in (1, 8):
         ids = torch.randint(10, base.config.vocab_size, (rows, PROMPT), generator=torch.Generator().manual_seed(rows))
-        lengths, seconds = torch.full((rows,), PROMPT), {"bare": [], "stacked": []}
+        lengths = torch.full((rows,), PROMPT)
+        seconds: dict[str, list[float]] = {"bare": [], "stacked": []}
         for turn in range(REPEATS + 1):
             for name, run in (
                 ("bare", lambda: base(input_ids=ids)),  # noqa: B023
@@ -72,7 +73,7 @@ def prefill(model_folder: str, adapter: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Add what is missing, measure at every count, and write the table."""
+    """Add the missing requests, measure at every count, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/sequential"), help="folder that sequential.py made")
     work = parser.parse_args().work

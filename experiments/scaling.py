@@ -1,11 +1,11 @@
-"""How training from a cached prefix grows with forget examples, depth and prompt length, and what memory it takes.
+"""Growth of training from a cached prefix with forget examples, depth and prompt length, and its memory.
 
-    python benchmarks/scaling.py
+    python experiments/scaling.py
 
-Seconds of a whole job, everything beforehand included: the pass over all rows, and one step for every eight forget examples. A
-Llama of hidden size 256 with random weights, edits at the layers at 65 %, 80 % and the end; one of the three numbers is varied
-at a time. A straight line is fitted to each. Memory is the peak of the process's resident set while it runs 16 rows,
-inference (a forward pass without gradients) against a training step, the cache of those rows included.
+Time is the seconds of a whole job: the pass over all rows, and one step for every eight forget examples. The model is a Llama
+of hidden size 256 with random weights, edited at 65 %, 80 % and the end of its depth. One of the three numbers is varied at a
+time, and a straight line is fitted to each. Memory is the peak of the process's resident set on 16 rows: inference (a forward
+pass without gradients) against a training step, the cache of those rows included in both.
 Writes `docs/results/scaling.json`, `.md` and `.png`.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, TokenEncoder, environment, write_results
+from common import RESULTS, TokenEncoder, write_results
 from matplotlib.figure import Figure
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded
 from grun.models.tuner.config import GrunConfig
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.prefix.engine import PrefixEngine
 
 USUAL = {"examples": 400, "depth": 12, "prompt": 32}
 VARIED = {"examples": [100, 400, 1000, 2000, 4000], "depth": [6, 12, 18, 24, 30], "prompt": [16, 64, 128, 192, 256]}
@@ -36,7 +36,7 @@ VOCABULARY, ANSWER, ROWS = 4096, 32, 8
 
 
 def prepared(depth: int, hidden: int = 256) -> tuple[Any, TokenEncoder]:
-    """A model with an adapter whose gate was fitted before."""
+    """A model with an adapter whose gate is frozen, as after its fit."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -62,29 +62,29 @@ def drawn(count: int, prompt: int, seed: int) -> list[Encoded]:
     ]
 
 
-def stepped(prefix: PrefixCache, rows: list[Encoded], optimizer: torch.optim.Optimizer) -> None:
+def stepped(engine: PrefixEngine, rows: list[Encoded], optimizer: torch.optim.Optimizer) -> None:
     """A training step on some rows."""
-    side = prefix.signals(prefix.batch(rows), {"logps"})
+    side = engine.signals(engine.model, engine.batch(rows), {"logps"})
     optimizer.zero_grad()
     side.mean_nll.backward()
     optimizer.step()
 
 
 def seconds(examples: int, depth: int, prompt: int) -> float:
-    """Of a whole job."""
+    """Seconds of a whole job."""
     model, encoder = prepared(depth)
     forget, retain = drawn(examples, prompt, 1), drawn(examples, prompt, 2)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     start = time.perf_counter()
-    prefix = PrefixCache(model, encoder)
-    prefix.add([*forget, *retain])
+    engine = PrefixEngine(model, encoder)
+    engine.add([*forget, *retain])
     for at in range(0, examples, ROWS):
-        stepped(prefix, [*forget[at : at + ROWS], *retain[at : at + ROWS]], optimizer)
+        stepped(engine, [*forget[at : at + ROWS], *retain[at : at + ROWS]], optimizer)
     return time.perf_counter() - start
 
 
 def peak_mib(work: Any) -> float:
-    """Peak of the resident set while something runs; Linux only."""
+    """Peak of the resident set while `work` runs, in MiB; Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
     work()
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -96,8 +96,8 @@ def memory() -> dict[str, float]:
     model, encoder = prepared(16, hidden=512)
     rows = drawn(16, 32, 1)
     whole = collate(rows, 0)
-    prefix = PrefixCache(model, encoder)
-    prefix.add(rows)
+    engine = PrefixEngine(model, encoder)
+    engine.add(rows)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     @torch.no_grad()
@@ -106,15 +106,15 @@ def memory() -> dict[str, float]:
             model(**whole.model_inputs())
 
     infer()
-    stepped(prefix, rows, optimizer)
-    found = {"inference": peak_mib(infer), "training": peak_mib(lambda: stepped(prefix, rows, optimizer))}
-    return {**found, "cache": prefix.facts["bytes"] / 2**20}
+    stepped(engine, rows, optimizer)
+    found = {"inference": peak_mib(infer), "training": peak_mib(lambda: stepped(engine, rows, optimizer))}
+    return {**found, "cache": engine.facts["prefix_cache"]["bytes"] / 2**20}
 
 
 def main() -> None:
     """Measure, fit and draw."""
     used = memory()
-    seconds(**{**USUAL, "examples": 64})  # whatever is done once only
+    seconds(**{**USUAL, "examples": 64})  # a warm-up: some work is done once only
     figure = Figure(figsize=(10.5, 3.2), layout="constrained")
     found: dict[str, Any] = {}
     lines = ["| varied | values | seconds | straight line | share explained |", "| --- | --- | --- | --- | ---: |"]
@@ -134,7 +134,6 @@ def main() -> None:
         f"({used['training'] / used['inference']:.2f} times); the cache of these rows, {used['cache']:.0f} MiB, in both."
     )
     record = {
-        **environment(),
         "usual": USUAL,
         "found": found,
         "peak_mib": used,

@@ -1,15 +1,15 @@
-"""Ten requests, one after the other: what stays forgotten, what is kept, and what taking one back restores.
+"""Ten requests, one after the other: forgetting, damage, and the effect of taking one back.
 
-    python benchmarks/sequential.py --output runs/sequential
-    python benchmarks/sequential.py --output runs/sequential-tofu --tofu "$GRUN_TOFU_DIR"
+    python experiments/sequential.py --output runs/sequential
+    python experiments/sequential.py --output runs/sequential-tofu --tofu "$GRUN_TOFU_DIR"
 
-50 invented people (`fictional`); ten of them ask to be forgotten, one by one. After every request the forget probability of
-all requests so far is measured, and what is kept of people that unlearning never saw and of general knowledge. A ledger of
-GRUN adapters is compared with LoRA (merged after every request) and full fine-tuning, each going on from where the request
-before left the model, with the same objective; then with one GRUN adapter for all ten, and with a model that never saw the
-ten. At the end request 3 is withdrawn. Two more ledgers are learnt with poor retain rows, general knowledge alone: there it is
-seen what features of earlier requests are worth. With `--tofu` it is the ten authors of forget05, beside 400 retain rows, and
-the model is that of `benchmarks/tofu.py`. Killed and started again it goes on where it stopped.
+The data are 50 invented people (`fictional`), ten of whom ask to be forgotten, one by one. After every request the experiment
+measures the forget probability of all requests so far, and the probability of people that unlearning never saw and of general
+knowledge. A ledger of GRUN adapters is compared with LoRA (merged after every request) and full fine-tuning, which continue
+from the model that the request before left, with the same objective; also with one GRUN adapter for all ten, and with a model
+that never saw the ten. At the end request 3 is withdrawn. Two more ledgers are learnt with poor retain rows (general knowledge
+only), with and without features of earlier requests. With `--tofu` the ten requests are the authors of forget05, beside 400
+retain rows, and the model is that of `experiments/tofu.py`. Killed and started again it continues where it stopped.
 Writes `docs/results/sequential.json` (or `sequential_tofu`, `sequential_seed1`), `.md` and `.png`.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import tofu
 import torch
-from common import RESULTS, environment, write_results
+from common import RESULTS, write_results
 from peft import PeftModel
 from sequential_results import POOR_ROWS, REQUESTS, WITHDRAWN, drawn, table
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,8 +40,9 @@ from grun.jobs.unlearn import unlearn
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.gates.features import thresholds_of
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, export
 
@@ -54,20 +55,20 @@ POOR = {"fictional": "general", "tofu": "world_facts"}  # split with retain rows
 
 
 def spread(rows: Sequence[Example], count: int) -> list[Example]:
-    """So many rows, evenly spread."""
+    """`count` of the rows, evenly spread."""
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
 class Work:
-    """Models, data and what was measured, in one folder."""
+    """Models, data and measurements, in one folder."""
 
     def __init__(self, folder: Path, seed: int, benchmark: str, data_dir: str | None) -> None:
         self.folder = folder
         self.seed = seed
         self.names = KEPT[benchmark]
         options = OPTIONS[benchmark]
-        self.common = {"benchmark": benchmark, "data_dir": data_dir, "benchmark_options": options, "seed": seed}
-        self.common |= tofu.TARGET if benchmark == "tofu" else {}
+        shared = {"benchmark": benchmark, "data_dir": data_dir, "benchmark_options": options, "seed": seed}
+        self.common: dict[str, Any] = {**shared, **(tofu.TARGET if benchmark == "tofu" else {})}
         data = load_benchmark(benchmark, data_dir=data_dir, seed=seed, options=options)
         people = list(dict.fromkeys(row.subject for row in data.splits["forget"]))
         assert len(people) == REQUESTS
@@ -90,7 +91,7 @@ class Work:
         return {"model": str(model), "forget": list(files), "retain": [self.retain], "seed": self.seed}
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """What was found before under this name, or is found now."""
+        """The result stored under this name; `find` makes it if there is none yet."""
         file = self.folder / "found" / f"{name}.json"
         if (known := read_json(file)) is None:
             file.parent.mkdir(exist_ok=True)
@@ -100,7 +101,7 @@ class Work:
 
     @torch.no_grad()
     def measured(self, model: Path, adapter: Path | None = None) -> dict[str, Any]:
-        """Answer probabilities of every request and of what is to be kept; where there are gates, how often each opens."""
+        """Answer probabilities of every request and of the kept splits, and the share of prompts that open each gate."""
         base, tokenizer = load_model_and_tokenizer(str(model), device="cpu")
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, 16, base.device)
         adapted: Any = base if adapter is None else load_adapter(base, str(adapter))
@@ -112,14 +113,14 @@ class Work:
             threshold_G = thresholds_of(adapted)
             sets = {**{str(i + 1): own for i, own in enumerate(self.requests)}, **self.kept}
             found["open"] = {
-                name: (logits_of_prompts(adapted, rows, own) > threshold_G).float().mean(0).tolist()
+                name: is_open(logits_of_prompts(adapted, rows, own), threshold_G).float().mean(0).tolist()
                 for name, own in sets.items()
             }
         return found
 
 
 def with_ledger(work: Work, folder: str, **options: Any) -> list[dict[str, Any]]:
-    """After every request: a ledger of GRUN adapters."""
+    """Measurements after every request, with a ledger of GRUN adapters."""
     ledger, found = work.folder / folder, []
     for i, file in enumerate(work.files):
         name, export_to = f"r{i + 1:04d}", work.folder / "exports" / f"{folder}-{i + 1}"
@@ -135,7 +136,7 @@ def with_ledger(work: Work, folder: str, **options: Any) -> list[dict[str, Any]]
 
 
 def by_weights(work: Work, adapt: str) -> list[dict[str, Any]]:
-    """After every request: the same objective on what the request before left of the model."""
+    """Measurements after every request, each learnt on the model that the request before left."""
     model, found = work.target, []
     for i, file in enumerate(work.files):
         run = work.folder / adapt / str(i + 1)
@@ -154,7 +155,7 @@ def by_weights(work: Work, adapt: str) -> list[dict[str, Any]]:
 
 
 def taken_back(work: Work, folder: str, before: dict[str, Any]) -> dict[str, Any]:
-    """What withdrawing one request from a ledger changes."""
+    """Changes by the withdrawal of one request from a ledger."""
     ledger = str(work.folder / folder)
     if Ledger.read(ledger).get(f"r{WITHDRAWN:04d}").state == "active":
         change(ledger, f"r{WITHDRAWN:04d}", "withdraw")
@@ -166,7 +167,7 @@ def taken_back(work: Work, folder: str, before: dict[str, Any]) -> dict[str, Any
 
 
 def with_poor_retain_rows(work: Work) -> dict[str, Any]:
-    """Two ledgers whose retain rows are few and of another kind, with and without features of earlier requests."""
+    """Measurements of two ledgers with few retain rows of another kind, with and without features of earlier requests."""
     found: dict[str, Any] = {}
     for name, folder, keep in (("nothing", "ledger-poor", False), ("features", "ledger-poor-with-features", True)):
         steps = with_ledger(work, folder, retain=[work.poor], keep_features=keep)
@@ -176,7 +177,7 @@ def with_poor_retain_rows(work: Work) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing and write the table."""
+    """Run the missing parts and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/sequential")
     parser.add_argument("--seed", type=int, default=0)
@@ -213,7 +214,6 @@ def main() -> None:
     found["withdrawn"] = work.once("withdrawn", lambda: taken_back(work, "ledger", last))
     found["poor"] = with_poor_retain_rows(work)
     record = {
-        **environment(),
         "options": OPTIONS[benchmark],
         "seed": given.seed,
         **found,

@@ -1,4 +1,4 @@
-"""The table and the picture of `benchmarks/sequential.py`."""
+"""The table and the figure of `experiments/sequential.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {
 
 
 def row(name: str, found: dict[str, Any], target: dict[str, Any]) -> str:
-    """A line of the table."""
+    """One line of the table: forget probabilities, and kept probabilities relative to the target model's."""
     own = found["requests"]
     kept = [value / target["kept"][name] for name, value in found["kept"].items()]
     cells = [name, f"{sum(own) / len(own):.3f}", f"{max(own):.3f}", *(f"{value:.3f}" for value in kept)]
@@ -26,7 +26,7 @@ def row(name: str, found: dict[str, Any], target: dict[str, Any]) -> str:
 
 
 def table(found: dict[str, Any], names: Mapping[str, str]) -> str:
-    """Everything as Markdown."""
+    """All results as Markdown."""
     target = found["target"]
     lines = [
         "| after ten requests | forget probability, mean | at worst | " + " | ".join(names.values()) + " |",
@@ -60,7 +60,7 @@ def table(found: dict[str, Any], names: Mapping[str, str]) -> str:
 
 
 def poor_table(found: dict[str, Any], unseen: tuple[str, str]) -> list[str]:
-    """What features of earlier requests are worth where retain rows are poor."""
+    """Lines of the table for poor retain rows, with and without features of earlier requests."""
     split, title = unseen
     lines = [
         f"Ledgers with poor retain rows ({POOR_ROWS} of general knowledge):",
@@ -87,11 +87,11 @@ def cross_talk(last: dict[str, Any]) -> list[list[float]]:
 
 
 def drawn(found: dict[str, Any]) -> Figure:
-    """Forgetting and what is kept against the number of requests."""
+    """Figure of forgetting and of kept probability against the number of requests."""
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, steps in found["sequential"].items():
-        width = 4.5 if name == "GRUN, a ledger" else 1.5  # the other ledger lies on it
+        width = 4.5 if name == "GRUN, a ledger" else 1.5  # the line of the other ledger covers it
         counts = list(range(1, len(steps) + 1))
         left.plot(
             counts,

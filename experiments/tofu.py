@@ -1,9 +1,9 @@
-"""What is forgotten and what is kept on TOFU: our setting and the paper's, beside LoRA and full fine-tuning.
+"""Forgetting and damage on TOFU: our setting and the paper's, beside LoRA and full fine-tuning.
 
-    python benchmarks/tofu.py --output runs/tofu --data-dir "$GRUN_TOFU_DIR"
+    python experiments/tofu.py --output runs/tofu --data-dir "$GRUN_TOFU_DIR"
 
 Trains a target model, unlearns with three objectives, evaluates, and writes `docs/results/tofu.json` and `.md`. Every part is
-a run directory of its own: killed and started again it goes on where it stopped. `--parts 0/2` and `--parts 1/2` in two
+a run directory of its own: killed and started again it continues where it stopped. `--parts 0/2` and `--parts 1/2` in two
 processes share the work; the last call, without `--parts`, writes the tables.
 """
 
@@ -20,11 +20,12 @@ from common import write_results
 from grun.core.config.jobs import FinetuneConfig, UnlearnConfig
 from grun.core.records import Benchmark, Example
 from grun.data.benchmarks import load_benchmark
-from grun.evaluation.measure import evaluate_model
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
+from grun.evaluation.scores import evaluate_model
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
 from grun.models.encoding.templates import resolve_template
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 
 OBJECTIVES = ("npo", "idk", "gd")
 METRICS = (
@@ -53,20 +54,19 @@ def evenly(rows: Sequence[Example]) -> list[Example]:
 
 
 def scores(file: Path, data: Benchmark, target: Path, adapted: Path | None) -> dict[str, Any]:
-    """Values by split and metric of the target model, or of what it was adapted to; measured once, then read from `file`."""
+    """Values by split and metric of the target model, or of the adapted one; measured once, then read from `file`."""
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
     whole = adapted is not None and (adapted / "config.json").is_file()
     model, tokenizer = load_model_and_tokenizer(str(adapted if whole else target))
+    subject = Subject(model if adapted is None or whole else load_adapter(model, str(adapted)), tokenizer)
     results = evaluate_model(
-        model if adapted is None or whole else load_adapter(model, str(adapted)),
-        tokenizer,
+        subject,
         {name: evenly(data.splits[name]) for name in data.evaluation},
+        MeasureSettings(resolve_template("auto", tokenizer), max_new_tokens=LONGEST_ANSWER),
         forget_split=data.forget,
-        template=resolve_template("auto", tokenizer),
         metrics=METRICS,
-        max_new_tokens=LONGEST_ANSWER,
     )
     found = {split: {metric: one.value for metric, one in by.items()} for split, by in results.items()}
     temporary = file.with_suffix(".tmp")
@@ -76,7 +76,7 @@ def scores(file: Path, data: Benchmark, target: Path, adapted: Path | None) -> d
 
 
 def one(output: Path, data_dir: str | None, part: tuple[str, str, str]) -> dict[str, Any]:
-    """Run one part, or read what it found: settings, facts of the run, scores before and after."""
+    """Settings, facts of the run, and scores before and after, of one part; it runs unless it has run before."""
     adapt, preset, objective = part
     shared: dict[str, Any] = {"benchmark": "tofu", "data_dir": data_dir, "benchmark_options": OPTIONS, "seed": SEED}
     target = finetune(FinetuneConfig(output=str(output / "target"), **shared, **TARGET))
@@ -102,7 +102,7 @@ def one(output: Path, data_dir: str | None, part: tuple[str, str, str]) -> dict[
 
 
 def number(value: float | None) -> str:
-    """A value for the table."""
+    """A value as text for the table."""
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -130,7 +130,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run it all, or a share of it, and write the table."""
+    """Run all parts and write the table, or run a share of the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/tofu"))
     parser.add_argument("--data-dir")

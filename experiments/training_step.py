@@ -1,12 +1,12 @@
-"""What a training step costs from a cached prefix, by the plain path, with pyreft, LoRA, full fine-tuning: ratios of one run.
+"""Cost of a training step from a cached prefix, on whole rows, with pyreft, LoRA, full fine-tuning: ratios of one run.
 
-    python benchmarks/training_step.py [--pyreft-python /path/to/python]
+    python experiments/training_step.py [--pyreft-python /path/to/python]
 
-A Llama of 16 layers and hidden size 512 with random weights, edits at layers 10, 12 and 15, rows as long as TOFU's, 8 forget
-and 8 retain rows. Each way takes a step of the same optimiser on the same rows; the ways take turns, so that whatever else the
-machine does falls on all of them. pyreft needs an environment of its own and is timed in a process of its own.
-Then a whole run of `grun unlearn` both ways. What was timed before and is not asked for again stays. Writes
-`docs/results/training_step.json` and `.md`.
+The model is a Llama of 16 layers and hidden size 512 with random weights and edits at layers 10, 12 and 15; 8 forget and 8
+retain rows are as long as TOFU's. Each way takes a step of the same optimiser on the same rows. The ways take turns, so that
+other work of the machine falls on all of them. pyreft needs an environment of its own and is timed in a separate process.
+Whole runs of `grun unlearn` follow, from a cached prefix and by the plain path. Earlier times stay where a part is not asked
+for again. Writes `docs/results/training_step.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, environment, with_pyreft, write_results
+from common import LAYERS, MODEL, RANK, RESULTS, TokenEncoder, with_pyreft, write_results
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,11 +37,12 @@ from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
 from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded
-from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.from_scratch import learn_tokenizer
+from grun.models.forward import gates_of_last_call
+from grun.models.loading.from_scratch import learn_tokenizer
 from grun.models.tuner.config import GrunConfig
-from grun.training.forward_engines.base_references import base_model_references
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.plain import PlainEngine
+from grun.training.forward_engines.prefix.engine import PrefixEngine
 from grun.training.loss.recipe import recipe_of
 from grun.training.loss.terms import loss_terms, split_sides
 from grun.training.trainer import JoinSides
@@ -60,7 +61,7 @@ def drawn_rows(count: int, seed: int) -> list[Encoded]:
 
 
 def adapted(model: nn.Module, preset: str) -> nn.Module:
-    """A GRUN adapter: the paper's setting, or ours with a gate that was fitted before."""
+    """The model with a GRUN adapter: the paper's setting, or ours with a frozen gate, as after its fit."""
     if preset == "paper":
         return get_peft_model(model, GrunConfig.paper(rank=RANK, layers=LAYERS))
     found = get_peft_model(model, GrunConfig(rank=RANK, layers=LAYERS, gate_layer=0))
@@ -71,32 +72,26 @@ def adapted(model: nn.Module, preset: str) -> nn.Module:
 
 
 def step_of(
-    model: nn.Module, rows: dict[str, list[Encoded]], objective: str, preset: str, prefix: PrefixCache | None
+    model: nn.Module, rows: dict[str, list[Encoded]], objective: str, preset: str, engine: ForwardEngine
 ) -> Callable[[], None]:
-    """A training step on the same rows again and again; what the base model says was asked before."""
+    """A training step on the same rows again and again; quantities of the base model are computed beforehand."""
     config = with_presets(UnlearnConfig(objective=objective, preset=preset if preset == "paper" else "default"))
     recipe = recipe_of(config)
     gated = any(p.requires_grad for n, p in model.named_parameters() if ".grun_gate." in n)
-    encoder = TokenEncoder()
     references = {
-        side: base_model_references(encoder, model, rows[side], range(len(rows[side])), recipe.references(side))
-        for side in recipe.sides
+        side: engine.references(rows[side], range(len(rows[side])), recipe.references(side)) for side in recipe.sides
     }
     items = [
         {side: (rows[side][i], {q: v[i] for q, v in references[side].items()}) for side in recipe.sides}
         for i in range(len(rows["retain"]))
     ]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    join = JoinSides(encoder.pad, prefix)
+    join = JoinSides(engine)
     wanted = recipe.wanted()
 
     def step() -> None:
         batch = join(items)
-        if prefix is not None:
-            joined = prefix.signals(batch["batch"], wanted)
-        else:
-            whole = collate([item[side][0] for side in recipe.sides for item in items], encoder.pad)
-            joined = side_signals(model, whole, wanted=wanted)
+        joined = engine.signals(model, batch, wanted)
         sides = split_sides(joined, batch["sides"], batch["references"], batch["token_counts"])
         gates = gates_of_last_call(model) if gated else None
         terms = loss_terms(recipe, sides, None if gates is None else gates[0])
@@ -111,15 +106,13 @@ def step_of(
 
 
 def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict[str, Callable[[], None]]:
-    """A step of every way, each with a model of its own."""
+    """A step of every way, each with its own model."""
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**MODEL)).eval()
     cached, plain = (adapted(copy.deepcopy(base), preset) for _ in range(2))
     encoder = TokenEncoder()
-    prefix = PrefixCache(cached, encoder)
-    for side in rows.values():
-        prefix.add(side, {"logps"})
     lora = get_peft_model(copy.deepcopy(base), LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+    tuned = copy.deepcopy(base).requires_grad_(True)
     whole = collate([row for side in rows.values() for row in side], encoder.pad)
 
     @torch.no_grad()
@@ -127,22 +120,22 @@ def ways_of(rows: dict[str, list[Encoded]], objective: str, preset: str) -> dict
         base(**whole.model_inputs())
 
     return {
-        "cached prefix": step_of(cached, rows, objective, preset, prefix),
-        "plain path": step_of(plain, rows, objective, preset, None),
-        "LoRA, rank 4": step_of(lora, rows, objective, "none", None),
-        "full fine-tuning": step_of(copy.deepcopy(base).requires_grad_(True), rows, objective, "none", None),
+        "cached prefix": step_of(cached, rows, objective, preset, PrefixEngine(cached, encoder)),
+        "plain path": step_of(plain, rows, objective, preset, PlainEngine(plain, encoder)),
+        "LoRA, rank 4": step_of(lora, rows, objective, "none", PlainEngine(lora, encoder)),
+        "full fine-tuning": step_of(tuned, rows, objective, "none", PlainEngine(tuned, encoder)),
         "bare forward": bare,
     }
 
 
 def timed(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every way, which take turns."""
+    """Seconds of every step of every way; the ways take turns."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, step in ways.items():
             start = time.perf_counter()
             step()
-            if turn:  # the first time does what is done once
+            if turn:  # the first time includes work that is done once
                 found[name].append(time.perf_counter() - start)
     return found
 
@@ -155,7 +148,7 @@ def pyreft_seconds(python: str, rows: dict[str, list[Encoded]], objective: str, 
 
 
 def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
-    """Whole runs of `grun unlearn` both ways, on invented people: gates fitted, validated every 25 steps, best state kept."""
+    """Facts of whole runs of `grun unlearn`, both ways: fitted gates, a validation every 25 steps, the best state kept."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         data = load_benchmark("fictional", seed=0)
@@ -184,7 +177,7 @@ def whole_jobs(objective: str, steps: int) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, Any], jobs: dict[str, Any]) -> str:
-    """Everything that was measured, as Markdown."""
+    """All measurements as Markdown."""
     head = ["objective", "setting", *WAYS, "pyreft", "plain / cached", "pyreft / cached", "full / cached"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(WAYS) + 4)]
     for name, one in found.items():
@@ -209,7 +202,7 @@ def table(found: dict[str, Any], jobs: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Time what was not timed yet and write the table."""
+    """Time the objectives that were asked for and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pyreft-python", help="interpreter of an environment with pyreft 0.1.0 and pyvene 0.1.8")
     parser.add_argument("--repeats", type=int, default=9)
@@ -238,7 +231,6 @@ def main() -> None:
     for objective in given.jobs:
         jobs[objective] = {**whole_jobs(objective, given.steps), "steps": given.steps}
     record = {
-        **environment(),
         "model": MODEL,
         "steps": found,
         "whole_runs": jobs,

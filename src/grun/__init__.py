@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from grun.core.deferred_registration import register_when_peft_is_imported
+from grun.core.package import __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "CalibrateResult",
     "CompareResult",

@@ -60,7 +60,7 @@ def test_a_loaded_model_is_given_back_as_it_was(loaded: Any, memorised: Material
     model, tokenizer = loaded
     model.train()
     before, said = state_of(model), model(IDS).logits
-    own = {} if adapt != "grun" else {"layers": [1, 3]}
+    own: dict[str, Any] = {} if adapt != "grun" else {"layers": [1, 3]}
     small = {name: value for name, value in SMALL.items() if name != "layers"}
     result = grun.unlearn((model, tokenizer), memorised.forget, memorised.retain, adapt=adapt, **own, **small)
     assert_unchanged(before, model)
@@ -115,14 +115,16 @@ def test_evaluate_takes_results_rows_and_adapted_models(loaded: Any, memorised: 
     model, tokenizer = loaded
     learnt = grun.unlearn(loaded, memorised.forget, memorised.retain, **{**SMALL, "steps": 30})
     data = {"forget": rows(memorised.forget), "normal": memorised.retain}
-    settings = {"max_new_tokens": 4, "figures": False, "device": "cpu"}
+    settings: dict[str, Any] = {"max_new_tokens": 4, "figures": False, "device": "cpu"}
     by_result = grun.evaluate(loaded, data, adapter=learnt, output="one", **settings)
     by_name = grun.evaluate(memorised.model, data, adapter=learnt.adapter, output="two", **settings)
     adapted = learnt.attach(model)
     by_model = grun.evaluate((adapted, tokenizer), data, output="three", **settings)
-    values = {run.value("probability") for run in (by_result, by_name, by_model)}
+    values: set[Any] = {run.value("probability") for run in (by_result, by_name, by_model)}
     assert len(values) == 1
-    assert values.pop() < by_result.value("probability", subject="before") / 2
+    before = by_result.value("probability", subject="before")
+    assert before is not None
+    assert values.pop() < before / 2
     assert by_result.value("gate_auroc", "normal") == 1.0
     assert "| forget | 8 | before |" in str(by_result)
     assert "[" in by_result._repr_html_()
@@ -134,7 +136,7 @@ def test_evaluate_takes_results_rows_and_adapted_models(loaded: Any, memorised: 
 
 def test_evaluation_of_other_weights_is_never_taken_for_the_same(loaded: Any, memorised: Material) -> None:
     model, tokenizer = loaded
-    settings = {"max_new_tokens": 2, "figures": False, "metrics": ["probability"]}
+    settings: dict[str, Any] = {"max_new_tokens": 2, "figures": False, "metrics": ["probability"]}
     first = grun.evaluate((model, tokenizer), {"forget": memorised.forget}, output="one", **settings)
     with torch.no_grad():
         model.lm_head.weight.mul_(0.5)
@@ -199,7 +201,7 @@ def wide(signals: grun.Signals) -> Tensor:
 
 
 def broken(signals: grun.Signals) -> Tensor:
-    return signals.forget.nothing
+    return signals.forget.nothing  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ def test_a_request_from_python(memorised: Material, tmp_path: Path) -> None:
     assert ledger.active == ["r0002"]
     assert ledger.resume("first").state == "active"
     normal = [{"question": f"What is {a} plus {b}?"} for a in range(6) for b in range(6)]
-    assert ledger.calibrate(normal, alpha=0.1, delta=0.1)["requests"] == ["first", "r0002"]
-    assert set(ledger.verify({"r0002": rows[4:]}, device="cpu")) == {"first", "r0002"}
+    assert ledger.calibrate(normal, alpha=0.1, delta=0.1).requests == ("first", "r0002")
+    found = ledger.verify({"r0002": rows[4:]}, device="cpu")
+    assert all(found[id].ok for id in ("first", "r0002"))
     exported = ledger.export(tmp_path / "all")
     assert isinstance(PeftModel.from_pretrained(loaded(memorised)[0], exported), PeftModel)
     assert ledger.withdraw("r0002").state == "withdrawn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import grun
 from grun.data.benchmarks import benchmarks
 from grun.evaluation.metrics import metrics, summaries
 from grun.models.adaptations import adaptations
@@ -30,6 +33,44 @@ def test_every_objective_is_in_the_table_with_its_paper_and_defaults(entry) -> N
         assert f"{parameter.default:g}" in line
     if entry.info.get("forget_weight"):
         assert f"weight {entry.info['forget_weight']:g}" in line
+
+
+def tables():
+    """`docs/tables.py`, which writes the tables."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("document", ["method.md", "metrics.md"])
+def test_tables_are_as_what_is_registered(document: str) -> None:
+    script = tables()
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    assert script.updated(text, script.DOCUMENTS[document]) == text, (
+        f"docs/{document} is stale; write its tables anew: python docs/tables.py"
+    )
+
+
+def test_a_table_has_one_place_and_its_cells_are_escaped() -> None:
+    script = tables()
+    with pytest.raises(ValueError, match="expected one <!-- metrics: written by docs/tables.py -->"):
+        script.updated("no place", ["metrics"])
+    rows = [("name", "source"), ("`|x|`", "arXiv 2401.06121")]
+    linked = "arXiv [2401.06121](https://arxiv.org/abs/2401.06121)"
+    assert script.markdown(rows) == f"| name | source |\n| --- | --- |\n| `\\|x\\|` | {linked} |\n"
+
+
+@pytest.mark.parametrize("entry", [*metrics, *summaries], ids=lambda entry: entry.name)
+def test_every_metric_names_its_blind_spot(entry) -> None:
+    assert any(text.startswith("Blind spot: ") for text in tables().paragraphs(entry))
+
+
+@pytest.mark.parametrize("entry", [*benchmarks], ids=lambda entry: entry.name)
+def test_every_option_of_a_benchmark_is_described(entry) -> None:
+    assert tables().arguments(entry).keys() == entry.parameters.keys()
 
 
 def test_the_objective_in_the_document_works_as_it_stands(tmp_path: Path) -> None:
@@ -64,3 +105,10 @@ def test_adaptations_are_listed_for_a_stranger() -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     for entry in (*objectives, *retain_losses, *adaptations, *metrics, *benchmarks):
         assert re.search(rf"^  {entry.name} +\S", shown, re.MULTILINE), f"{entry.name} has no line with a summary"
+
+
+def test_the_citation_and_the_policy_name_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == grun.__version__
+    major, minor, _ = grun.__version__.split(".")
+    assert f"| {major}.{minor}.x | yes |" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")

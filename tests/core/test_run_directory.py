@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint
-from grun.core.storage.run_directory import RunDirectory
+from grun.core.storage.run_directory import RunDirectory, holds_run, settings_difference
 
 CONFIG = UnlearnConfig(model="m", objective="npo")
 
 
-def started(path: Path, config: UnlearnConfig = CONFIG, **settings: object) -> RunDirectory:
+def started(path: Path, config: UnlearnConfig = CONFIG, **settings: Any) -> RunDirectory:
     run = RunDirectory.open(path, config, "unlearn", **settings)
     run.start()
     return run
@@ -38,6 +39,7 @@ def test_a_started_run_holds_what_repeats_it(tmp_path: Path) -> None:
     record = json.loads((run.path / "run.json").read_text())
     assert (record["command"], record["data"], record["complete"]) == ("unlearn", "abc", False)
     assert {"grun", "python", "torch", "transformers", "peft"} <= set(record["versions"])
+    assert record["machine"]["cores"] > 0
 
 
 def test_what_a_kill_at_the_start_left_is_no_obstacle(tmp_path: Path) -> None:
@@ -49,6 +51,74 @@ def test_what_a_kill_at_the_start_left_is_no_obstacle(tmp_path: Path) -> None:
     (again.path / "settings.json").write_text('{"theme": "dark"}')  # somebody else's
     with pytest.raises(UserError, match="holds no run of grun"):
         RunDirectory.open(tmp_path / "run", CONFIG, "unlearn")
+
+
+def without(file: Path, *names: str) -> None:
+    """Take settings out of a file, as a version that did not have them would have written it."""
+    settings = json.loads(file.read_text())
+    for name in names:
+        del settings[name]
+    file.write_text(json.dumps(settings))
+
+
+def test_settings_that_an_older_version_left_are_no_obstacle(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    (run.path / "run.json").unlink()
+    without(run.path / "settings.json", "keep_features", "shut_for")
+    again = started(tmp_path / "run")
+    assert json.loads((again.path / "settings.json").read_text())["shut_for"] == []
+    (again.path / "run.json").unlink()
+    for strange in ('{"seed": 0}', '{"seed": 0, "output": "x", "theme": "dark"}', "[]", "{}"):
+        (again.path / "settings.json").write_text(strange)
+        with pytest.raises(UserError, match="holds no run of grun"):
+            RunDirectory.open(tmp_path / "run", CONFIG, "unlearn")
+
+
+def test_a_run_of_an_older_version_is_resumed(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    without(run.path / "settings.json", "keep_features", "shut_for", "gate_reads")
+    assert holds_run(run.path, CONFIG, "unlearn")
+    assert RunDirectory.open(run.path, CONFIG, "unlearn").record == run.record
+    for changes, said in (
+        ({"shut_for": ["a"]}, r"--shut-for was \[\], now \['a'\]"),
+        ({"keep_features": True}, "--keep-features was False, now True"),
+        ({"gate_reads": "prompt"}, "--gate-reads was None, now prompt"),
+    ):
+        changed = replace(CONFIG, **changes)
+        assert not holds_run(run.path, changed, "unlearn")
+        with pytest.raises(UserError, match=said):
+            RunDirectory.open(run.path, changed, "unlearn")
+
+
+def test_settings_that_are_not_named_have_their_usual_values() -> None:
+    was = {"model": "m", "seed": 3}
+    usual = UnlearnConfig(gate="mlp")
+    assert settings_difference(was, UnlearnConfig(model="m", seed=3)) == ""
+    assert settings_difference(was, UnlearnConfig(model="m", seed=3, gate="mlp"), usual) == ""
+    assert settings_difference(was, UnlearnConfig(model="m", seed=3), usual) == "--gate was mlp, now None"
+    assert settings_difference(was, UnlearnConfig(model="m")) == "--seed was 3, now 0"
+
+
+def test_another_machine_and_version_go_on_with_a_run(tmp_path: Path) -> None:
+    first = started(tmp_path / "run")
+    record = json.loads((first.path / "run.json").read_text())
+    record["machine"] = {"processor": "abacus", "cores": 10}
+    record["versions"] = {"grun": "0.0.1", "torch": "1.0"}
+    record["commit"] = {"id": "0123abcd", "changed": False}
+    first.write_json("run.json", record)
+    again = started(tmp_path / "run")
+    again.mark_complete(1.0)
+    assert RunDirectory.open(tmp_path / "run", CONFIG, "unlearn").is_complete
+    assert again.read_json("run.json") == record | {"complete": True, "seconds": 1.0}
+
+
+def test_what_is_no_run_holds_none(tmp_path: Path) -> None:
+    started(tmp_path / "run", data="abc")
+    assert holds_run(tmp_path / "run", CONFIG, "unlearn", data="abc")
+    assert not holds_run(tmp_path / "run", CONFIG, "evaluate", data="abc")
+    assert not holds_run(tmp_path / "run", CONFIG, "unlearn", data="abd")
+    assert not holds_run(tmp_path / "absent", CONFIG, "unlearn")
+    assert not holds_run(tmp_path, CONFIG, "unlearn")
 
 
 @pytest.mark.parametrize("changes", [{}, {"output": "elsewhere"}, {"device": "cpu"}, {"overwrite": False}])
@@ -141,6 +211,11 @@ def test_fingerprints_tell_content_order_and_side_apart() -> None:
     parts = [{"forget": [a, b]}, {"forget": [b, a]}, {"retain": [a, b]}, {"forget": [a], "retain": [b]}]
     assert len({fingerprint(part) for part in parts}) == 4
     assert fingerprint({"forget": [a, b]}) == fingerprint({"forget": (a, b)})
-    changed = [{"alternative_answers": ("x",)}, {"subject": "s"}, {"turns": (("user", "u"),)}, {"raw_text": True}]
+    changed: list[dict[str, Any]] = [
+        {"alternative_answers": ("x",)},
+        {"subject": "s"},
+        {"turns": (("user", "u"),)},
+        {"raw_text": True},
+    ]
     assert len({fingerprint({"": [replace(a, **change)]}) for change in [{}, *changed]}) == 5
     assert fingerprint({"": [replace(a, source="b.jsonl, row 2")]}) == fingerprint({"": [a]})

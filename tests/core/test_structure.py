@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -26,6 +27,7 @@ ORDER = (
     "models.tuner",
     "models.adaptations",
     "models",
+    "models.loading",
     "models.gates",
     "training.objectives",
     "training.loss",
@@ -33,6 +35,7 @@ ORDER = (
     "training.forward_engines",
     "training",
     "evaluation.metrics",
+    "evaluation.measuring",
     "evaluation",
     "evaluation.report",
     "jobs.engines",
@@ -43,6 +46,7 @@ ORDER = (
     "cli",
 )
 ENTRIES = 12  # of a folder, at most
+LONGEST, MEDIAN = 64, 10  # lines of a function with its docstring; they go down only
 LEAVES = ("training.objectives", "evaluation.metrics", "data.benchmarks", "models.adaptations", "jobs.engines")
 
 
@@ -76,6 +80,17 @@ def name(file: Path) -> str:
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_files_can_be_read_in_one_sitting(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 320
+
+
+def test_functions_are_short() -> None:
+    lengths = {
+        f"{name(file)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {where: length for where, length in lengths.items() if length > LONGEST} == {}
+    assert statistics.median(lengths.values()) <= MEDIAN
 
 
 def test_every_package_has_its_place_in_the_order() -> None:
@@ -127,7 +142,9 @@ def test_no_bare_except_and_no_print(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_public_names_are_listed_and_documented(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    listed = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _is_all(n)), [])
+    listed: list[str] = next(
+        (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _is_all(n)), []
+    )
     defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     for public in listed:
         if public in defined:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rouge_score import rouge_scorer
@@ -81,9 +82,10 @@ def test_the_evaluation_of_a_model_against_a_retrained_one(data: Path, tmp_path:
         tiny_model(seed=seed, max_position_embeddings=512).save_pretrained(tmp_path / name)
         TOKENIZER.save_pretrained(tmp_path / name)
     attach(tiny_model(max_position_embeddings=512), gate_layer=1).save_pretrained(tmp_path / "adapter")
-    shared = {"benchmark": "muse", "data_dir": str(data), "device": "cpu", "figures": False}
+    shared: dict[str, Any] = {"benchmark": "muse", "data_dir": str(data), "device": "cpu", "figures": False}
     log = evaluate(EvaluateConfig(model=str(tmp_path / "retrained"), output=str(tmp_path / "log"), **shared))
-    settings = {"model": str(tmp_path / "target"), "adapter": str(tmp_path / "adapter"), "retain_log": str(log)}
+    settings: dict[str, Any] = {"model": str(tmp_path / "target"), "adapter": str(tmp_path / "adapter")}
+    settings |= {"retain_log": str(log)}
     path = evaluate(EvaluateConfig(output=str(tmp_path / "out"), **settings, **shared))
     found = json.loads((path / "metrics.json").read_text())["splits"]
     attacked = found["texts"]["metrics"]["privleak"]

@@ -35,7 +35,7 @@ def test_a_question_is_written_as_in_the_harness_and_its_letter_is_not_ended(tmp
     assert data.splits["mmlu"][0].prompt.startswith(f"{head} abstract algebra.\n\n")
     assert (example.answer, example.perturbed_answers) == ("C", ("A", "B", "D"))
     encoded = encode(example, TOKENIZER, resolve_template("auto", TOKENIZER))
-    assert TOKENIZER.decode(encoded.input_ids[encoded.prompt_length :]) == " C"
+    assert TOKENIZER.decode(list(encoded.input_ids[encoded.prompt_length :])) == " C"
     assert TOKENIZER.eos_token_id not in encoded.input_ids
 
 

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import grun
 from grun.core.errors import UserError
 from grun.evaluation.comparison import OVERALL, compare_runs
 from grun.jobs.compare import compare
@@ -70,6 +72,8 @@ def test_metrics_and_splits_can_be_chosen_and_the_result_is_written(
     found = compare(runs, metrics=["probability"], splits=["forget"], output=tmp_path / "out")
     assert [(one.split, one.metric) for one in found] == [("forget", "probability")]
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert written["versions"]["grun"] == grun.__version__
+    assert written["machine"]["cores"] > 0
     assert written["found"][0]["runs"][1]["change"] == pytest.approx(found[0].runs[1].change)
     assert "95 % interval" in (tmp_path / "out" / "comparison.md").read_text()
     assert "probability" in capsys.readouterr().out
@@ -84,7 +88,8 @@ def test_what_sums_all_splits_up_is_compared_too(saved: Path, tmp_path: Path) ->
     ]
     last = compare_runs(paths)[-1]
     assert (last.split, last.metric) == (OVERALL, "model_utility")
-    assert last.runs[1].low <= last.runs[1].change <= last.runs[1].high
+    other: Any = last.runs[1]
+    assert other.low <= other.change <= other.high
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(runs: list[Path], saved: Path, tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(runs: list[Path], saved:
     for given, message in (
         ([runs[0]], "1 run was given; expected the directories of at least two"),
         ([runs[0], saved], "is not a complete evaluation: it has no metrics.json"),
-        ([runs[0], fewer], "split 'forget' of one .* and fewer .* are of other rows, the first is row 3"),
+        ([runs[0], fewer], "split 'forget' of one .* and of fewer .* has different rows, the first is row 3"),
         ([runs[0], other], "no split in common"),
     ):
         with pytest.raises(UserError, match=message) as caught:

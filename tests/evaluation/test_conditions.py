@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ import torch
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.errors import UserError
 from grun.core.storage.content_hash import cache_directory
-from grun.evaluation import measure as measuring
+from grun.evaluation.measuring import measure as measuring
+from grun.evaluation.measuring.row_evidence import measure_rows
 from grun.jobs.evaluate import evaluate
 from grun.jobs.inputs.evaluation import load_splits
-from grun.models.loading import load_model_and_tokenizer
+from grun.models.loading.pretrained import load_model_and_tokenizer
 from support.evaluation_kit import FORGET, ROWS, config
 from support.launching import TORCHRUN, launch
 
@@ -71,13 +73,13 @@ def test_quantisation_needs_its_package(saved: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def gathered_splits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows were measured, call by call."""
-    real, counts = measuring.gather, []
+    counts: list[int] = []
 
-    def counting(model: object, tokenizer: object, rows: object, **settings: object) -> object:
+    def counting(subject: Any, rows: Any, *settings: Any) -> object:
         counts.append(len(rows))
-        return real(model, tokenizer, rows, **settings)
+        return measure_rows(subject, rows, *settings)
 
-    monkeypatch.setattr(measuring, "gather", counting)
+    monkeypatch.setattr(measuring, "measure_rows", counting)
     return counts
 
 

@@ -80,7 +80,7 @@ def test_multi_token_log_likelihoods_equal_a_direct_computation(folder: Path, ad
 
 
 def test_without_an_adapter_everything_is_as_in_the_harness(folder: Path) -> None:
-    arguments = {"pretrained": str(folder / "target"), "device": "cpu"}
+    arguments: dict[str, Any] = {"pretrained": str(folder / "target"), "device": "cpu"}
     ours, theirs = GrunLM(**arguments), HFLM(**arguments)
     for a, b in zip(ours.loglikelihood(asked()), theirs.loglikelihood(asked()), strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-4)
@@ -104,7 +104,7 @@ def test_answers_are_generated_with_the_adapter(folder: Path, adapted: GrunLM) -
     assert after != before
     ids = TOKENIZER(CONTEXTS[0].rstrip(), return_tensors="pt")
     alone = adapted.model.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids.input_ids.shape[1] :]
-    assert after[0].strip() == TOKENIZER.decode(alone, skip_special_tokens=True).split("\n\n")[0].strip()
+    assert after[0].strip() == str(TOKENIZER.decode(alone, skip_special_tokens=True)).split("\n\n")[0].strip()
 
 
 def questions(file: Path) -> Path:
@@ -140,7 +140,8 @@ def test_wmdp_is_scored_as_the_harness_scores_it(folder: Path, adapted: GrunLM, 
         bootstrap_iters=0,
         log_samples=True,
     )
-    settings = {"model": str(folder / "target"), "adapter": str(folder / "run"), "device": "cpu", "figures": False}
+    settings: dict[str, Any] = {"model": str(folder / "target"), "adapter": str(folder / "run"), "device": "cpu"}
+    settings |= {"figures": False}
     path = evaluate(
         EvaluateConfig(benchmark="wmdp", data_dir=str(tmp_path), output=str(tmp_path / "out"), before=False, **settings)
     )

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from torch import nn
 
+import grun
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.data.paraphrases import with_paraphrases
-from grun.evaluation.measure import evaluate_model, measure
-from grun.evaluation.scores import score, usual_metrics
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
+from grun.evaluation.scores import evaluate_model, score, usual_metrics
 from grun.models.encoding.encode import encode
 from grun.models.tuner.config import GrunConfig
 from support.evaluation_kit import FORGET, ROWS, TEMPLATE, TOKENIZER, config, evidence, grun_model
@@ -24,7 +26,7 @@ from support.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize("make", [tiny_model, grun_model])
-def test_evidence_does_not_depend_on_the_batch_size(make: object) -> None:
+def test_evidence_does_not_depend_on_the_batch_size(make: Any) -> None:
     model = make()
     one, seven = evidence(model, tokens_per_batch=1), evidence(model, tokens_per_batch=700)
     for a, b in zip(one, seven, strict=True):
@@ -98,19 +100,21 @@ def test_an_empty_split_and_an_unknown_forget_split_are_refused() -> None:
     with pytest.raises(UserError, match="split 'retain' is empty"):
         with_paraphrases({"forget": FORGET, "retain": ()})
     with pytest.raises(UserError, match="'forgotten' is not among"):
-        measure(tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forgotten", template=TEMPLATE)
+        measure(
+            Subject(tiny_model(), TOKENIZER), {"forget": FORGET}, MeasureSettings(TEMPLATE), forget_split="forgotten"
+        )
 
 
 def test_scores_are_the_metrics_of_the_evidence_and_gates_are_compared_with_the_forget_split() -> None:
     model, splits = grun_model(), {"forget": FORGET, "retain": ROWS[4:]}
-    settings = {"template": TEMPLATE, "forget_split": "forget", "max_new_tokens": 4}
-    results = evaluate_model(model, TOKENIZER, splits, **settings)
+    settings = MeasureSettings(TEMPLATE, max_new_tokens=4)
+    results = evaluate_model(Subject(model, TOKENIZER), splits, settings, forget_split="forget")
     assert list(results) == ["forget", "forget_paraphrased", "retain"]
     assert all(set(scores) == set(usual_metrics()) for scores in results.values())
     rows = evidence(model, FORGET)
     expected = np.mean([np.exp(np.mean(row.token_logps)) for row in rows])
     assert results["forget"]["probability"].value == pytest.approx(float(expected), abs=1e-6)
-    logits = {name: [max(row.gate_logits) for row in evidence(model, part)] for name, part in splits.items()}
+    logits = {name: [max(row.gate_logits or ()) for row in evidence(model, part)] for name, part in splits.items()}
     wins = [(f > r) + 0.5 * (f == r) for f in logits["forget"] for r in logits["retain"]]
     assert results["retain"]["gate_auroc"].value == pytest.approx(float(np.mean(wins)))
     for split in ("forget", "forget_paraphrased"):
@@ -124,13 +128,16 @@ def test_nothing_is_generated_for_metrics_that_do_not_read_it(monkeypatch: pytes
         raise AssertionError("generated")
 
     monkeypatch.setattr("grun.models.scoring._PromptBatch.answer", refuse)
-    settings = {"template": TEMPLATE, "forget_split": None}
-    found = evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probability"], **settings)
-    assert list(found["retain"]) == ["probability"]
+
+    def found(metric: str) -> dict:
+        subject, settings = Subject(tiny_model(), TOKENIZER), MeasureSettings(TEMPLATE)
+        return evaluate_model(subject, {"retain": ROWS}, settings, forget_split=None, metrics=[metric])
+
+    assert list(found("probability")["retain"]) == ["probability"]
     with pytest.raises(AssertionError, match="generated"):
-        evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["exact_match"], **settings)
+        found("exact_match")
     with pytest.raises(UserError, match="probability"):
-        evaluate_model(tiny_model(), TOKENIZER, {"retain": ROWS}, metrics=["probabilty"], **settings)
+        found("probabilty")
 
 
 def test_the_job_measures_before_and_after_and_writes_what_it_found(
@@ -141,6 +148,8 @@ def test_the_job_measures_before_and_after_and_writes_what_it_found(
     path = evaluate(config(saved, tmp_path / "out"))
     found = json.loads((path / "metrics.json").read_text())
     assert list(found["splits"]) == ["forget", "forget_paraphrased", "retain"]
+    assert found["versions"]["grun"] == grun.__version__
+    assert found["machine"]["cores"] > 0
     cell = found["splits"]["retain"]["metrics"]["probability"]
     rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * len(FORGET) + len(ROWS)
@@ -190,7 +199,7 @@ def test_wrong_settings_are_refused_in_one_line(saved: Path, tmp_path: Path, cha
 
 
 def test_splits_and_rows_can_be_chosen(saved: Path, tmp_path: Path) -> None:
-    from grun.jobs.evaluate import load_splits
+    from grun.jobs.inputs.evaluation import load_splits
 
     asked = load_splits(config(saved, tmp_path, splits=["retain"], max_rows=3))
     assert {name: len(rows) for name, rows in asked.splits.items()} == {"retain": 3}
@@ -215,9 +224,8 @@ def test_the_run_that_learnt_an_adapter_stands_for_it(saved: Path, tmp_path: Pat
 
 
 def test_score_is_pure(saved: Path) -> None:
-    found = measure(
-        tiny_model(), TOKENIZER, {"forget": FORGET}, forget_split="forget", template=TEMPLATE, max_new_tokens=2
-    )
+    settings = MeasureSettings(TEMPLATE, max_new_tokens=2)
+    found = measure(Subject(tiny_model(), TOKENIZER), {"forget": FORGET}, settings, forget_split="forget")
     assert score(found) == score(found)
     assert set(score(found, ["exact_match"])["forget"]) == {"exact_match"}
 
@@ -225,19 +233,20 @@ def test_score_is_pure(saved: Path) -> None:
 def test_an_interrupted_evaluation_goes_on_with_the_next_split(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grun.evaluation import measure as measuring
+    from grun.evaluation.measuring import measure as measuring
+    from grun.evaluation.measuring.row_evidence import measure_rows
     from grun.jobs.evaluate import evaluate
 
     whole = evaluate(config(saved, tmp_path / "whole", max_rows=3, cache=False))
-    real, measured = measuring.gather, []
+    measured: list[str] = []
 
-    def counted(model: nn.Module, tokenizer: object, rows: tuple[Example, ...], **settings: object) -> object:
+    def counted(subject: Subject, rows: tuple[Example, ...], *settings: Any) -> object:
         measured.append(rows[0].prompt)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return real(model, tokenizer, rows, **settings)
+        return measure_rows(subject, rows, *settings)
 
-    monkeypatch.setattr(measuring, "gather", counted)
+    monkeypatch.setattr(measuring, "measure_rows", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config(saved, tmp_path / "broken", max_rows=3, cache=False))
     assert not (tmp_path / "broken" / "metrics.json").exists()
@@ -256,9 +265,9 @@ def test_a_retain_only_model_is_compared_with_by_its_log(saved: Path, tmp_path: 
     assert found["forget_quality"]["before"]["value"] == pytest.approx(1.0), "it was compared with itself"
     assert found["mia_reference"]["before"]["value"] == 0.5
     assert found["mia_min_k"]["before"]["value"] is not None
-    with pytest.raises(UserError, match="holds 6 rows, but split 'forget' has 5: it is of other rows"):
+    with pytest.raises(UserError, match="holds 6 rows, but split 'forget' has 5; it was computed on different data"):
         evaluate(config(saved, tmp_path / "fewer", retain_log=str(log), **(shared | {"max_rows": 5})))
-    with pytest.raises(UserError, match="it is of another row than"):
+    with pytest.raises(UserError, match="row 1: expected '.*', found another row; it was computed on different data"):
         evaluate(config(saved, tmp_path / "seed", retain_log=str(log), **(shared | {"seed": 1})))
     with pytest.raises(UserError, match="is not an evaluation of a model"):
         evaluate(config(saved, tmp_path / "none", retain_log=str(saved), **shared))

@@ -1,4 +1,4 @@
-"""Metrics against rouge-score and plain loops; what is missing never becomes a number."""
+"""Metrics against rouge-score, scikit-learn and plain loops."""
 
 from __future__ import annotations
 
@@ -16,77 +16,9 @@ from grun.core.records import Evidence, Example, RowEvidence, Score
 from grun.evaluation.metrics import auroc, metrics, tpr_at_low_fpr
 from support.evidence_kit import compared, row
 
-NEEDS = {
-    *(
-        "token_logps",
-        "generated",
-        "gates",
-        "paraphrased",
-        "perturbed",
-        "gradient",
-        "fluency",
-        "holdout",
-        "retain_log",
-        "choices",
-    ),
-}
-
-LOOKS_AT_MATCHES = ("exact_memorization", "extraction_strength", "extraction_strength_published")
-
 
 def score(name: str, *rows: RowEvidence, **others: tuple[RowEvidence, ...]) -> Score:
     return metrics.get(name).target(Evidence("retain", rows, **others))
-
-
-def every_metric() -> list[str]:
-    return metrics.names()
-
-
-@pytest.mark.parametrize("name", every_metric())
-def test_every_metric_says_what_is_needed_to_read_it(name: str) -> None:
-    info = metrics.get(name).info
-    low, high = info["range"]
-    assert low < high
-    assert info["label"]
-    assert metrics.get(name).summary
-    assert {info["forget"], info["normal"]} <= {"lower", "higher", None}
-    assert info["needs"]
-    assert set(info["needs"]) <= NEEDS
-
-
-@pytest.mark.parametrize("name", every_metric())
-def test_without_rows_or_measurements_there_is_a_reason_and_no_number(name: str) -> None:
-    bare = RowEvidence(Example("Who?", "Ada."), ())
-    for rows in ((), (bare,), (row(), bare)):
-        found = score(name, *rows, **compared(*(bare for _ in rows)))
-        assert found.value is None
-        assert found.reason
-        assert found.per_row == ()
-
-
-@pytest.mark.parametrize("name", every_metric())
-def test_values_are_in_range_with_one_number_per_row_where_there_are_any(name: str) -> None:
-    rows = (row(), row((-3.0, -0.2), "One", "two", (-2.0, -3.0), (0.0, 0.0)))
-    found = score(name, *rows, **compared(*rows))
-    low, high = metrics.get(name).info["range"]
-    assert found.value is not None
-    assert low <= found.value <= high
-    assert found.n == 2
-    assert found.reason is None
-    assert len(found.per_row) in (0, 2)
-    if found.per_row:
-        assert found.value == pytest.approx(float(np.mean(found.per_row)))
-
-
-@pytest.mark.parametrize("name", every_metric())
-def test_a_broken_number_is_never_averaged_in(name: str) -> None:
-    broken = row((math.nan, -1.0), generated="Ada.", logits=(1.0, math.nan), values=(0.9, math.nan))
-    found = score(name, row(), broken, **compared(row(), row()))
-    if metrics.get(name).info["needs"] == ("generated",) or name in LOOKS_AT_MATCHES:
-        assert found.value is not None
-    else:
-        assert found.value is None
-        assert found.reason
 
 
 logps = st.lists(st.floats(-30, 0), min_size=1, max_size=8).map(tuple)
@@ -133,8 +65,8 @@ def test_rouge_stems_words_and_agrees_with_the_reference_package() -> None:
 def test_rouge_cannot_read_other_scripts_and_says_so() -> None:
     found = score("rouge_l_recall", row(), row(answer="Москва", generated="Москва"))
     assert found.value is None
-    assert "row 2" in found.reason
-    assert "Latin" in found.reason
+    assert "row 2" in str(found.reason)
+    assert "Latin" in str(found.reason)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +91,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order_ties_one_half(
 @pytest.mark.parametrize("statistic", [auroc, tpr_at_low_fpr])
 def test_what_cannot_be_ranked_is_refused(statistic: Callable[..., float]) -> None:
     for positive, negative in (([], [1.0]), ([1.0], []), ([math.nan], [1.0])):
-        with pytest.raises(ValueError, match="numbers on both sides"):
+        with pytest.raises(ValueError, match="both sides need at least one value, and no value may be NaN"):
             statistic(positive, negative)
 
 
@@ -190,7 +122,7 @@ def test_a_row_counts_by_its_widest_gate() -> None:
 def test_gates_are_not_compared_on_the_forget_split_itself() -> None:
     found = score("gate_auroc", row())
     assert found.value is None
-    assert "no forget rows" in found.reason
+    assert "no forget rows" in str(found.reason)
 
 
 right = st.lists(st.booleans(), min_size=1, max_size=8)
@@ -231,6 +163,7 @@ def test_privacy_leakage_says_on_which_side_of_a_retrained_model_a_model_is() ->
     unseen, retrained = rows(-1.0, -2.0, -3.0, -4.0), rows(-1.5, -2.5, -3.5, -0.5)
     common = {"holdout": unseen, "retain_log": retrained, "holdout_retain_log": unseen}
     below = score("mia_min_k", *retrained, holdout=unseen).value
+    assert below is not None
     for values, expected in (((-0.1, -0.2, -0.3, -0.4), 0.0), ((-9.0, -9.0, -9.0, -9.0), 1.0)):
         found = score("privleak", *rows(*values), **common).value
         assert found == pytest.approx(100 * (expected - (1 - below)) / (1 - below))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from grun.core.records import Example
-from grun.evaluation.evidence_store import EvidenceStore
-from grun.evaluation.measure import measure
+from grun.evaluation.measuring.evidence_store import EvidenceStore
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.metrics import metrics
 from grun.evaluation.scores import score, summarise
 from grun.models.encoding.encode import encode
@@ -40,7 +42,7 @@ def rows(kind: str) -> tuple[Example, ...]:
 
 FORGET, RETAIN, HOLDOUT = rows("Lund"), rows("Marl"), rows("Quin")
 SPLITS = {"forget": FORGET, "retain": RETAIN}
-NEEDS = {need for entry in metrics for need in entry.info["needs"]}
+NEEDS = frozenset(need for entry in metrics for need in entry.info["needs"])
 
 
 def learnt(steps: int) -> nn.Module:
@@ -68,13 +70,13 @@ def plain_row(row: Example) -> PlainRow:
 def test_every_metric_equals_the_straightforward_evaluation(
     subjects: dict[str, nn.Module], subject: str, tmp_path: Path
 ) -> None:
-    shared = {"forget_split": "forget", "template": TEMPLATE, "needs": NEEDS, "holdout": HOLDOUT}
-    shared |= {"max_new_tokens": LONGEST, "tokens_per_batch": 200}
+    shared: dict[str, Any] = {"forget_split": "forget", "holdout": HOLDOUT}
+    settings = MeasureSettings(TEMPLATE, NEEDS, max_new_tokens=LONGEST, tokens_per_batch=200)
     log = EvidenceStore(tmp_path)
     other = tiny_model(initializer_range=0.3)
-    measure(other, TOKENIZER, SPLITS, store=log, **shared)
+    measure(Subject(other, TOKENIZER, store=log), SPLITS, settings, **shared)
     model = subjects[subject]
-    found = score(measure(model, TOKENIZER, SPLITS, retain_log=log, **shared), metrics.names())
+    found = score(measure(Subject(model, TOKENIZER), SPLITS, settings, retain_log=log, **shared), metrics.names())
     plain, reference = (Plain(m.eval(), TOKENIZER, LONGEST) for m in (model, other))
     holdout = [plain_row(row) for row in HOLDOUT]
     for name, expected in METRICS.items():
@@ -89,10 +91,8 @@ def test_every_metric_equals_the_straightforward_evaluation(
 
 def test_perplexity_is_that_of_the_base_model_on_what_the_adapter_says(subjects: dict[str, nn.Module]) -> None:
     model = subjects["grun"]
-    needs = {"token_logps", "generated", "fluency"}
-    evidence = measure(
-        model, TOKENIZER, SPLITS, forget_split="forget", template=TEMPLATE, needs=needs, max_new_tokens=LONGEST
-    )
+    settings = MeasureSettings(TEMPLATE, frozenset({"token_logps", "generated", "fluency"}), max_new_tokens=LONGEST)
+    evidence = measure(Subject(model, TOKENIZER), SPLITS, settings, forget_split="forget")
     base, plain = Plain(learnt(120), TOKENIZER, LONGEST), Plain(model, TOKENIZER, LONGEST)
     logps: list[float] = []
     for row in FORGET:
@@ -109,15 +109,14 @@ def test_perplexity_is_that_of_the_base_model_on_what_the_adapter_says(subjects:
 
 
 def test_model_utility_is_the_harmonic_mean_of_its_parts(subjects: dict[str, nn.Module]) -> None:
-    evidence = measure(
-        subjects["memorised"], TOKENIZER, SPLITS, forget_split=None, template=TEMPLATE, max_new_tokens=LONGEST
-    )
+    settings = MeasureSettings(TEMPLATE, max_new_tokens=LONGEST)
+    evidence = measure(Subject(subjects["memorised"], TOKENIZER), SPLITS, settings, forget_split=None)
     found = score(evidence)
     parts = [found["retain"][name].value for name in ("probability", "rouge_l_recall", "truth_ratio_utility")]
     parts += [
         found["forget"][name].value for name in ("probability_normalised", "rouge_l_recall", "truth_ratio_utility")
     ]
     value = summarise(evidence, {"retain": False, "forget": True})["model_utility"].value
-    assert value == pytest.approx(len(parts) / sum(1 / part for part in parts))
+    assert value == pytest.approx(len(parts) / sum(1 / (part or 0) for part in parts))
     assert summarise(evidence, {})["model_utility"].value is None
-    assert "'general' was not measured" in summarise(evidence, {"general": True})["model_utility"].reason
+    assert "'general' was not measured" in str(summarise(evidence, {"general": True})["model_utility"].reason)

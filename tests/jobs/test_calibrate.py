@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import grun
 from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig
@@ -25,16 +27,17 @@ from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts, share_open
 from grun.models.gates.features import thresholds_of
 from grun.models.gates.guarantee import usual_place
-from grun.models.loading import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
 from support.material import Material, invented_rows, write_rows
 
 
 @pytest.fixture(params=["default", "paper"])
 def config(memorised: Material, tmp_path: Path, request: pytest.FixtureRequest) -> CalibrateConfig:
-    settings = {"model": str(memorised.model), "device": "cpu"}
-    rows = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
-    run = {"output": str(tmp_path / "run"), "batch_size": 4, "steps": 6, "layers": "1,3", "preset": request.param}
+    settings: dict[str, Any] = {"model": str(memorised.model), "device": "cpu"}
+    rows: dict[str, Any] = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
+    run: dict[str, Any] = {"output": str(tmp_path / "run"), "batch_size": 4, "steps": 6, "layers": "1,3"}
+    run |= {"preset": request.param}
     unlearn(UnlearnConfig(**settings, **rows, **run))
     normal = [{"prompt": row["question"]} for row in invented_rows("calm", 100)]
     file = write_rows(tmp_path / "normal.jsonl", normal)
@@ -52,9 +55,11 @@ def config(memorised: Material, tmp_path: Path, request: pytest.FixtureRequest) 
 def test_the_promise_is_kept_where_it_can_be_validation_subset(config: CalibrateConfig) -> None:
     target = calibrate(config)
     found = json.loads((target.parent / "calibration.json").read_text())
+    assert found["versions"]["grun"] == grun.__version__
+    assert found["machine"]["cores"] > 0
     assert (found["normal_prompts"], found["normal_prompts_needed"]) == (100, 45)
     assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
     gates = [gate for layer in model.base_model.runtime.layers for gate in layer.gates.values()]
     assert [float(gate.threshold) for gate in gates] == pytest.approx(found["thresholds"])
     before = PeftModel.from_pretrained(
@@ -67,12 +72,13 @@ def test_the_promise_is_kept_where_it_can_be_validation_subset(config: Calibrate
 
 def test_a_prompt_below_the_threshold_gets_the_base_models_own_bits(config: CalibrateConfig) -> None:
     target = calibrate(replace(config, forget=[]))
-    base = AutoModelForCausalLM.from_pretrained(config.model).eval().requires_grad_(False)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
+    base: Any = AutoModelForCausalLM.from_pretrained(config.model).eval().requires_grad_(False)
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(target)).eval()
     generator, shut = torch.Generator().manual_seed(0), 0
     for _ in range(20):
         ids = torch.randint(10, 60, (1, 7), generator=generator)
-        settings = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "output_logits": True}
+        settings["return_dict_in_generate"] = True
         settings["attention_mask"] = torch.ones_like(ids)
         found, expected = model.generate(ids, **settings), base.generate(ids, **settings)
         values = torch.cat([gates.values_BG for gates in model.base_model.last_gates.values()], dim=1)
@@ -103,7 +109,7 @@ def test_wrong_input_is_one_line(config: CalibrateConfig, tmp_path: Path, capsys
 
 
 def test_an_adapter_without_a_gate_is_refused(config: CalibrateConfig, memorised: Material, tmp_path: Path) -> None:
-    rows = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
+    rows: dict[str, Any] = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
     for adapt in ("reft", "lora"):
         run = UnlearnConfig(
             model=config.model, **rows, output=str(tmp_path / adapt), adapt=adapt, steps=2, device="cpu"
@@ -156,7 +162,7 @@ def test_the_promise_is_kept_in_whatever_batches_prompts_are_read(config: Calibr
     for batch_size in (1, 5, 16, 25):
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, batch_size, torch.device("cpu"))
         for given in (normal, normal[::-1]):
-            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model))["open"]
+            found_open = share_open(logits_of_prompts(model, rows, given), thresholds_of(model)).open
             assert found_open <= found["normal_prompts_allowed_open"]
 
 
@@ -190,7 +196,7 @@ def test_a_damaged_adapter_is_refused(config: CalibrateConfig, tmp_path: Path) -
 def test_no_gate_opens_wider_than_it_was_learnt_to_and_calibrating_again_starts_from_there(
     config: CalibrateConfig, tmp_path: Path
 ) -> None:
-    def calibrated(adapter: str, output: str, **options: object) -> tuple[str, torch.Tensor]:
+    def calibrated(adapter: str, output: str, **options: Any) -> tuple[str, torch.Tensor]:
         made = calibrate(replace(config, adapter=adapter, output=str(tmp_path / output), forget=[], **options))
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), str(made))
         return str(made), thresholds_of(model)

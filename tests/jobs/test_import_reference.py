@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_logits_are_those_of_the_checkpoint(config: ImportConfig, kind: str, fol
     ids, prompt = torch.randint(10, 60, (9,), generator=torch.Generator().manual_seed(1)), 6
 
     def edited(tensors: dict[str, Tensor]) -> Callable[..., object]:
-        def hook(_: object, __: object, output: object) -> object:
+        def hook(_: object, __: object, output: Any) -> object:
             hidden = (output[0] if isinstance(output, tuple) else output).clone()
             h = hidden[0, prompt - 1]
             inner = tensors["weight"] @ h + tensors["bias"] - h @ tensors["rotate_layer"]

@@ -10,10 +10,12 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import grun
 from grun.cli.main import main
 from grun.core.config.jobs import EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.core.config.schema import from_mapping, from_text
@@ -24,10 +26,10 @@ from grun.jobs.sweep import cells_of, sweep
 from support.material import Material
 
 
-def settings(material: Material, output: Path, **changes: object) -> SweepConfig:
-    shared = {"model": material.model, "forget": material.forget, "retain": material.retain}
+def settings(material: Material, output: Path, **changes: Any) -> SweepConfig:
+    shared: dict[str, Any] = {"model": material.model, "forget": material.forget, "retain": material.retain}
     shared |= {"steps": 4, "batch_size": 4, "device": "cpu", "template": "Q: {prompt}\nA: "}
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "output": str(output),
         "vary": {"objective": "npo,gd", "adapt": "lora"},
         "set": {name: str(value) for name, value in shared.items()},
@@ -90,7 +92,7 @@ def test_text_is_read_by_the_type_of_its_field() -> None:
     ids=str,
 )
 def test_wrong_settings_are_refused_before_anything_runs(
-    memorised: Material, tmp_path: Path, changes: dict[str, object], words: tuple[str, ...]
+    memorised: Material, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as refused:
         sweep(settings(memorised, tmp_path / "sweep", **changes))
@@ -151,7 +153,27 @@ def test_a_sweep_measures_every_run_once_and_grows(memorised: Material, tmp_path
     assert found[0]["scores"]["forget"]["probability"] > 0.5
     assert found[1]["facts"]["peak_memory_mib"]["host"] > 100
     assert found[1]["facts"]["seconds"] > 0
+    for one in found:
+        assert one["facts"]["versions"]["grun"] == grun.__version__
+        assert one["facts"]["machine"]["cores"] > 0
     assert len((tmp_path / "sweep" / "table.md").read_text().splitlines()) == 6
+
+
+def test_runs_of_an_older_version_are_done(memorised: Material, tmp_path: Path) -> None:
+    config = settings(memorised, tmp_path / "sweep", vary={"adapt": "grun"})
+    config = replace(config, set=config.set | {"layers": "1,3"})
+    sweep(config)
+    for job, names in (("unlearn", ("gate_reads", "shut_for")), ("evaluation", ("quantize", "before"))):
+        file = tmp_path / "sweep" / "runs" / "adapt=grun" / job / "settings.json"
+        was = {name: value for name, value in json.loads(file.read_text()).items() if name not in names}
+        file.write_text(json.dumps(was))
+    with pytest.raises(UserError, match="--before was True, now False"):
+        cells_of(config, tmp_path / "sweep")[1].is_done  # noqa: B018
+    file.write_text(json.dumps(was | {"before": False}))
+    assert all(cell.is_done for cell in cells_of(config, tmp_path / "sweep"))
+    config = replace(config, set=config.set | {"gate_reads": "last"})
+    with pytest.raises(UserError, match="--gate-reads was prompt, now last"):
+        cells_of(config, tmp_path / "sweep")[1].is_done  # noqa: B018
 
 
 def test_what_was_done_with_other_settings_or_data_is_not_taken_for_this(memorised: Material, tmp_path: Path) -> None:
@@ -216,7 +238,7 @@ def test_the_same_grid_on_a_ray_cluster(memorised: Material, tmp_path: Path) -> 
 
 
 def test_the_table_shows_means_over_seeds_relative_to_their_targets() -> None:
-    def run(varied: dict[str, str], target: str, forget: float, retain: float, **facts: object) -> Finished:
+    def run(varied: dict[str, str], target: str, forget: float, retain: float, **facts: Any) -> Finished:
         return Finished(varied, target, {"forget": {"probability": forget}, "retain": {"probability": retain}}, facts)
 
     runs = [run({}, "target-0", 1.0, 0.8), run({}, "target-1", 0.9, 0.5)]

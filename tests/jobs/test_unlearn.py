@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,10 +47,10 @@ def test_every_objective_lowers_its_loss_under_every_adaptation(
     config: UnlearnConfig, memorised: Material, objective: str, adapt: str
 ) -> None:
     """A batch holds all forget rows, so that the same rows are compared."""
-    files = {name: [str(getattr(memorised, name))] for name in ("forget", "retain")}
+    files: dict[str, Any] = {name: [str(getattr(memorised, name))] for name in ("forget", "retain")}
     layers = "1,3" if adapt in ("grun", "reft") else None
     config = replace(config, **files, model=str(memorised.model), objective=objective, adapt=adapt, layers=layers)
-    strong = {"forget_weight": 1.0, "learning_rate": 2e-3 if adapt == "full" else None}
+    strong: dict[str, Any] = {"forget_weight": 1.0, "learning_rate": 2e-3 if adapt == "full" else None}
     result = unlearn(replace(config, **strong, batch_size=8, steps=20, trainer={"logging_steps": "1"}))
     losses = [entry["loss_forget"] for entry in found(result.parent, "log.json") if "loss" in entry]
     assert min(losses[-5:]) < losses[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grun.core.errors import UserError
-from grun.models.loading import load_adapter, load_model_and_tokenizer, resolve_device
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer, resolve_device
 from support.adapter_kit import attach
 from support.material import Material
 from support.tiny_models import tiny_model, tiny_tokenizer

@@ -17,8 +17,9 @@ from grun.core.records import Example
 from grun.core.storage.run_directory import FEATURES
 from grun.requests.ledger import ACTIVE, Ledger, Request, change, event
 from grun.requests.ledger_files import ADDING
+from grun.requests.ledger_record import BaseModel
 
-BASE = {"name": "m", "content": "c", "hidden_size": 8, "num_layers": 2}
+BASE = BaseModel("m", "c", 8, 2)
 ROWS = [Example("Where?", "There.", turns=(("user", "Hello"),), alternative_answers=("No.",))]
 
 
@@ -160,6 +161,7 @@ DAMAGE: list[tuple[str, tuple[Any, ...], Any]] = [
     ("thresholds is str", ("requests", 0, "thresholds"), "abc"),
     ("has an unknown 'more'", ("requests", 0, "more"), 1),
     ("base is NoneType", ("base",), None),
+    ("base: name is NoneType", ("base",), {}),
     ("base: content is int", ("base", "content"), 1),
     ("calibration is list", ("calibration",), []),
     ("calibration: dtype", ("calibration",), {"when": "now"}),

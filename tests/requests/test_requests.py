@@ -12,22 +12,26 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import grun
 from grun.cli.main import main
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.provenance import PROVENANCE
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates.calibration import logits_of_prompts
 from grun.models.row_encoder import RowEncoder
-from grun.requests.active import say_crossing
+from grun.requests import operations
+from grun.requests.active import MeasuredRows, say_crossing
 from grun.requests.ledger import Ledger, change
 from grun.requests.operations import add, calibrate_active, export
-from grun.requests.verification import verify
+from grun.requests.verification import Verification, verify
 from support.material import Material, invented_rows, write_rows
 
 
@@ -100,7 +104,11 @@ def test_requests_are_learnt_measured_and_written_down(halves: list[RequestConfi
     assert measured["new"]["probability"] < measured["new"]["probability_before"]
     assert ledger.data("r0001") != ledger.data("r0002")
     assert not list((ledger.path / ".work").iterdir())
-    assert verify(halves[0].ledger, halves[0].model)["r0002"].startswith("ok (forget probability")
+    found = verify(halves[0].ledger, halves[0].model)["r0002"]
+    assert str(found).startswith("ok (forget probability")
+    assert found.ok
+    assert found.was == second.forget_probability == measured["new"]["probability"]
+    assert found.forget_probability == pytest.approx(found.was, abs=1e-4)
 
 
 def test_gates_that_open_for_what_is_not_theirs_are_said(
@@ -119,7 +127,8 @@ def test_gates_that_open_for_what_is_not_theirs_are_said(
     assert "of the rows of request r0001: withdrawing r0001 alone" in caplog.text
     caplog.clear()
     shares = {"r0001": 0.05, "r0002": 0.06}
-    say_crossing("r0002", {"new": {"open": shares}, "normal": {"open": shares}, "r0001": {"open": {"r0002": 0.05}}})
+    measured = {"new": shares, "normal": shares, "r0001": {"r0002": 0.05}}
+    say_crossing("r0002", {name: MeasuredRows(1, 1.0, 0.5, opened) for name, opened in measured.items()})
     assert set(caplog.messages) == {
         "The new gate opens for 6% of retain rows it has not seen: give more --retain rows, or calibrate the ledger with "
         "normal prompts (`grun request calibrate`)."
@@ -143,20 +152,20 @@ def test_the_export_is_what_is_in_force_and_withdrawing_takes_exactly_one_away(
     ledger = halves[0].ledger
     base = AutoModelForCausalLM.from_pretrained(halves[0].model)
     both = PeftModel.from_pretrained(base, str(export(ledger, str(tmp_path / "both")))).eval()
-    apart = AutoModelForCausalLM.from_pretrained(halves[0].model)
+    apart: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
     folders = {id: str(Ledger.read(ledger).adapter(id)) for id in ("r0001", "r0002")}
     apart = PeftModel.from_pretrained(apart, folders["r0001"], adapter_name="r0001")
     apart.load_adapter(folders["r0002"], adapter_name="r0002")
     apart.base_model.set_adapter(["r0001", "r0002"])
     torch.testing.assert_close(logits(both), logits(apart.eval()), atol=1e-5, rtol=1e-5)
     assert change(ledger, "r0001", "suspend").state == "suspended"
-    left = AutoModelForCausalLM.from_pretrained(halves[0].model)
+    left: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
     left = PeftModel.from_pretrained(left, str(export(ledger, str(tmp_path / "left")))).eval()
-    alone = AutoModelForCausalLM.from_pretrained(halves[0].model)
+    alone: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
     alone = PeftModel.from_pretrained(alone, folders["r0002"]).eval()
     assert torch.equal(logits(left), logits(alone))
     assert change(ledger, "r0001", "resume").state == "active"
-    again = AutoModelForCausalLM.from_pretrained(halves[0].model)
+    again: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
     again = PeftModel.from_pretrained(again, str(export(ledger, str(tmp_path / "both")))).eval()
     assert torch.equal(logits(again), logits(both))
     assert change(ledger, "r0001", "withdraw").state == "withdrawn"
@@ -180,11 +189,11 @@ def test_a_gate_learns_to_stay_shut_for_earlier_requests_if_their_features_were_
         now = Ledger.read(ledger)
         assert (now.features("r0001") is not None) == keep
         assert len(now.get("r0002").settings["shut_for"]) == keep
-        model = AutoModelForCausalLM.from_pretrained(halves[0].model)
+        model: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
         model = PeftModel.from_pretrained(model, str(now.adapter("r0002"))).eval()
         tokenizer = AutoTokenizer.from_pretrained(halves[0].model)
         rows = RowEncoder(tokenizer, resolve_template("auto", tokenizer), None, 4, torch.device("cpu"))
-        found.append(logits_of_prompts(model, rows, now.data("r0001")))
+        found.append(logits_of_prompts(model, rows, now.data("r0001") or []))
     assert found[1].mean() < found[0].mean() - 1.0
 
 
@@ -194,7 +203,7 @@ def test_features_of_gates_that_read_something_else_are_left_out(
     logging.getLogger("grun").propagate = True
     add(replace(halves[0], keep_features=True))
     add(replace(halves[1], gate_layer=1))
-    assert "What was kept of request r0001 is left out" in caplog.text
+    assert "The features kept of request r0001 are left out" in caplog.text
     assert Ledger.read(halves[0].ledger).get("r0002").settings["shut_for"] == []
 
 
@@ -204,7 +213,7 @@ def test_what_a_calibration_does_not_cover_is_said(
     logging.getLogger("grun").propagate = True
     normal = write_rows(tmp_path / "normal.jsonl", [{"prompt": r["question"]} for r in invented_rows("calm", 60)])
     add(halves[0])
-    settings = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
+    settings: dict[str, Any] = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
     calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
     export(halves[0].ledger, str(tmp_path / "out"))
     assert "does not cover" not in caplog.text
@@ -229,25 +238,27 @@ def test_calibration_covers_everything_in_force(
     for one in halves:
         add(one)
     normal = write_rows(tmp_path / "normal.jsonl", [{"prompt": r["question"]} for r in invented_rows("calm", 60)])
-    settings = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
+    settings: dict[str, Any] = {"ledger": halves[0].ledger, "model": halves[0].model, "device": "cpu"}
     found = calibrate_active(
         CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1, forget=halves[1].forget)
     )
-    assert found["forget_open"]["prompts"] == 4
-    assert found["requests"] == ["r0001", "r0002"]
-    assert found["normal_open"]["open"] <= found["normal_prompts_allowed_open"]
+    assert found.record["forget_open"]["prompts"] == 4
+    assert found.requests == ("r0001", "r0002")
+    assert found.record["requests"] == ["r0001", "r0002"]
+    assert found.record["normal_open"]["open"] <= found.record["normal_prompts_allowed_open"]
     assert main(["request", "list", "--ledger", halves[0].ledger]) == 0
     assert "at most 0.1 of normal prompts open a gate, with confidence 0.9, in float32" in capsys.readouterr().out
     ledger = Ledger.read(halves[0].ledger)
     assert ledger.calibration == found
-    thresholds = [t for request in ledger.requests.values() for t in request.thresholds]
-    model = AutoModelForCausalLM.from_pretrained(halves[0].model)
+    assert found.record["versions"]["grun"] == grun.__version__
+    thresholds = [t for request in ledger.requests.values() for t in request.thresholds or ()]
+    model: Any = AutoModelForCausalLM.from_pretrained(halves[0].model)
     model = PeftModel.from_pretrained(model, str(export(halves[0].ledger, str(tmp_path / "out"))))
     gates = model.base_model.runtime.layers[0].gates
     assert [float(gates[f"default/{id}"].threshold) for id in ledger.active] == pytest.approx(thresholds)
     calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)], alpha=0.1, delta=0.1))
     again = Ledger.read(halves[0].ledger).requests.values()  # it starts from what was learnt, not from what it left
-    assert [t for request in again for t in request.thresholds] == thresholds
+    assert [t for request in again for t in request.thresholds or ()] == thresholds
     with pytest.raises(UserError, match=r"--normal has 60 prompts, too few for --alpha 0\.01.*299 are needed"):
         calibrate_active(CalibrateRequestsConfig(**settings, normal=[str(normal)]))
     with pytest.raises(UserError, match="--normal has 0 prompts that are no retain rows of a gate, too few"):
@@ -260,9 +271,9 @@ def test_the_same_rows_in_another_order_are_the_same_request(halves: list[Reques
     (tmp_path / "reversed.jsonl").write_text("".join(reversed(lines)))
     with pytest.raises(UserError, match="those of request 'r0001'"):
         add(replace(halves[0], forget=[str(tmp_path / "reversed.jsonl")]))
-    assert verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]}) == {
-        "r0001": "ok (active; not measured: --model is missing)"
-    }
+    found = verify(halves[0].ledger, data={"r0001": [str(tmp_path / "reversed.jsonl")]})
+    assert found == {"r0001": Verification("r0001", True, "active", "--model is missing")}
+    assert str(found["r0001"]) == "ok (active; not measured: --model is missing)"
     change(halves[0].ledger, "r0001", "withdraw")
     with pytest.raises(UserError, match="request 'r0001', which is withdrawn"):
         verify(halves[0].ledger, data={"r0001": halves[0].forget})
@@ -274,7 +285,9 @@ def test_an_add_that_failed_binds_a_ledger_to_nothing(config: RequestConfig, mat
     with pytest.raises(UserError, match="--why is not valid UTF-8 at character 9"):
         add(replace(config, why="Beschlu\udcdf"[:7] + "s\udcdf"))
     assert add(config) == "r0001"
-    assert Ledger.read(config.ledger).base["name"] == config.model
+    base = Ledger.read(config.ledger).base
+    assert base is not None
+    assert base.name == config.model
 
 
 def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -286,17 +299,18 @@ def test_damage_is_found_and_named(halves: list[RequestConfig], tmp_path: Path, 
     content[-1] ^= 1
     weights.write_bytes(content)
     found = verify(str(ledger))
-    assert found["r0001"].startswith("ok (active; not measured: ")
-    assert "adapter_model.safetensors was changed (checksum)" in found["r0002"]
+    assert str(found["r0001"]).startswith("ok (active; not measured: ")
+    assert "adapter_model.safetensors was changed (checksum)" in str(found["r0002"])
+    assert (found["r0001"].ok, found["r0002"].ok) == (True, False)
     assert main(["request", "verify", "--ledger", str(ledger)]) == 1
     assert "1 of 2 requests" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"request 'r0002' is damaged.*restore it"):
         export(str(ledger), str(tmp_path / "out"))
     weights.unlink()
-    assert "adapter_model.safetensors is missing" in verify(str(ledger))["r0002"]
+    assert "adapter_model.safetensors is missing" in str(verify(str(ledger))["r0002"])
     other = write_rows(tmp_path / "other.jsonl", invented_rows("other", 4))
-    assert "fingerprint" in verify(str(ledger), data={"r0001": [str(other)]})["r0001"]
-    assert verify(str(ledger), data={"r0001": halves[0].forget})["r0001"].startswith("ok (active")
+    assert "fingerprint" in str(verify(str(ledger), data={"r0001": [str(other)]})["r0001"])
+    assert str(verify(str(ledger), data={"r0001": halves[0].forget})["r0001"]).startswith("ok (active")
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestConfig, tmp_path: Path) -> None:
@@ -314,11 +328,52 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state(config: RequestCon
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if (ledger / "ledger.json").exists() and Ledger.read(ledger).requests:  # it was quicker than the kill
-            assert verify(str(ledger))["r0001"].startswith("ok (active")
+            assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
             shutil.rmtree(ledger)
     finish(start(command(config)))
-    assert verify(str(ledger))["r0001"].startswith("ok (active")
+    assert str(verify(str(ledger))["r0001"]).startswith("ok (active")
     assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+
+
+def test_an_add_that_an_older_version_began_is_resumed(
+    config: RequestConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "measured", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add(config)
+    ledger = Path(config.ledger)
+    (work,) = (ledger / ".work").iterdir()
+    work = work.rename(work.with_name("older"))
+    settings = json.loads((work / "settings.json").read_text())
+    assert settings["gate_reads"] == "prompt"
+    older = {name: value for name, value in settings.items() if name not in ("gate_reads", "keep_features")}
+    (work / "settings.json").write_text(json.dumps(older))
+    expected = (work / "adapter" / "adapter_model.safetensors").read_bytes()
+    caplog.set_level(logging.INFO, "grun")
+    monkeypatch.setattr(logging.getLogger("grun"), "propagate", True)
+    assert add(config) == "r0001"
+    assert f"{work} is complete already" in caplog.text
+    assert (ledger / "requests" / "r0001" / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+    assert not list((ledger / ".work").iterdir())
+
+
+def test_a_request_of_an_older_version_is_verified(config: RequestConfig) -> None:
+    add(config)
+    file = Path(config.ledger) / "ledger.json"
+    record = json.loads(file.read_text())
+    assert record["requests"][0]["metrics"]["versions"]["grun"] == grun.__version__
+    assert record["requests"][0]["metrics"]["machine"]["cores"] > 0
+    for name in ("gate_reads", "keep_features", "max_length"):
+        del record["requests"][0]["settings"][name]
+    for name in PROVENANCE:
+        record["requests"][0]["metrics"].pop(name, None)
+    file.write_text(json.dumps(record))
+    found = verify(config.ledger, config.model, {"r0001": config.forget}, device="cpu")
+    assert str(found["r0001"]).startswith("ok (forget probability")
 
 
 def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[RequestConfig]) -> None:
@@ -358,7 +413,7 @@ def test_two_at_once_wait_for_each_other(halves: list[RequestConfig]) -> None:
         finish(process)
     ledger = Ledger.read(halves[0].ledger)
     assert list(ledger.active) == ["r0001", "r0002"]
-    assert all(text.startswith("ok") for text in verify(halves[0].ledger).values())
+    assert all(str(found).startswith("ok") and found.ok for found in verify(halves[0].ledger).values())
 
 
 def test_the_commands_say_what_happened(config: RequestConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -455,7 +510,7 @@ def test_a_read_only_ledger_is_read_and_not_written(config: RequestConfig) -> No
     folder = Path(config.ledger)
     folder.chmod(0o500)
     try:
-        assert verify(config.ledger)["r0001"].startswith("ok (active")
+        assert str(verify(config.ledger)["r0001"]).startswith("ok (active")
         with pytest.raises(UserError, match=r"cannot be written: Permission denied"):
             change(config.ledger, "r0001", "suspend")
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from grun.requests.stack_files import write_stack
 from support.adapter_kit import make_rows, pad, randomise
 from support.tiny_models import tiny_model
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "first": {"rank": 2, "layers": [1, 3], "gate_hidden": [8], "gate_layer": 1},
     "second": {"rank": 3, "layers": [2], "gate_hidden": [6, 4], "gate_layer": 0},
     "third": {"rank": 2, "layers": [1, 3], "gate": "linear", "gate_layer": None, "gate_reads": "last"},
@@ -41,16 +42,16 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return found
 
 
-def side_by_side(folders: dict[str, Path]) -> PeftModel:
+def side_by_side(folders: dict[str, Path]) -> Any:
     names = list(folders)
-    model = PeftModel.from_pretrained(tiny_model(), str(folders[names[0]]), adapter_name=names[0])
+    model: Any = PeftModel.from_pretrained(tiny_model(), str(folders[names[0]]), adapter_name=names[0])
     for name in names[1:]:
         model.load_adapter(str(folders[name]), adapter_name=name)
     model.base_model.set_adapter(names)
     return model.eval()
 
 
-def stacked(folders: dict[str, Path], target: Path, **options: object) -> PeftModel:
+def stacked(folders: dict[str, Path], target: Path, **options: Any) -> Any:
     target.mkdir(exist_ok=True)
     write_stack(folders, target, **options)
     return PeftModel.from_pretrained(tiny_model(), str(target)).eval()

@@ -27,7 +27,7 @@ def config_id(options: dict[str, Any]) -> str:
     return "-".join(str(value) for value in options.values())
 
 
-def attach(model: Any = "llama", seed: int = 2, **options: Any) -> PeftModel:
+def attach(model: Any = "llama", seed: int = 2, **options: Any) -> Any:
     """A model (or tiny architecture) in evaluation mode, with a randomised adapter at layers 1 and 3."""
     base = tiny_model(model) if isinstance(model, str) else model
     options = {"rank": 2, "layers": [1, 3], "gate_hidden": [8], **options}

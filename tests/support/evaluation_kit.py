@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -11,7 +12,8 @@ from torch import nn
 
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.records import Example, RowEvidence
-from grun.evaluation.gather import gather
+from grun.evaluation.measuring.row_evidence import measure_rows
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.models.encoding.templates import resolve_template
 from grun.models.tuner.config import GrunConfig
 from support.tiny_models import tiny_model, tiny_tokenizer
@@ -34,7 +36,7 @@ ROWS = tuple(
 FORGET = tuple(replace(row, paraphrased_prompts=(f"Tell me: {row.prompt}", "unused")) for row in ROWS[:4])
 
 
-def grun_model(seed: int = 1) -> nn.Module:
+def grun_model(seed: int = 1) -> Any:
     """A model with an adapter that does something, and gates on both sides of their thresholds."""
     model = get_peft_model(tiny_model(), GrunConfig())
     generator = torch.Generator().manual_seed(seed)
@@ -45,11 +47,19 @@ def grun_model(seed: int = 1) -> nn.Module:
     return model.eval()
 
 
-def evidence(model: nn.Module, rows: tuple[Example, ...] = ROWS, **settings: object) -> tuple[RowEvidence, ...]:
-    return gather(model, TOKENIZER, rows, template=TEMPLATE, **{"max_new_tokens": 5, **settings})
+def evidence(
+    model: nn.Module, rows: tuple[Example, ...] = ROWS, *, adapters: bool = True, **settings: Any
+) -> tuple[RowEvidence, ...]:
+    asked = MeasureSettings(TEMPLATE, **{"max_new_tokens": 5, **settings})
+    return measure_rows(Subject(model, TOKENIZER, adapters=adapters), rows, asked)
 
 
-def config(saved: Path, output: Path, **changes: object) -> EvaluateConfig:
+def config(saved: Path, output: Path, **changes: Any) -> EvaluateConfig:
     data = [f"forget={saved / 'forget.jsonl'}", f"retain={saved / 'retain.jsonl'}"]
-    given = {"model": str(saved / "target"), "adapter": str(saved / "run"), "output": str(output), "data": data}
+    given: dict[str, Any] = {
+        "model": str(saved / "target"),
+        "adapter": str(saved / "run"),
+        "output": str(output),
+        "data": data,
+    }
     return EvaluateConfig(**{**given, "device": "cpu", "max_new_tokens": 4, **changes})

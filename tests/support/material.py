@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Material:
     retain: Path
 
 
-def write_rows(file: Path, rows: list[dict[str, str]]) -> Path:
+def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write JSON lines."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file

@@ -25,7 +25,8 @@ def plain_grun(
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits (T, V) of one row and its gate logits, from a base model and an adapter's checkpoint."""
     root = min(state, key=len).split(".grun_")[0].rpartition(".")[0]
-    last, gates, hooks = prompt_length - 1, {}, []
+    last, hooks = prompt_length - 1, []
+    gates: dict[int, Any] = {}
 
     def read(layer: int, h_TD: Tensor) -> None:
         x = h_TD[last : last + 1] if config.gate_reads == "last" else h_TD[: last + 1]

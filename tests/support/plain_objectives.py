@@ -30,7 +30,7 @@ def nll(logits: Tensor, token: int) -> Tensor:
 
 def row_nll(row: Row, base: bool = False) -> Tensor:
     logits = row.base_logits if base else row.logits
-    return sum(nll(logits[t], y) for t, y in enumerate(row.tokens))
+    return torch.as_tensor(sum(nll(logits[t], y) for t, y in enumerate(row.tokens)))
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -20,5 +20,5 @@ def _pretend(self: PartialState, *args: Any, **kwargs: Any) -> None:
 
 
 if __name__ == "__main__":
-    PartialState.__init__ = _pretend  # type: ignore[method-assign]
+    PartialState.__init__ = _pretend
     sys.exit(main(sys.argv[1:]))

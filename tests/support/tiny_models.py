@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 320
 TEXTS = (
@@ -54,7 +54,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 _HEAD_CLASS = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
 
 
-def tiny_model(arch: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+def tiny_model(arch: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
     """A random model of one of `ARCHITECTURES`: 4 layers, hidden size 32, float32, in evaluation mode.
 
     Weights are larger than at usual initialisation, so that different inputs give clearly different outputs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,4 @@ def assert_same_weights(first: Path, second: Path) -> None:
     one, two = (load_file(next(run.glob("*/*model.safetensors"))) for run in (first, second))
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(
-            two[name], one[name], atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0, msg=partial("{}: {}".format, name))

@@ -1,11 +1,13 @@
-"""Which way training goes: whole runs from a cached prefix learn what plain runs learn, and what cannot be cached says why."""
+"""Forward engines in whole runs: a cached prefix learns what whole rows learn, and a refusal says why in one line."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,14 @@ from transformers import AutoModelForCausalLM
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.jobs.unlearn import unlearn
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.training.forward_engines.prefix import engine as prefix_engine
+from grun.training.forward_engines.prefix.building import base_model_parts
+from grun.training.forward_engines.prefix.engine import PrefixEngine
 from support.material import Material
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 
-def run(material: Material, output: Path, **changes: object) -> Path:
+def run(material: Material, output: Path, **changes: Any) -> Path:
     settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu", **changes}
     given = {"forget": [str(material.forget)], "retain": [str(material.retain)], "model": str(material.model)}
     return unlearn(UnlearnConfig(output=str(output), **{**given, **settings})).parent
@@ -57,7 +61,7 @@ def test_a_run_from_the_cached_prefix_learns_what_a_plain_one_learns(
     one, two = adapter(cached), adapter(plain)
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=partial("{}: {}".format, name))
     assert facts(cached)["prefix_cache"]["rows"] > 0
     assert 0 <= facts(cached)["prefix_cache"]["padding_share"] < 1
     assert "prefix_cache" not in facts(plain)
@@ -69,13 +73,13 @@ def test_runs_share_a_folder(memorised: Material, tmp_path: Path, monkeypatch: p
     shared = {"cache_dir": str(tmp_path / "shared"), "objective": "npo"}
     one = run(memorised, tmp_path / "one", **shared)
     passes: list[int] = []
-    real = PrefixCache._computed
+    real = base_model_parts
 
-    def counting(self, rows, *others):
+    def counting(model, rows, *others, **more):
         passes.append(len(rows))
-        return real(self, rows, *others)
+        return real(model, rows, *others, **more)
 
-    monkeypatch.setattr(PrefixCache, "_computed", counting)
+    monkeypatch.setattr(prefix_engine, "base_model_parts", counting)
     two = run(memorised, tmp_path / "two", **shared)
     assert passes == []
     assert adapter(one).keys() == adapter(two).keys()
@@ -84,7 +88,7 @@ def test_runs_share_a_folder(memorised: Material, tmp_path: Path, monkeypatch: p
     assert passes, "weights of another data type have states of their own"
 
 
-def saved(folder: Path, model: torch.nn.Module) -> Path:
+def saved(folder: Path, model: Any) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -128,28 +132,32 @@ def test_what_cannot_be_cached_says_why_in_one_line(
     assert reason in lines[0]
 
 
-def test_an_architecture_that_gives_something_else_takes_the_plain_path(
+def test_an_architecture_that_gives_something_else_takes_the_plain_engine(
     memorised: Material, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "grun")
-    real = PrefixCache.signals
+    real = PrefixEngine.signals
 
     def wrong(self, *args, **kwargs):
         side = real(self, *args, **kwargs)
         side.quantities["logps"].add_(0.01)
         return side
 
-    monkeypatch.setattr(PrefixCache, "signals", wrong)
+    monkeypatch.setattr(PrefixEngine, "signals", wrong)
     found = run(memorised, tmp_path / "out", steps=2)
     assert "prefix_cache" not in facts(found)
     assert "log-probabilities differ by 0.01" in caplog.text
 
+
+def test_an_error_of_the_cached_prefix_is_no_refusal(
+    memorised: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(self, *args, **kwargs):
         raise TypeError("no such argument\nand more")
 
-    monkeypatch.setattr(PrefixCache, "signals", failing)
-    run(memorised, tmp_path / "other", steps=2)
-    assert "cannot begin in the middle (TypeError: no such argument)" in caplog.text
+    monkeypatch.setattr(PrefixEngine, "signals", failing)
+    with pytest.raises(TypeError, match="no such argument"):
+        run(memorised, tmp_path / "other", steps=2)
 
 
 def test_a_resumed_run_reads_the_gates_of_its_checkpoint(memorised: Material, tmp_path: Path) -> None:
@@ -164,8 +172,9 @@ def test_a_resumed_run_reads_the_gates_of_its_checkpoint(memorised: Material, tm
             if state.global_step == 4:
                 raise KeyboardInterrupt
 
-    settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
-    given = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)], "model": str(memorised.model)}
+    settings: dict[str, Any] = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
+    given: dict[str, Any] = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
+    given |= {"model": str(memorised.model)}
     config = UnlearnConfig(output=str(tmp_path / "broken"), **given, **settings)
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         unlearn(config, callbacks=[Stop()])

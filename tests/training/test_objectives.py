@@ -1,23 +1,19 @@
-"""Objectives and retain losses against plain loops in float64, their limits, and what must never matter."""
+"""Objectives and retain losses against plain loops in float64, and their limits."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from grun.core.errors import UserError
 from grun.core.records import SideSignals, Signals
 from grun.training.loss.terms import gate_loss, split_sides, steering_direction
 from grun.training.objectives import needs_of, objective_options, objectives, retain_losses
-from support.plain_objectives import OBJECTIVES, RETAIN, Row
+from support.objective_kit import LENGTHS, everything, gradients, leaves_of, of_side, plain_side
+from support.plain_objectives import OBJECTIVES, RETAIN
 
-VOCABULARY, HIDDEN = 7, 5
-LENGTHS = (3, 5, 1, 2)
-SIDES = ("forget", "refusal", "alternative", "retain")
 OPTIONS: dict[str, tuple[dict[str, float], ...]] = {
     "npo": ({}, {"beta": 0.5}),
     "simnpo": ({}, {"beta": 2.0, "delta": 0.7}),
@@ -27,60 +23,6 @@ OPTIONS: dict[str, tuple[dict[str, float], ...]] = {
     "undial": ({}, {"beta": 2.0}),
     "rmu": ({}, {"coefficient": 3.0}),
 }
-
-
-def plain_side(seed: int, lengths: tuple[int, ...] = LENGTHS) -> list[Row]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5
-
-    return [
-        Row(
-            noise(n, VOCABULARY).requires_grad_(),
-            noise(n, VOCABULARY),
-            torch.randint(VOCABULARY, (n,), generator=generator).tolist(),
-            noise(n, HIDDEN).requires_grad_(),
-            noise(n, HIDDEN),
-        )
-        for n in lengths
-    ]
-
-
-def of_side(rows: list[Row], padding: tuple[int, int] = (1, 2)) -> SideSignals:
-    """The same rows as the package sees them, prompts and padding masked."""
-    width = padding[0] + max(len(row.tokens) for row in rows) + padding[1]
-    mask_BT = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        mask_BT[i, padding[0] : padding[0] + len(row.tokens)] = True
-    targets = torch.tensor([token for row in rows for token in row.tokens])
-    logits, base = (torch.cat([getattr(row, name) for row in rows]) for name in ("logits", "base_logits"))
-    picked = targets[:, None]
-    quantities = {
-        "targets": targets,
-        "logits": logits,
-        "ref_logits": base,
-        "logps": logits.log_softmax(1).gather(1, picked)[:, 0],
-        "ref_logps": base.log_softmax(1).gather(1, picked)[:, 0],
-        "hidden": torch.cat([row.hidden for row in rows]),
-        "ref_hidden": torch.cat([row.base_hidden for row in rows]),
-    }
-    return SideSignals(mask_BT, quantities)
-
-
-def everything(seed: int = 0) -> tuple[dict[str, Any], Signals]:
-    rows: dict[str, Any] = {side: plain_side(10 * seed + i) for i, side in enumerate(SIDES)}
-    steering = steering_direction(HIDDEN, seed).double()
-    return rows | {"steering": steering}, Signals({side: of_side(rows[side]) for side in SIDES}, steering)
-
-
-def leaves_of(rows: dict[str, Any]) -> list[Tensor]:
-    return [leaf for side in SIDES for row in rows[side] for leaf in (row.logits, row.hidden)]
-
-
-def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 
 CASES = [(name, options) for name in objectives.names() for options in OPTIONS.get(name, ({},))]
@@ -109,51 +51,9 @@ def test_no_retain_loss_is_nothing() -> None:
     assert retain_losses.get("none").target(everything()[1].retain).item() == 0.0
 
 
-@pytest.mark.parametrize("name", objectives.names())
-def test_objectives_look_only_at_what_they_declare(name: str) -> None:
-    _, signals = everything()
-    needs = needs_of(objectives.get(name), retain_losses.get("none"))
-    trimmed = {
-        side: SideSignals(signals.sides[side].mask_BT, {q: signals.sides[side].quantities[q] for q in quantities})
-        for side, quantities in needs.items()
-    }
-    found = objectives.get(name).target(Signals(trimmed, signals.steering_D))
-    assert torch.equal(found, objectives.get(name).target(signals))
-
-
-@pytest.mark.parametrize("name", [*objectives.names(), *retain_losses.names()])
-def test_padding_never_changes_a_loss(name: str) -> None:
-    rows, _ = everything()
-
-    def value(padding: tuple[int, int]) -> float:
-        sides = {side: of_side(rows[side], padding) for side in SIDES}
-        if name in retain_losses.names():
-            return retain_losses.get(name).target(sides["retain"]).item()
-        return objectives.get(name).target(Signals(sides, rows["steering"])).item()
-
-    assert value((1, 0)) == pytest.approx(value((6, 9)), rel=1e-14)
-
-
-@pytest.mark.parametrize("name", [n for n in objectives.names() if n not in ("altpo", "dpo")])
-def test_losses_of_parts_average_to_the_loss_of_the_whole(name: str) -> None:
-    """Gradient accumulation and several processes: parts of a batch with different numbers of tokens."""
-    rows, signals = everything()
-    joined = {side: [rows[side][:2], rows[side][2:]] for side in SIDES}
-    mean_count = {side: sum(LENGTHS) / 2 for side in SIDES}
-    parts = []
-    for part in range(2):
-        sides = {}
-        for side in SIDES:
-            alone = of_side(joined[side][part])
-            sides[side] = SideSignals(alone.mask_BT, alone.quantities, mean_count[side])
-        parts.append(objectives.get(name).target(Signals(sides, rows["steering"])))
-    whole = objectives.get(name).target(signals)
-    assert sum(part.item() for part in parts) / 2 == pytest.approx(whole.item(), rel=1e-12)
-
-
 def test_npo_and_dpo_of_the_base_model_are_known_constants() -> None:
     _, signals = everything()
-    base = {side: SideSignals(s.mask_BT, s.quantities | {"logps": s.ref_logps_N}) for side, s in signals.sides.items()}
+    base = {side: SideSignals(s.mask_BT, {**s.quantities, "logps": s.ref_logps_N}) for side, s in signals.sides.items()}
     for name in ("npo", "dpo", "altpo"):
         found = objectives.get(name).target(Signals(base), beta=0.1).item()
         assert found == pytest.approx(20.0 * math.log(2.0), rel=1e-12)
@@ -161,7 +61,7 @@ def test_npo_and_dpo_of_the_base_model_are_known_constants() -> None:
 
 def test_divergence_from_the_base_model_itself_is_zero() -> None:
     side = everything()[1].retain
-    base = SideSignals(side.mask_BT, side.quantities | {"logits": side.ref_logits_NV, "hidden": side.ref_hidden_ND})
+    base = SideSignals(side.mask_BT, {**side.quantities, "logits": side.ref_logits_NV, "hidden": side.ref_hidden_ND})
     assert retain_losses.get("kl").target(base).item() == pytest.approx(0.0, abs=1e-15)
     assert retain_losses.get("mse").target(base).item() == 0.0
 
@@ -224,13 +124,6 @@ def test_sides_of_a_batch_are_told_apart() -> None:
     torch.testing.assert_close(parts["retain"].ref_nll_B, of_side(rows[1]).ref_nll_B)
     with pytest.raises(ValueError, match=r"'ref_logps' was not asked for: declare '<side>\.ref_logps'"):
         _ = parts["forget"].ref_nll_B
-
-
-def test_every_objective_names_its_paper_and_a_retain_loss_that_exists() -> None:
-    for entry in objectives:
-        assert "arXiv" in entry.info["paper"]
-        assert entry.info["retain"] in retain_losses.names()
-        assert "`" in (entry.target.__doc__ or ""), f"{entry.name} does not say its formula"
 
 
 def test_sides_come_in_a_fixed_order() -> None:

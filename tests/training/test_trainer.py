@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import TrainingArguments
 
+from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import TrainingDiverged
-from grun.core.records import Example, Signals
+from grun.core.records import Example, SideSignals, Signals
 from grun.data.refusals import REFUSALS
+from grun.jobs import unlearn
 from grun.models.encoding.templates import resolve_template
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.model import decoder_layers
+from grun.training import trainer as training_module
 from grun.training.forward_engines.base_references import base_model_references
+from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.plain import PlainEngine
 from grun.training.loss.terms import Recipe, Weights
 from grun.training.objectives import needs_of, objectives, retain_losses
 from grun.training.pairs import paired_rows
 from grun.training.trainer import JoinSides, UnlearnTrainer
 from grun.training.validation import validation
 from support.adapter_kit import attach
-from support.material import invented_rows
+from support.material import Material, invented_rows
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -46,7 +55,7 @@ def recipe(objective: Callable, weights: Weights, name: str = "gd") -> Recipe:
     return Recipe(objective, retain.target, needs_of(entry, retain), weights)
 
 
-def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path):
+def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path, engine: ForwardEngine | None = None):
     arguments = TrainingArguments(
         output_dir=str(folder), report_to="none", use_cpu=True, remove_unused_columns=False, max_steps=2, seed=0
     )
@@ -56,7 +65,7 @@ def trainer(model: torch.nn.Module, recipe: Recipe, folder: Path):
         train_dataset=items(tuple(recipe.sides)),
         recipe=recipe,
         validate=lambda model: {"score": 0.0},
-        pad_token_id=3,
+        engine=PlainEngine(model, ROWS) if engine is None else engine,
     )
 
 
@@ -78,7 +87,7 @@ def test_the_loss_is_the_weighted_sum_by_hand(tmp_path: Path) -> None:
     data = items(("forget", "retain"))
     batch = [data[i] for i in range(4)]
     job = trainer(model, recipe(objectives.get("gd").target, weights), tmp_path)
-    found = job.compute_loss(model, JoinSides(3)(batch))
+    found = job.compute_loss(model, JoinSides(job.engine)(batch))
     forget, retain = ([item[side][0] for item in batch] for side in ("forget", "retain"))
     logits = []
     for row in [*forget, *retain]:
@@ -108,7 +117,7 @@ def test_reference_values_are_the_base_models(tmp_path: Path) -> None:
         torch.testing.assert_close(hidden, plain.hidden_states[2][0, row.prompt_length :], atol=1e-5, rtol=1e-5)
 
 
-def base_layer(model: torch.nn.Module, index: int) -> torch.nn.Module:
+def base_layer(model: Any, index: int) -> torch.nn.Module:
     return decoder_layers(model.get_base_model())[1][index]
 
 
@@ -130,10 +139,12 @@ def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path: Path, good_steps:
     model = attach()
     job = trainer(model, recipe(partial(poisoned, after=[good_steps]), Weights(1.0, 1.0, 0.0)), tmp_path)
     before = []
-    job.training_step = lambda m, i, *a, step=job.training_step: (
-        before.append([p.detach().clone() for p in m.parameters()]),
-        step(m, i, *a),
-    )[1]
+
+    def remembered(m: Any, i: Any, *a: Any, step: Any = job.training_step) -> Any:
+        before.append([p.detach().clone() for p in m.parameters()])
+        return step(m, i, *a)
+
+    job.training_step = remembered
     with pytest.raises(TrainingDiverged, match=f"nan at step {good_steps + 1}"):
         job.train()
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before[-1], strict=True))
@@ -186,3 +197,85 @@ def test_validation_judges_by_answer_probability_and_leaves_the_mode_alone() -> 
     before = torch.stack([(-mean_nll(tiny_model(), [row])).exp() for row in ENCODED["forget"]]).mean()
     assert found["forget_probability_before"] == pytest.approx(before.item(), rel=1e-4)
     assert found["score"] == pytest.approx(min(found["retain_ratio"], 1.0) * (1 - found["forget_probability"]))
+
+
+class OneByOne:
+    """An engine like no other: every row alone, its token ids in a plain list of tensors."""
+
+    facts = {"one_by_one": True}
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.calls = 0
+
+    def batch(self, rows):
+        ids = [torch.tensor([row.input_ids]) for row in rows]
+        prompts = [torch.tensor([row.prompt_length]) for row in rows]
+        return {"input_ids": torch.cat([one.flatten() for one in ids]), "alone": ids, "prompts": prompts}
+
+    def signals(self, model, inputs, wanted, with_grad=True):
+        assert set(wanted) == {"logps"}
+        self.calls += 1
+        logps = []
+        with torch.set_grad_enabled(with_grad):
+            for ids, prompt in zip(inputs["alone"], inputs["prompts"], strict=True):
+                logits = model(input_ids=ids, prompt_lengths=prompt).logits[0]
+                chosen = logits[:-1].log_softmax(1).gather(1, ids[0, 1:, None])[:, 0]
+                logps.append(chosen[int(prompt) - 1 :])
+        lengths = torch.tensor([len(one) for one in logps])
+        return SideSignals(torch.arange(int(lengths.max())) < lengths[:, None], {"logps": torch.cat(logps)})
+
+    def references(self, rows, drawn, wanted):
+        return {name: [torch.empty(0)] * len(rows) for name in wanted}
+
+    def base_probability(self, rows):
+        model: Any = self.model
+        with model.disable_adapter():
+            return self.probability(self.model, rows)
+
+    def probability(self, model, rows):
+        side = self.signals(model, self.batch(rows), {"logps"}, with_grad=False)
+        return float((-side.nll_B / side.lengths_B).exp().mean())
+
+
+def test_any_engine_trains(tmp_path: Path) -> None:
+    learnt = []
+    for make in (OneByOne, partial(PlainEngine, encoder=ROWS)):
+        model = attach(gate="none")
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        engine = make(model)
+        job = trainer(model, recipe(objectives.get("gd").target, Weights(1.0, 1.0, 0.0)), tmp_path, engine)
+        job.train()
+        after = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        assert any(not torch.equal(after[name], before[name]) for name in before)
+        learnt.append(after)
+    one, two = learnt
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_any_engine_carries_a_job(memorised: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = []
+
+    def chosen(config, model, *_):
+        engines.append(OneByOne(model))
+        return engines[-1]
+
+    given: Any = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)], "model": str(memorised.model)}
+    settings: Any = {"objective": "gd", "adapt": "reft", "layers": "1,3", "steps": 2, "batch_size": 4, "device": "cpu"}
+    plain = unlearn.unlearn(UnlearnConfig(output=str(tmp_path / "a"), prefix_cache=False, **given, **settings)).parent
+    monkeypatch.setattr(unlearn, "chosen_engine", chosen)
+    found = unlearn.unlearn(UnlearnConfig(output=str(tmp_path / "b"), **given, **settings)).parent
+    assert engines[0].calls > 2
+    one, two = (json.loads((run / "metrics.json").read_text()) for run in (found, plain))
+    assert one.pop("one_by_one") is True
+    assert one.keys() == two.keys()
+    assert one["validation"] == pytest.approx(two["validation"], abs=1e-3)
+
+
+@pytest.mark.parametrize("module", [training_module, unlearn])
+def test_job_and_trainer_know_no_engine_by_name(module: ModuleType) -> None:
+    assert not {"PlainEngine", "PrefixEngine"} & set(vars(module))
+    source = inspect.getsource(module)
+    assert "forward_engines.plain" not in source
+    assert "forward_engines.prefix" not in source

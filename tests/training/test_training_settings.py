@@ -68,7 +68,9 @@ def test_parts_of_a_batch_learn_what_the_whole_learns(config: UnlearnConfig, obj
 def test_gradient_checkpointing_changes_nothing(config: UnlearnConfig, objective: str, adapt: str) -> None:
     config = replace(config, objective=objective, adapt=adapt, steps=4)
     config = config if adapt == "grun" else replace(config, layers=None, preset="default")
-    plain = unlearn(replace(config, prefix_cache=False, output=f"{config.output}-plain"))  # the path that both can take
+    plain = unlearn(
+        replace(config, prefix_cache=False, output=f"{config.output}-plain")
+    )  # the engine that both can use
     saving = unlearn(replace(config, trainer={"activation_checkpointing": "true"}))
     assert gap(weights(plain), weights(saving))[0] < 1e-6
 
@@ -83,7 +85,7 @@ def test_settings_reach_the_trainer(config: UnlearnConfig) -> None:
     given = {"bf16": "true", "optim": "adafactor", "lr_scheduler_type": "cosine", "warmup_steps": "2"}
     given |= {"lr_scheduler_kwargs": '{"num_cycles": 0.25}', "max_grad_norm": "0.5", "save_total_limit": "1"}
     result = unlearn(replace(config, trainer=given), callbacks=[Look()])
-    args = seen[0]
+    args: Any = seen[0]
     assert (args.bf16, str(args.optim.value), args.warmup_steps, args.max_grad_norm) == (True, "adafactor", 2, 0.5)
     assert args.lr_scheduler_kwargs == {"num_cycles": 0.25}
     assert all(value.dtype == torch.float32 for value in weights(result).values())
@@ -144,7 +146,7 @@ def test_an_unknown_metric_for_the_best_state_is_refused(config: UnlearnConfig) 
 
 
 def test_the_dual_variable_grows_while_the_retain_loss_is_too_large() -> None:
-    dual = DualVariable(weight=1.0, bound=0.5, step_size=2.0, warmup=1)
+    dual: Any = DualVariable(weight=1.0, bound=0.5, step_size=2.0, warmup=1)
     seen = []
     for step, losses in enumerate(([9.0], [0.7, 0.9], [0.1], [0.0], [0.0]), 1):
         for loss in losses:

@@ -16,7 +16,8 @@ from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
 
 if TYPE_CHECKING:
-    from grun.requests.ledger_record import Request
+    from grun.requests.ledger_record import LedgerCalibration, Request
+    from grun.requests.verification import Verification
 
 
 class Ledger:
@@ -32,6 +33,9 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path, model: ModelLike | None = None, *, tokenizer: Any = None) -> None:
+        if not str(path):
+            raise UserError("path is empty, expected the directory of the ledger.")
+        self._name = str(path)
         self.path = Path(path)
         self._model, self._tokenizer = model, tokenizer
 
@@ -74,7 +78,7 @@ class Ledger:
             standing = Standing()
             values = {
                 "model": self._named_model(standing),
-                "ledger": self.path,
+                "ledger": self._name,
                 "forget": named_rows(forget, "forget", standing),
                 "retain": named_rows(retain, "retain", standing),
                 "id": id,
@@ -99,7 +103,7 @@ class Ledger:
         return self._change(id, "withdraw")
 
     @with_settings(CalibrateRequestsConfig)
-    def calibrate(self, normal: RowsLike, *, forget: RowsLike = None, **settings: Any) -> dict[str, Any]:
+    def calibrate(self, normal: RowsLike, *, forget: RowsLike = None, **settings: Any) -> LedgerCalibration:
         """Set all thresholds so that at most a share `alpha` of normal prompts opens any gate, with a guarantee.
 
         Args:
@@ -108,7 +112,7 @@ class Ledger:
             **settings: every other setting of `grun request calibrate`, by its name.
 
         Returns:
-            The shares with their intervals, as they are kept in the ledger.
+            The guarantee, for which requests it holds, and `record`, the whole entry of the ledger with shares and intervals.
 
         Raises:
             UserError: for too few prompts, another base model, or if no request is active.
@@ -119,7 +123,7 @@ class Ledger:
             standing = Standing()
             values = {
                 "model": self._named_model(standing),
-                "ledger": self.path,
+                "ledger": self._name,
                 "normal": named_rows(normal, "normal", standing),
                 "forget": named_rows(forget, "forget", standing),
                 **settings,
@@ -128,12 +132,15 @@ class Ledger:
             with as_it_was(standing):
                 return calibrate_active(config)
 
-    def verify(self, data: Mapping[str, RowsLike] | None = None, *, device: str = "auto") -> Any:
+    def verify(
+        self, data: Mapping[str, RowsLike] | None = None, *, device: str = "auto", trust_remote_code: bool = False
+    ) -> dict[str, Verification]:
         """Check adapters against their checksums, rows against fingerprints, and measure that it is still forgotten.
 
         Args:
             data: rows by request, where the ledger has not kept them.
             device: to run on.
+            trust_remote_code: run model code that comes with a hub repository.
 
         Returns:
             One record per request that was not withdrawn, by id.
@@ -148,7 +155,7 @@ class Ledger:
             model = None if self._model is None else self._named_model(standing)
             sources = {id: named_rows(rows, f"data[{id}]", standing) for id, rows in (data or {}).items()}
             with as_it_was(standing):
-                return verify(str(self.path), model, sources, device=device)
+                return verify(self._name, model, sources, device=device, trust_remote_code=trust_remote_code)
 
     def export(self, output: str | Path, *, scale: float | None = None, reference_scale: bool = False) -> Path:
         """Write everything in force as one adapter directory, which `PeftModel.from_pretrained` loads.
@@ -164,7 +171,7 @@ class Ledger:
         from grun.requests.operations import export
 
         with naming_parameters():
-            return export(str(self.path), str(output), scale, reference_scale)
+            return export(self._name, str(output), scale, reference_scale)
 
     def _named_model(self, standing: Standing) -> str:
         if self._model is None:
@@ -175,7 +182,7 @@ class Ledger:
         from grun.requests.ledger import change
 
         with naming_parameters():
-            return change(str(self.path), id, what)
+            return change(self._name, id, what)
 
     def __repr__(self) -> str:
         return f"grun.Ledger({str(self.path)!r}: {len(self.active)} of {len(self.requests)} requests in force)"

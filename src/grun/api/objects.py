@@ -47,7 +47,7 @@ def named_model(given: ModelLike, tokenizer: Any, standing: Standing) -> str:
             f"model is of type {type(given).__name__}, expected a hub id, a path, a loaded causal language model, or a "
             "pair of one and its tokenizer."
         )
-    from grun.models.loaded import GivenModel  # transformers takes seconds to import
+    from grun.models.loading.loaded import GivenModel  # transformers takes seconds to import
 
     source = str(getattr(given, "name_or_path", "") or "")
     if tokenizer is None:
@@ -79,7 +79,7 @@ def as_it_was(standing: Standing, trains_weights: bool = False) -> Iterator[None
         standing: names the models.
         trains_weights: the job changes weights, so it gets a copy.
     """
-    from grun.models.loaded import GivenModel
+    from grun.models.loading.loaded import GivenModel
 
     given = {name: one for name, one in standing.objects.items() if isinstance(one, GivenModel)}
     copies = {n: GivenModel.of(copy.deepcopy(one.model), one.tokenizer) for n, one in given.items() if trains_weights}

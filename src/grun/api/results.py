@@ -109,7 +109,7 @@ class UnlearnResult(RunResult):
         Raises:
             UserError: if the run trained a whole model, or the adapter does not fit the model.
         """
-        from grun.models.loading import load_adapter
+        from grun.models.loading.pretrained import load_adapter
 
         if (self.path / "model").is_dir():
             raise UserError(f"'{self.path}' holds a whole model, not an adapter; load {self.adapter}.")

@@ -17,8 +17,11 @@ from typing import Annotated, Any
 import typer
 
 import grun
+from grun.cli.calls import called
+from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import Stopped, command_for
 from grun.cli.requests import requests_app
+from grun.core.choices import KINDS, declared, has_extensions
 from grun.core.config.jobs import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import RunsFailed, TrainingDiverged, UserError
@@ -29,21 +32,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=CommandList,
+    context_settings={"max_content_width": WIDEST},
 )
-REGISTRIES = {
-    "objectives": ("grun.training.objectives", "objectives", "--objective"),
-    "retain losses": ("grun.training.objectives", "retain_losses", "--retain-loss"),
-    "adaptations": ("grun.models.adaptations", "adaptations", "--adapt"),
-    "benchmarks": ("grun.data.benchmarks", "benchmarks", "--benchmark"),
-    "metrics": ("grun.evaluation.metrics", "metrics", "--metrics"),
-    "engines": ("grun.jobs.engines", "engines", "--engine"),
-}
 FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
 def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
-    """A job that is imported when it runs, so that `--help` need not wait for torch."""
+    """A job that is imported when it runs, so that `--help` does not wait for torch."""
 
     def run(config: Any) -> None:
         job = getattr(importlib.import_module(module), name)
@@ -54,68 +51,78 @@ def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
     return run
 
 
-def _add(name: str, config_class: type, module: str, after: str, help: str, function: str = "") -> None:
-    job = _job(module, function or name, after)
-    app.command(name, help=help)(command_for(config_class, job))
+def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any], None]:
+    """A function for Python as a job; `product` is what its result is asked for, to be named afterwards."""
+
+    def run(config: Any) -> None:
+        result = getattr(called(name, config, **more), product)
+        if _is_first_process():
+            typer.echo(after.format(result=result, config=config))
+
+    return run
+
+
+def _add(name: str, config_class: type, job: Callable[[Any], None], help: str) -> None:
+    app.command(name, help=help, cls=settings_command(config_class))(command_for(config_class, job))
 
 
 _add(
     "finetune",
     FinetuneConfig,
-    "grun.jobs.finetune",
-    "The model is in {result}. Make it forget: grun unlearn --model {result} ...",
+    _function("finetune", "model", "The model is in {result}. Make it forget: grun unlearn --model {result} ..."),
     "Make a target model: fine-tune a model, or train a small one and its tokenizer from scratch.",
 )
 _add(
     "unlearn",
     UnlearnConfig,
-    "grun.jobs.unlearn",
-    "The result is in {result}. Measure it: grun evaluate --model {config.model} --adapter {result} ...",
-    "Learn an adapter that makes a model forget what is in --forget and keep what is in --retain. The same command "
-    "again resumes an interrupted run.",
+    _function(
+        "unlearn",
+        "adapter",
+        "The result is in {result}. Measure it: grun evaluate --model {config.model} --adapter {result} ...",
+    ),
+    "Learn an adapter that makes a model forget the rows in --forget and keep those in --retain. The same command again "
+    "resumes an interrupted run.",
 )
 _add(
     "evaluate",
     EvaluateConfig,
-    "grun.jobs.evaluate",
-    "Everything is in {result}: metrics.json, rows.jsonl (every answer) and table.md.",
+    _function(
+        "evaluate",
+        "path",
+        "Everything is in {result}: metrics.json, rows.jsonl (every answer) and table.md.",
+        show=True,
+    ),
     "Measure a model before and after, on every split of a benchmark or of your own files.",
 )
 _add(
     "calibrate",
     CalibrateConfig,
-    "grun.jobs.calibrate",
-    "The adapter with its new thresholds is in {result}.",
+    _function("calibrate", "adapter", "The adapter with its new thresholds is in {result}."),
     "Set the thresholds of gates so that at most a share of normal prompts opens any of them, with a guarantee.",
 )
 _add(
     "import",
     ImportConfig,
-    "grun.jobs.import_reference",
-    "The adapter is in {result}.",
-    "Take over an adapter that the reference implementation of GRUN has trained.",
-    "import_reference",
+    _job("grun.jobs.import_reference", "import_reference", "The adapter is in {result}."),
+    "Convert an adapter that the reference implementation of GRUN has trained.",
 )
 _add(
     "sweep",
     SweepConfig,
-    "grun.jobs.sweep",
-    "Everything is in {result}: table.md, results.json, and every run.",
+    _job("grun.jobs.sweep", "sweep", "Everything is in {result}: table.md, results.json, and every run."),
     "Compare objectives, adaptations, seeds or any other setting of unlearn: a grid of runs in parallel, resumable, and "
     "one table.",
 )
 _add(
     "chat",
     ChatConfig,
-    "grun.jobs.chat",
-    "",
-    "Ask the model and the unlearned model side by side, and see what the gates say.",
+    _job("grun.jobs.chat", "chat", ""),
+    "Ask the model and the unlearned model side by side, and see how far the gates open.",
 )
 _add(
     "demo",
     DemoConfig,
-    "grun.jobs.demo",
-    "",
+    _job("grun.jobs.demo", "demo", ""),
     "See it work: a small model learns invented people by heart, forgets some of them, and keeps the rest.",
 )
 
@@ -134,8 +141,9 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""
-    job = importlib.import_module("grun.jobs.compare").compare
-    job(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed)
+    compare_runs = importlib.import_module("grun.api.jobs").compare
+    with importlib.import_module("grun.api.settings").naming_flags():
+        compare_runs(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed, show=True)
 
 
 @app.command(
@@ -153,12 +161,15 @@ def lm_eval(context: typer.Context) -> None:
 @app.command("list")
 def list_leaves() -> None:
     """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
-    for kind, (package, attribute, option) in REGISTRIES.items():
-        typer.echo(f"{kind} ({option}):")
-        entries = list(getattr(importlib.import_module(package), attribute))
-        width = max(len(entry.name) for entry in entries)
-        for entry in entries:
-            typer.echo(f"  {entry.name:<{width}}  {entry.summary}")
+    for registry, kind in KINDS.items():
+        typer.echo(f"{kind.title} ({kind.flag}):")
+        found = declared(registry)
+        if has_extensions(registry):  # their docstrings are known once they are imported
+            entries = getattr(importlib.import_module(kind.package), registry)
+            found = {entry.name: entry.summary for entry in entries}
+        width = max(map(len, found))
+        for name, summary in found.items():
+            typer.echo(f"  {name:<{width}}  {summary}")
 
 
 def _version(wanted: bool) -> None:
@@ -204,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_first_process() -> bool:
-    """Of those that `accelerate launch` or `torchrun` started; without them there is only this one."""
+    """True in the first process of `accelerate launch` or `torchrun`, and in a process without them."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -214,14 +225,14 @@ def _failed(message: str, code: int) -> int:
 
 
 def _quiet() -> None:
-    """Own messages as plain lines on standard error; none of what libraries say about themselves."""
+    """Show own messages as plain lines on standard error, and no messages of libraries about themselves."""
     logger = logging.getLogger("grun")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("grun: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logger.propagate = False
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast, and kernels that it does without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast and every missing kernel
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

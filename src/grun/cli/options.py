@@ -1,4 +1,4 @@
-"""Command-line options made from the configuration dataclasses, so that these stay the only list of settings."""
+"""Command-line options from the configuration dataclasses, which stay the only list of settings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from grun.core.config.schema import flag, from_mapping, without_none
 from grun.core.errors import UserError
 
 C = TypeVar("C")
+METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER", list: "TEXT", dict: "NAME=VALUE"}
 CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
 
 
@@ -29,13 +30,13 @@ def command_for(
 ) -> Callable[..., None]:
     """A function with one typer option per field of a configuration, which builds it and runs the job.
 
-    What is not given on the command line is taken from `--config`, then from the defaults of the class.
+    Settings that are not given on the command line are taken from `--config`, then from the defaults of the class.
 
     Args:
-        config_class: its fields are the options.
-        job: what to run.
+        config_class: class whose fields are the options.
+        job: function to run.
         without: fields that are no options of this command.
-        files: a field that is given as arguments, not as an option.
+        files: field that is given as arguments, not as an option.
     """
     hints = get_type_hints(config_class)
 
@@ -46,16 +47,18 @@ def command_for(
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         try:
             job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
-        except KeyboardInterrupt as error:  # an Interrupted says more than a plain one
+        except KeyboardInterrupt as error:  # an Interrupted has a message, a plain one has none
             raise Stopped(str(error) or "stopped.") from error
 
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
     parameters = [_parameter(f, hints[f.name]) for f in shown]
     if files is not None:
-        described = _help(next(f for f in _own_first(config_class) if f.name == files), False)
-        argument = typer.Argument(help=described, metavar="FILES...")
+        described = next(f for f in _own_first(config_class) if f.name == files).metadata["help"]
+        argument = typer.Argument(help=described, metavar="FILES")
         parameters.insert(0, _named(files, Annotated[list[str] | None, argument]))
-    parameters.append(_named("config", Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]))
+    parameters.append(
+        _named("config", Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")])
+    )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -81,20 +84,21 @@ def read_config_file(file: Path) -> Mapping[str, Any]:
 
 
 def _own_first(config_class: type) -> list[dataclasses.Field[Any]]:
-    """The fields of a configuration: what only this job has, before what it shares with others."""
-    fields = dataclasses.fields(config_class)
-    bases = [base for base in config_class.__mro__[1:] if dataclasses.is_dataclass(base)]
-    shared = {f.name for base in bases for f in dataclasses.fields(base)}
-    return sorted(fields, key=lambda f: f.name in shared)
+    """The fields of a configuration: those that only this job has, before those that it shares with ever more others."""
+    bases = [
+        {f.name for f in dataclasses.fields(base)} for base in config_class.__mro__ if dataclasses.is_dataclass(base)
+    ]
+    return sorted(dataclasses.fields(config_class), key=lambda f: sum(f.name in names for names in bases))
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    """The option of one field. Its own default is None, so that what was given can be told from what was not."""
+    """The option of one field. Its own default is None, which shows that it was not given."""
     kind = without_none(hint)
+    repeatable = get_origin(kind) in (list, dict)
     declared = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
-    metavar = {dict: "NAME=VALUE", list: "VALUE"}.get(get_origin(kind) or kind)
-    option = typer.Option(*declared, help=_help(field, metavar is not None), metavar=metavar)
-    wanted: Any = list[str] if get_origin(kind) in (list, dict) else kind
+    help = field.metadata["help"] + (" May be given several times." if repeatable else "")
+    option = typer.Option(*declared, help=help, metavar=METAVARS.get(get_origin(kind) or kind))
+    wanted: Any = list[str] if repeatable else kind
     return _named(field.name, Annotated[wanted | None, option])
 
 
@@ -102,21 +106,12 @@ def _named(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _help(field: dataclasses.Field[Any], repeatable: bool) -> str:
-    text = str(field.metadata["help"]) + (" May be given several times." if repeatable else "")
-    shown = isinstance(field.default, (str, int, float)) and field.default != ""
-    if not shown:
-        return text
-    default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
-    return f"{text} [default: {default}]"
-
-
 def _is_mapping(hint: Any) -> bool:
     return get_origin(without_none(hint)) is dict
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:
-    """What a flag means: `name=value` pairs become a mapping."""
+    """The value of a flag: `name=value` pairs become a mapping."""
     if not _is_mapping(hint):
         return value
     pairs = {}

@@ -7,6 +7,8 @@ __all__ = ["requests_app"]
 import dataclasses
 import importlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from grun.cli.calls import given_settings
+from grun.cli.help_pages import CommandList, settings_command
 from grun.cli.options import command_for
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import RunsFailed, UserError
@@ -22,15 +26,28 @@ requests_app = typer.Typer(
     help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    cls=CommandList,
 )
-NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger knows where its adapters are, and holds only gated ones
+NOT_ASKED = ("output", "overwrite", "adapt")  # a ledger has directories of its own, and gated adapters only
 LedgerOption = Annotated[str, typer.Option("--ledger", help="Directory of the ledger (to read, also a hub id).")]
 Id = Annotated[str, typer.Argument(help="Id of the request.")]
 
 
-def _late(name: str, module: str = "grun.requests.operations") -> Any:
-    """Something that is imported when it is used, so that `--help` need not wait for torch."""
+def _late(name: str, module: str) -> Any:
+    """A function or class that is imported when it is used, so that `--help` does not wait for torch."""
     return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def _ledger(path: str, model: str | None = None) -> Iterator[Any]:
+    """The ledger as Python has it; errors inside name flags."""
+    with _late("naming_flags", "grun.api.settings")():
+        yield _late("Ledger", "grun.api.ledger")(path, model)
+
+
+def _settings(config: Any, method: Callable[..., Any]) -> dict[str, Any]:
+    """Settings of a job but for those that the ledger itself was made with."""
+    return {name: value for name, value in given_settings(config, method).items() if name not in ("ledger", "model")}
 
 
 def _say_export(ledger: str) -> None:
@@ -42,25 +59,31 @@ def _say_export(ledger: str) -> None:
 def _add(config: RequestConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
-    id = _late("add")(config)
+    with _ledger(config.ledger, config.model) as ledger:
+        id = ledger.add(**_settings(config, ledger.add)).id
     typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
     _say_export(config.ledger)
 
 
-requests_app.command("add", help="Learn an adapter for the rows in FILES and put it into force beside all others.")(
-    command_for(RequestConfig, _add, without=NOT_ASKED, files="forget")
-)
+requests_app.command(
+    "add",
+    help="Learn an adapter for the rows in FILES and put it into force beside all others.",
+    cls=settings_command(RequestConfig),
+)(command_for(RequestConfig, _add, without=NOT_ASKED, files="forget"))
 
 
 def _calibrate(config: CalibrateRequestsConfig) -> None:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger.")
-    _late("calibrate_active")(config)
+    with _ledger(config.ledger, config.model) as ledger:
+        ledger.calibrate(**_settings(config, ledger.calibrate))
     _say_export(config.ledger)
 
 
 requests_app.command(
-    "calibrate", help="Set all thresholds so that at most a share of normal prompts opens a gate, with a guarantee."
+    "calibrate",
+    help="Set all thresholds so that at most a share of normal prompts opens a gate, with a guarantee.",
+    cls=settings_command(CalibrateRequestsConfig),
 )(command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite")))
 
 
@@ -71,22 +94,21 @@ def list_requests(ledger: LedgerOption) -> None:
     plain_text = _late("plain_text", "grun.evaluation.report.table")
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
-        new = request.metrics["in_force"]["new"]
-        forgotten = f"{new['probability_before']:.3f} to {new['probability']:.3f}"
-        since = request.history[-1]["when"][:10]
-        cells = (request.id, request.state, since, request.objective, str(request.data["rows"]), forgotten, request.why)
+        forgotten = f"{request.forget_probability_before:.3f} to {request.forget_probability:.3f}"
+        since, rows = request.since[:10], str(request.rows)
+        cells = (request.id, request.state, since, request.objective, rows, forgotten, request.why)
         table.add_row(*map(plain_text, cells))
     Console().print(table)
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
-        said = words.format(alpha=promise["alpha"], sure=1 - promise["delta"], dtype=promise["dtype"])
-        typer.echo(f"Calibrated {promise['when'][:10]}: {said}.")
+        said = words.format(alpha=promise.alpha, sure=1 - promise.delta, dtype=promise.dtype)
+        typer.echo(f"Calibrated {promise.when[:10]}: {said}.")
     _late("say_uncovered", "grun.requests.ledger")(found)
 
 
 @requests_app.command("show")
 def show(id: Id, ledger: LedgerOption) -> None:
-    """Show everything that the ledger says about a request, as JSON."""
+    """Show the whole record of a request, as JSON."""
     request = _late("Ledger", "grun.requests.ledger").read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
@@ -105,7 +127,7 @@ def resume(id: Id, ledger: LedgerOption) -> None:
 
 @requests_app.command("withdraw")
 def withdraw(id: Id, ledger: LedgerOption) -> None:
-    """Take a request out of force for good; the ledger still says that it was there."""
+    """Take a request out of force for good; its record stays in the ledger."""
     _changed(ledger, id, "withdraw")
 
 
@@ -122,7 +144,9 @@ def export(
     """Write everything in force as one adapter, for `PeftModel.from_pretrained` and every command with --adapter."""
     if scale is not None and reference_scale:
         raise UserError("--scale and --reference-scale were both given; choose one of them.")
-    typer.echo(f"The adapter is in {_late('export')(ledger, output, scale, reference_scale)}.")
+    with _ledger(ledger) as opened:
+        target = opened.export(output, scale=scale, reference_scale=reference_scale)
+    typer.echo(f"The adapter is in {target}.")
 
 
 @requests_app.command("verify")
@@ -135,25 +159,26 @@ def verify(
     device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with a hub repository.")] = False,
 ) -> None:
-    """Check adapters against their checksums, data against fingerprints, and measure that it is still forgotten."""
+    """Check adapters against their checksums and data against fingerprints, and measure whether it is still forgotten."""
     sources: dict[str, list[str]] = {}
     for text in data or ():
         id, equals, file = text.partition("=")
         if not equals or not file:
             raise UserError(f"--data is '{text}', expected ID=FILE.")
         sources.setdefault(id, []).append(file)
-    found = _late("verify", "grun.requests.verification")(
-        ledger, model, sources, device=device, trust_remote_code=trust_remote_code
-    )
-    for id, said in found.items():
-        typer.echo(f"{id}: {said}")
+    with _ledger(ledger, model) as opened:
+        found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
+    for one in found.values():
+        typer.echo(f"{one.id}: {one}")
     if not found:
         typer.echo("There is nothing to verify: every request is withdrawn.")
-    wrong = sum(not said.startswith("ok") for said in found.values())
+    wrong = sum(not one.ok for one in found.values())
     if wrong:
         raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
 
 
 def _changed(ledger: str, id: str, what: str) -> None:
-    typer.echo(f"Request {id} is {_late('change', 'grun.requests.ledger')(ledger, id, what).state}.")
+    with _ledger(ledger) as opened:
+        state = getattr(opened, what)(id).state
+    typer.echo(f"Request {id} is {state}.")
     _say_export(ledger)

@@ -27,8 +27,8 @@ def work(steps: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """Nobody ever writes to standard input: it ends when the process that holds the other end does, however it died."""
-    os.read(sys.stdin.fileno(), 1)  # a buffered read would hold a lock that the interpreter wants when it ends
+    """End this process with its parent, which holds the other end of standard input and never writes to it."""
+    os.read(sys.stdin.fileno(), 1)  # a buffered read would hold a lock that the interpreter needs when it exits
     os._exit(ORPHANED)
 
 

@@ -1,1 +1,1 @@
-"""What every other package stands on, and what knows nothing of models: errors, records, settings, files."""
+"""Errors, records, settings and files: the base of all other packages, independent of models."""

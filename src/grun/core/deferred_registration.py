@@ -1,4 +1,4 @@
-"""PEFT learns of GRUN adapters as soon as both packages are imported, in either order, and `import grun` stays fast."""
+"""Registration with PEFT as soon as both packages are imported, in either order; `import grun` stays fast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _register() -> None:
 
 
 class _AfterPeft(MetaPathFinder):
-    """Finds `peft` as usual, once, and runs the registration after its code."""
+    """Finder that finds `peft` as usual, once, and runs the registration after its code."""
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != "peft":

@@ -1,6 +1,6 @@
-"""Several processes on one job (`accelerate launch`, `torchrun`): which one this is, and what they agree on.
+"""Several processes on one job (`accelerate launch`, `torchrun`): their numbers, and the values that they agree on.
 
-Everything works the same in a single process, where nothing here costs anything.
+Everything works the same in a single process, at no cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 
 
 def join_processes(device: str) -> None:
-    """Join the other processes of a distributed launch; nothing happens outside of one.
+    """Join the other processes of a distributed launch; without one, do nothing.
 
     Args:
         device: as in the configuration; `cpu` picks the gloo backend.
@@ -48,7 +48,7 @@ def world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and messages."""
+    """True in the process that writes files and messages."""
     return rank() == 0
 
 
@@ -59,7 +59,7 @@ def wait() -> None:
 
 
 def gathered(part: Any) -> list[Any]:
-    """What every process passed, in the order of their numbers."""
+    """The values that all processes passed, in the order of their numbers."""
     parts: list[Any] = [part]
     if _joined():
         parts = [None] * world()
@@ -74,12 +74,12 @@ def mean_over_processes(value: float) -> float:
 
 
 def all_true(flag: bool) -> bool:
-    """Whether a condition holds in every process, so that all of them stop together or none does."""
+    """True if a condition holds in every process, so that all of them stop together or none does."""
     return all(gathered(flag))
 
 
 def same_everywhere(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the main process: what was computed by each may differ in the last bit."""
+    """Overwrite tensors with those of the main process, because computed ones may differ in the last bit."""
     if _joined():
         for tensor in tensors:
             dist.broadcast(tensor, 0)

@@ -1,4 +1,4 @@
-"""Errors meant for people: one line that says what was found, what was expected and what to do."""
+"""Errors for people: one line that says what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UserError(ValueError):
 class TrainingDiverged(RuntimeError):
     """A loss or gradient is not finite: the command line prints the message and exits with code 3.
 
-    The message says at which step, and where the last good state is.
+    The message names the step and the directory of the last good state.
     """
 
 
@@ -29,7 +29,8 @@ class RunsFailed(RuntimeError):
 class Interrupted(KeyboardInterrupt):
     """The user stopped a job whose state is kept: the command line prints the message and exits with code 130.
 
-    The message says where the state is and how to resume. A `KeyboardInterrupt`, so that no `except Exception` swallows it.
+    The message names the directory of the state and says how to resume. It is a `KeyboardInterrupt`, so that no `except
+    Exception` swallows it.
     """
 
 

@@ -1,7 +1,7 @@
-"""One small registry, used for objectives, benchmarks, metrics and whatever else is added as one new file.
+"""One small registry for objectives, benchmarks, metrics and everything else that is added as one new file.
 
 A leaf registers itself with a decorator. The registry finds leaves by importing every module of its package, and those of
-other distributions through the entry-point group of the same name, so adding one never means editing a list.
+other distributions through the entry-point group of the same name. So a new leaf needs no edit of a list.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
+from grun.core.choices import flag_of_kind
 from grun.core.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered leaf: its name, the object, what it declared about itself, and where it was defined."""
+    """A registered leaf: its name, the object, and the facts that it declared about itself."""
 
     name: str
     target: T
@@ -52,7 +53,7 @@ class Registry(Generic[T]):
     """Named leaves of one kind.
 
     Args:
-        kind: what an entry is, in the singular, for messages ("objective").
+        kind: singular name of an entry, for messages ("objective").
         package: the package whose modules are imported to find entries ("grun.training.objectives"). Other distributions
             bring theirs through the entry-point group with its last name ("grun.objectives").
     """
@@ -94,12 +95,14 @@ class Registry(Generic[T]):
         """The entry called `name`.
 
         Raises:
-            UserError: if there is none; the message suggests the nearest name and lists all of them.
+            UserError: if there is none; the message suggests the nearest name, lists all of them, and names the flag.
         """
         self._scan()
         if name not in self._entries:
+            flag = flag_of_kind(self.kind)
+            expected = f"{flag} expects one of" if flag else "Expected one of"
             choices = ", ".join(self.names())
-            raise UserError(f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} Available: {choices}.")
+            raise UserError(f"unknown {self.kind} '{name}'.{nearest(name, self._entries)} {expected} {choices}.")
         return self._entries[name]
 
     def names(self) -> list[str]:

@@ -1,14 +1,14 @@
 """Rows from files and hub datasets: JSON lines, CSV, Parquet, or whatever `datasets` can load.
 
-Column names are guessed from the usual ones, or given as `field=column`:
+Columns with the usual names are recognised; others are given as `field=column`. The forms are:
 
     question/answer, prompt/completion (or response), instruction [+ input]/output
     messages    a conversation: the last assistant message is the answer, the user message before it the prompt
     text        running text: the first quarter of the words (at least 1, at most 64) is the prompt, the rest the
                 answer
 
-and, where there are any, `paraphrased_question(s)`, `paraphrased_answer`, `perturbed_answer(s)`,
-`alternative_answer(s)`, and the person or thing that a row is about as `subject`, `author` or `entity`.
+Optional columns are `paraphrased_question(s)`, `paraphrased_answer`, `perturbed_answer(s)`, `alternative_answer(s)`, and
+the person or thing that a row is about as `subject`, `author` or `entity`.
 
 Rows are numbered as an editor or spreadsheet shows them: the line of a JSON-lines file, the row of a CSV file with its
 header as row 1, else counted from 1.
@@ -233,6 +233,6 @@ def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str
     turns = []
     for number, message in enumerate(messages, 1):
         role, content = str(message["role"]), message.get("content")
-        if role != "system" or content:  # an empty system message is usual and says nothing
+        if role != "system" or content:  # many data sets have empty system messages
             turns.append((role, _checked(content, row, f"content of message {number} ({role})")))
     return turns[-2][1], turns[-1][1], tuple(turns[:-2])

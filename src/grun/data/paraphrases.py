@@ -1,4 +1,4 @@
-"""Splits asked in other words."""
+"""Splits whose questions are asked in another phrasing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ Splits = Mapping[str, Sequence[Example]]
 
 
 def with_paraphrases(splits: Splits) -> dict[str, tuple[Example, ...]]:
-    """The splits, and after each in which every row has another phrasing, `<split>_paraphrased`, asked with the first.
+    """The splits, each followed by `<split>_paraphrased` if every row of it has another phrasing.
+
+    Rows of `<split>_paraphrased` are asked with the first of their other phrasings.
 
     Raises:
         UserError: for a split without rows.
@@ -30,5 +32,5 @@ def with_paraphrases(splits: Splits) -> dict[str, tuple[Example, ...]]:
 
 
 def is_rephrasable(rows: Sequence[Example]) -> bool:
-    """Whether every row has another phrasing."""
+    """True if every row has another phrasing."""
     return all(row.paraphrased_prompts for row in rows)

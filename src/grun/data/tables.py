@@ -1,4 +1,4 @@
-"""Tables of rows from files, folders and the hub, before anyone asks what the columns mean."""
+"""Tables of rows from files, folders and the hub; columns get their meaning in `grun.data.examples`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_CELL = 2**31 - 1
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its cells by column name, and where it stands ("forget.jsonl, row 12")."""
+    """One row: its cells by column name, and its place ("forget.jsonl, row 12")."""
 
     values: Mapping[str, Any]
     where: str
@@ -127,7 +127,7 @@ def _csv_rows(records: list[list[str]], source: str) -> list[Row]:
 
 
 def _csv_cell(cell: str) -> Any:
-    """A cell; one that holds a JSON array of texts is a list, as CSV has no other way to say so."""
+    """The cell's text, or a list if it holds a JSON array of texts: CSV has no lists of its own."""
     if cell.startswith('["') and cell.endswith('"]'):
         try:
             return json.loads(cell)
@@ -173,7 +173,7 @@ def _load_dataset(name: str, config: str | None, source: str) -> Mapping[str, An
         if (folder / "dataset_info.json").is_file():
             return {"train": datasets.load_from_disk(str(folder))}
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
-    except Exception as error:  # any of a dozen libraries may fail here; all that a user can act on is which and why
+    except Exception as error:  # many libraries may fail here, each with errors of its own
         raise UserError(
             f"{source}: neither a file nor a dataset that can be loaded ({type(error).__name__}: {_first_line(error)})."
         ) from error

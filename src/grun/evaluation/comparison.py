@@ -1,4 +1,4 @@
-"""Evaluations of several models side by side: differences, and what they may be by chance."""
+"""Comparison of the evaluations of several models: differences, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from grun.evaluation.intervals import difference_interval
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.result_files import SAMPLES, VALUES, metric_info
 
-OVERALL = "all splits"  # of summaries
+OVERALL = "all splits"  # stands for a split where summaries are compared
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A score of one run beside that of the first one.
+    """The score of a run, and its difference from that of the first run.
 
     Attributes:
-        value: of this run; None if there is none.
-        change: value minus that of the first run; None where one is missing.
+        value: score of this run; None if it has none.
+        change: `value` minus the score of the first run; None where one of them is missing.
         low, high: 95 % bootstrap interval of the change, over the same resampled rows; None where there is none.
     """
 
@@ -37,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compared:
-    """One metric of one split in every run; the first is what the others are compared with."""
+    """One metric of one split in every run; the others are compared with the first."""
 
     split: str
     metric: str
@@ -52,7 +52,7 @@ class _Run:
     subject: str
 
     def score(self, split: str, metric: str) -> Score | None:
-        """What the run says about its model after unlearning, or about its only model; None if it does not look at that."""
+        """Score of the model after unlearning, or of the only model; None if the run has no such metric."""
         overall = split == OVERALL
         found = (self.values["summaries"] if overall else self.values["splits"].get(split, {}).get("metrics", {})).get(
             metric
@@ -68,7 +68,18 @@ class _Run:
 def compare_runs(
     runs: Sequence[Path], *, metrics: Sequence[str] = (), splits: Sequence[str] = (), seed: int = 0
 ) -> list[Compared]:
-    """The comparison alone; arguments and errors as of `compare`."""
+    """Compare evaluations with the first of them.
+
+    Args:
+        runs: directories of evaluations.
+        metrics: only these; none: those of the usual table, and the summaries.
+        splits: only these; none: all that every run has.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: for fewer than two runs, an incomplete evaluation, an unknown metric or split, or a split with different
+            rows.
+    """
     if len(runs) < 2:
         raise UserError(f"compare: {len(runs)} run was given; expected the directories of at least two evaluations.")
     for name in metrics:
@@ -119,8 +130,8 @@ def _check_same_rows(runs: Sequence[_Run], split: str) -> None:
                 (i for i, (a, b) in enumerate(zip(first, rows, strict=False)) if a != b), min(len(first), len(rows))
             )
             raise UserError(
-                f"split '{split}' of {runs[0].name} ({len(first)} rows) and {run.name} ({len(rows)} rows) are of other rows, "
-                f"the first is row {at + 1}; evaluate both on the same data, or choose others with --splits."
+                f"split '{split}' of {runs[0].name} ({len(first)} rows) and of {run.name} ({len(rows)} rows) has different "
+                f"rows, the first is row {at + 1}; evaluate both on the same data, or choose other splits with --splits."
             )
 
 

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 
 def samples(found: Score) -> tuple[tuple[Any, ...], ...]:
-    """What a score was computed from: groups of rows; none for a score without a value."""
+    """Groups of rows that a score was computed from; none for a score without a value."""
     return found.groups or ((found.per_row,) if found.per_row else ())
 
 
@@ -26,8 +26,8 @@ def interval(found: Score, info: Mapping[str, Any], seed: int = 0) -> tuple[floa
 
     Args:
         found: a score.
-        info: what its metric registered; `statistic` is the mean unless it says otherwise.
-        seed: of the resampling.
+        info: registered information of its metric; `statistic` is the mean where it is not given.
+        seed: seed of the resampling.
 
     Returns:
         None for a score without a value, or with a group of fewer than two rows.
@@ -38,10 +38,15 @@ def interval(found: Score, info: Mapping[str, Any], seed: int = 0) -> tuple[floa
 def difference_interval(
     ours: Score, theirs: Score, info: Mapping[str, Any], seed: int = 0
 ) -> tuple[float, float] | None:
-    """The same of `ours - theirs`: both are computed from the same resampled rows.
+    """95 % interval of `ours - theirs`, both computed from the same resampled rows.
+
+    Args:
+        ours, theirs: two scores of one metric.
+        info: registered information of the metric.
+        seed: seed of the resampling.
 
     Returns:
-        None also where the two are not of the same number of rows.
+        None for a score without a value, a group of fewer than two rows, or different numbers of rows.
     """
     pairs = [[np.asarray(group) for group in samples(one)] for one in (ours, theirs)]
     if [len(group) for group in pairs[0]] != [len(group) for group in pairs[1]]:

@@ -1,7 +1,7 @@
 """Models with adapters in lm-evaluation-harness: `grun lm-eval --model grun --model_args pretrained=...,adapter=...`.
 
-The harness scores prompt and continuation in one call and does not say where the prompt ends, but an adapter acts at its last
-token. Here every continuation is scored after its own prompt, which is read once for all of its continuations.
+The harness scores prompt and continuation in one call and does not pass the end of the prompt on, but an adapter acts at its
+last token. Here every continuation is scored after its own prompt, which is read once for all of its continuations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from grun.models.encoding.batching import pad_token_id
 from grun.models.forward import evaluating
-from grun.models.loading import load_adapter, model_folder
+from grun.models.loading.pretrained import load_adapter, model_folder
 from grun.models.scoring import TOKENS_PER_BATCH, Prompted, score_rows
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens of the prompt, tokens of the continuation
@@ -34,7 +34,7 @@ class GrunLM(HFLM):
         pretrained: hub id or folder of the base model, or of the run that made it.
         adapter: folder of the adapter, or of the run that made it; without it, the base model.
         tokens_per_batch: most tokens of a forward pass that scores continuations, padding included.
-        others: as of the harness's model `hf`.
+        others: arguments of the harness's model `hf`.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class GrunLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, and whether greedy decoding would have given it.
+        """Log-likelihood of each continuation, and whether it is the greedy one.
 
-        As in the harness, tokens at the beginning are left out of what is longer than the model's context.
+        As in the harness, a request that is longer than the model's context loses its first tokens.
         """
         after: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
         for i, (_, prompt, continuation) in enumerate(requests):
@@ -83,7 +83,7 @@ class GrunLM(HFLM):
 
 
 def run_harness(arguments: Sequence[str]) -> None:
-    """The harness's own command line, which knows the model `grun` and takes it where no other is named."""
+    """Run the harness's own command line, with the model `grun` unless another one is named."""
     given = list(arguments)
     if given and given[0] in ("ls", "validate"):
         sys.argv = ["lm-eval", *given]

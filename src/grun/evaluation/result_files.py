@@ -1,4 +1,4 @@
-"""The files of an evaluation: every value with its interval, every row, and what comparisons between runs are made from."""
+"""The files of an evaluation: every value with its interval, every row, and the samples for comparisons between runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grun.core.provenance import provenance
 from grun.core.records import Evidence, Score
 from grun.core.storage.atomic_files import write_json, write_text
-from grun.evaluation.evidence_store import row_key
 from grun.evaluation.intervals import interval, samples
+from grun.evaluation.measuring.evidence_store import row_key
 from grun.evaluation.metrics import metrics, summaries
 from grun.evaluation.scores import Results
 
@@ -24,12 +25,12 @@ SAMPLES = "samples.json"
 
 @dataclass(frozen=True)
 class Found:
-    """What an evaluation found, by subject ("before", "after"); splits and metrics are the same of every subject.
+    """The results of an evaluation by subject ("before", "after"); all subjects have the same splits and metrics.
 
     Attributes:
-        evidence: by subject and split.
-        scores: by subject, split and metric.
-        summaries: by subject and summary.
+        evidence: evidence by subject and split.
+        scores: scores by subject, split and metric.
+        summaries: scores by subject and summary.
     """
 
     evidence: Mapping[str, Mapping[str, Evidence]]
@@ -43,27 +44,27 @@ class Found:
 
 
 def write_results(folder: Path, found: Found, facts: Mapping[str, Any], seed: int) -> None:
-    """Write `metrics.json` (values, intervals, reasons), `rows.jsonl` (every row) and `samples.json` (for comparisons).
+    """Write `metrics.json` (values, intervals, provenance), `rows.jsonl` (every row) and `samples.json` (for comparisons).
 
     Args:
-        folder: of the run.
-        found: what it found.
-        facts: more to say in `metrics.json`, such as the model's name.
-        seed: of the bootstrap.
+        folder: directory of the run.
+        found: its results.
+        facts: further entries of `metrics.json`, such as the model's name.
+        seed: seed of the bootstrap.
     """
-    write_json(folder / VALUES, {**facts, **_values(found, seed)})
+    write_json(folder / VALUES, {**facts, **provenance(), **_values(found, seed)})
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(found))
     write_text(folder / ROWS, "".join(lines))
     write_json(folder / SAMPLES, _samples(found))
 
 
 def metric_info(name: str) -> Mapping[str, Any]:
-    """What a metric or a summary registered about itself."""
+    """Registered information of a metric or a summary."""
     return (metrics if name in metrics.names() else summaries).get(name).info
 
 
 def _values(found: Found, seed: int) -> dict[str, Any]:
-    """Per split its size, per metric the score of each subject, and what sums all splits up."""
+    """The content of `metrics.json`: by split its size and the score of each metric and subject; and the summaries."""
     splits = {
         split: {
             "rows": len(evidence.rows),

@@ -11,16 +11,17 @@ from typing import Any
 
 from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
+from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.content_hash import content_of_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import CONFIG, RunDirectory
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
-from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
+from grun.models.gates.calibration import Calibration, calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
-from grun.models.loaded import content_if_given, load
-from grun.models.loading import adapter_folder, load_adapter, model_folder
+from grun.models.loading.loaded import content_if_given, load
+from grun.models.loading.pretrained import adapter_folder, load_adapter, model_folder
 from grun.models.tuner.config import GrunConfig
 
 logger = logging.getLogger("grun")
@@ -33,7 +34,7 @@ def calibrate(config: CalibrateConfig) -> Path:
     The gates decide on what they read of the base model. A gate that reads what others have edited may say something else
     once these are open, but then the prompt counts already: the share of prompts for which any gate opens is exactly this.
 
-    Writes `adapter/` and `calibration.json` (prompts, thresholds, shares with exact 95 % intervals).
+    Writes `adapter/` and `calibration.json` (prompts, thresholds, shares with exact 95 % intervals, provenance).
 
     Returns:
         The directory of the adapter.
@@ -78,29 +79,28 @@ def calibrate(config: CalibrateConfig) -> Path:
     place_G, lower = learnt_G, False
     if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
         place_G, lower = forget_NG.quantile(LOW_QUANTILE, dim=0), True
-    threshold_G, found = calibrated(model, rows, normal, place_G, guarantee, lower=lower)
-    for (_, gate), threshold in zip(gates_of(model), threshold_G, strict=True):
+    found = calibrated(model, rows, normal, place_G, guarantee, lower=lower)
+    for (_, gate), threshold in zip(gates_of(model), found.threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     for name, own in gates_by_member(model).items():
         adapter.parts[name].gate_places = learnt_G[own].tolist()
     if forget_NG is not None:
-        found["forget_open"] = share_open(forget_NG, threshold_G)
+        found = found.with_forget(forget_NG)
     with atomic_directory(target) as directory:
         model.save_pretrained(str(directory))
-    run.write_json(RECORD, found)
+    run.write_json(RECORD, {**found.as_json(), **provenance()})
     run.mark_complete(time.monotonic() - started)
     say(found)
     return target
 
 
-def say(found: dict[str, Any]) -> None:
-    """Tell the user what was found."""
-    for name, words in (("normal_open", "normal prompts"), ("forget_open", "prompts to forget")):
-        if name in found:
-            one = found[name]
-            logger.info("%d of %d %s open a gate (%.2f %%).", one["open"], one["prompts"], words, 100 * one["share"])
+def say(found: Calibration) -> None:
+    """Tell the user how many prompts open a gate, and the guarantee."""
+    for one, words in ((found.normal_open, "normal prompts"), (found.forget_open, "prompts to forget")):
+        if one is not None:
+            logger.info("%d of %d %s open a gate (%.2f %%).", one.open, one.prompts, words, 100 * one.share)
     logger.info(
         "With confidence %g at most %g of all prompts like those in --normal do; the others get the base model's own output.",
-        1 - found["delta"],
-        found["alpha"],
+        1 - found.delta,
+        found.alpha,
     )

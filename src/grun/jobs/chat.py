@@ -17,8 +17,8 @@ from grun.evaluation.report.table import Answered, answers_table
 from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import adapters_off, gates_of_last_call
 from grun.models.generation import greedy
-from grun.models.loaded import load
-from grun.models.loading import load_adapter
+from grun.models.loading.loaded import load
+from grun.models.loading.pretrained import load_adapter
 from grun.models.row_encoder import RowEncoder
 
 

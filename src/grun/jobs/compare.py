@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import write_json, write_text
 from grun.evaluation.comparison import Compared, compare_runs, run_names
 from grun.evaluation.report.comparison_table import comparison_table
@@ -42,8 +43,7 @@ def compare(
         show_whole(table)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        write_json(
-            output / "comparison.json", {"runs": [str(run) for run in runs], "found": [asdict(one) for one in found]}
-        )
+        record = {"runs": [str(run) for run in runs], **provenance(), "found": [asdict(one) for one in found]}
+        write_json(output / "comparison.json", record)
         write_text(output / "comparison.md", markdown)
     return found

@@ -16,7 +16,8 @@ from grun.core.config.jobs import DemoConfig, FinetuneConfig, UnlearnConfig
 from grun.core.records import Benchmark, Evidence, Example
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
-from grun.evaluation.measure import measure
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.report.table import (
     Answered,
     answers_table,
@@ -28,8 +29,8 @@ from grun.evaluation.report.table import (
 from grun.evaluation.scores import Results, needs_of_metrics, score
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
-from grun.models.loaded import load
-from grun.models.loading import load_adapter
+from grun.models.loading.loaded import load
+from grun.models.loading.pretrained import load_adapter
 
 BENCHMARK = "fictional"
 SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that every part is given
@@ -107,18 +108,12 @@ def _measure(
     """Evidence by subject (the target first) and split, on evenly spaced rows of each split."""
     splits = {name: _spread(data.splits[name], config.rows) for name in data.evaluation}
     measured = {}
-    for subject, adapter in {TARGET: None, **adapted}.items():
+    for label, adapter in {TARGET: None, **adapted}.items():
         base = load(target, config)
-        measured[subject] = measure(
-            base.model if adapter is None else load_adapter(base.model, str(adapter)),
-            base.tokenizer,
-            splits,
-            forget_split=data.forget,
-            template=base.template,
-            needs=needs_of_metrics(METRICS),
-            max_new_tokens=LONGEST_ANSWER,
-            label=subject,
-        )
+        model = base.model if adapter is None else load_adapter(base.model, str(adapter))
+        settings = MeasureSettings(base.template, needs_of_metrics(METRICS), max_new_tokens=LONGEST_ANSWER)
+        subject = Subject(model, base.tokenizer, label)
+        measured[label] = measure(subject, splits, settings, forget_split=data.forget)
     return measured
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["evaluate"]
 
-import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,21 @@ from grun.core.errors import UserError
 from grun.core.storage.content_hash import content_of_folder, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
-from grun.evaluation.evidence_store import EvidenceStore
-from grun.evaluation.measure import HOLDOUT, measure
+from grun.evaluation.measuring.evidence_store import EvidenceStore
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.plan import HOLDOUT
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.report.table import before_after_table, in_the_table, show_whole, summary_lines, to_markdown
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
-from grun.models.loaded import LoadedModel, content_if_given, load
-from grun.models.loading import adapter_folder, load_adapter
+from grun.models.loading.loaded import LoadedModel, content_if_given, load
+from grun.models.loading.pretrained import adapter_folder, load_adapter
 
 logger = logging.getLogger("grun")
 EVIDENCE = "evidence"
 LONGEST_ANSWER = 200  # tokens, as in TOFU
-
-
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """A model to measure: with its adapters, or with them off; `base` is the model before unlearning if it is another."""
-
-    model: nn.Module
-    adapters: bool
-    base: nn.Module | None
-    store: EvidenceStore
 
 
 def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
@@ -74,22 +66,16 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
         logger.info("%s is complete already; nothing to do.", run.path)
         return run.path
     started = time.monotonic()
-    subjects, settings = _prepared(config, data, run)
+    needs = needs_of_metrics(names, summaries=not config.metrics)
+    subjects, settings = _prepared(config, data, needs, run)
     if is_main():
         run.start()
     wait()
-    settings |= {"needs": needs_of_metrics(names, summaries=not config.metrics), "retain_log": retain_log}
     evidence = {
-        name: measure(
-            one.model,
-            splits=data.splits,
-            adapters=one.adapters,
-            base=one.base,
-            store=one.store,
-            label=name,
-            **settings,
+        one.label: measure(
+            one, data.splits, settings, forget_split=data.forget, holdout=data.holdout, retain_log=retain_log
         )
-        for name, one in subjects.items()
+        for one in subjects
     }
     if is_main():
         scores = {subject: score(own, names) for subject, own in evidence.items()}
@@ -100,24 +86,24 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     return run.path
 
 
-def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tuple[dict[str, _Subject], dict[str, Any]]:
-    """The models, loaded, by subject; and what is the same for all of them. Nothing is written."""
+def _prepared(
+    config: EvaluateConfig, data: ToMeasure, needs: frozenset[str], run: RunDirectory
+) -> tuple[Sequence[Subject], MeasureSettings]:
+    """The models, loaded, and the settings for all of them. Nothing is written."""
     base = _loaded(config.model, config)
-    model = base.model
+    model, tokenizer = base.model, base.tokenizer
     content = base.content() if config.cache else None
-    settings: dict[str, Any] = {
-        "tokenizer": base.tokenizer,
-        "forget_split": data.forget,
-        "template": base.template,
-        "holdout": data.holdout,
-        "tokens_per_batch": config.tokens_per_batch,
-        "max_new_tokens": config.max_new_tokens or LONGEST_ANSWER,
-        "answer_tokens": data.answer_tokens if config.max_new_tokens is None else {},
-        "max_length": base.max_length,
-    }
+    settings = MeasureSettings(
+        template=base.template,
+        needs=needs,
+        tokens_per_batch=config.tokens_per_batch,
+        max_new_tokens=config.max_new_tokens or LONGEST_ANSWER,
+        answer_tokens=data.answer_tokens if config.max_new_tokens is None else {},
+        max_length=base.max_length,
+    )
     decisive = {
-        "template": settings["template"],
-        "max_length": settings["max_length"],
+        "template": settings.template,
+        "max_length": settings.max_length,
         "dtype": config.dtype,
         "quantize": config.quantize,
         "device": model.device.type,
@@ -128,13 +114,13 @@ def _prepared(config: EvaluateConfig, data: ToMeasure, run: RunDirectory) -> tup
 
     before = store("before")
     adapted, own_content = _adapted(config, model)
-    subjects = {}
+    subjects = []
     if config.before or adapted is None:
         plain = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
-        subjects["before"] = _Subject(plain, False, None, before)
+        subjects.append(Subject(plain, tokenizer, "before", adapters=False, store=before))
     if adapted is not None:
         other = None if isinstance(adapted, PeftModel) else model
-        subjects["after"] = _Subject(adapted, True, other, store("after", own_content))
+        subjects.append(Subject(adapted, tokenizer, "after", base=other, store=store("after", own_content)))
     return subjects, settings
 
 

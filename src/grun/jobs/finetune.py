@@ -36,9 +36,9 @@ from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded, encode, truncation_report
 from grun.models.encoding.templates import QA, resolve_template
 from grun.models.forward import side_signals
-from grun.models.from_scratch import learn_tokenizer, small_llama
-from grun.models.loaded import LoadedModel, load
-from grun.models.loading import resolve_device
+from grun.models.loading.from_scratch import learn_tokenizer, small_llama
+from grun.models.loading.loaded import LoadedModel, load
+from grun.models.loading.pretrained import resolve_device
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.interruption import StopCleanly, train_or_resume

@@ -19,7 +19,7 @@ from grun.core.errors import UserError
 from grun.core.storage.atomic_files import atomic_directory, sha256
 from grun.core.storage.run_directory import RunDirectory
 from grun.models.gates.features import held_gates
-from grun.models.loaded import load
+from grun.models.loading.loaded import load
 from grun.models.tuner.config import GrunConfig
 
 FILE = re.compile(r"intkey_layer\.(\d+)\.comp\.block_output\.unit\.pos\.nunit\.1#0\.bin")

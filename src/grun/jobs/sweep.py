@@ -12,21 +12,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 from tqdm.auto import tqdm
 
-from grun.core.config.jobs import DataConfig, EvaluateConfig, SweepConfig, UnlearnConfig
+from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepConfig, UnlearnConfig
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
+from grun.core.provenance import PROVENANCE
 from grun.core.storage.atomic_files import read_json, write_json, write_text
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import settings_difference
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import show_whole
 from grun.jobs.engines import EngineSettings, Task, engines
-from grun.jobs.inputs.unlearning import load_unlearning_rows
+from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.models.adaptations import with_presets
 from grun.training.loss.recipe import recipe_of
 
@@ -65,10 +65,12 @@ class Cell:
         record = read_json(self.folder / "evaluation" / "run.json")
         if record is None or not record["complete"]:
             return False
-        jobs = {"evaluation": self.evaluate} | ({} if self.unlearn is None else {"unlearn": with_presets(self.unlearn)})
-        for name, job in jobs.items():
+        jobs: dict[str, tuple[JobConfig, JobConfig | None]] = {"evaluation": (self.evaluate, None)}
+        if self.unlearn is not None:
+            jobs["unlearn"] = with_presets(self.unlearn), usual_settings(self.unlearn)
+        for name, (job, usual) in jobs.items():
             was = read_json(self.folder / name / "settings.json") or {}
-            changed = settings_difference(was, asdict(job))
+            changed = settings_difference(was, job, usual)
             if changed:
                 raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
         if self.unlearn is not None:
@@ -78,13 +80,12 @@ class Cell:
         return True
 
     def read(self) -> Finished:
-        """What it found."""
+        """The results, once it is done."""
         measured = read_json(self.folder / "evaluation" / "metrics.json")
-        facts: dict[str, Any] = {}
+        facts = {name: measured[name] for name in PROVENANCE if name in measured}
         if self.unlearn is not None:
-            facts = read_json(self.folder / "unlearn" / "metrics.json") | read_json(
-                self.folder / "unlearn" / "run.json"
-            )
+            run = self.folder / "unlearn"
+            facts = read_json(run / "metrics.json") | read_json(run / "run.json")
         subject = "before" if self.unlearn is None else "after"
         scores = {
             split: {metric: found[subject]["value"] for metric, found in part["metrics"].items()}

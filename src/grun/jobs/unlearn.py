@@ -21,27 +21,26 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
 from grun.core.errors import UserError
-from grun.core.memory import peak_memory
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
-from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import FEATURES, RunDirectory
-from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, other_answers
+from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, open_run, other_answers
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import concatenated, features_of_rows, load_features, readings_of_gates, save_features
 from grun.models.gates.fitting import fit_gates, set_thresholds
-from grun.models.loaded import content_if_given, load
+from grun.models.loading.loaded import content_if_given, load
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
-from grun.training.forward_engines.prefix.cache import PrefixCache
-from grun.training.forward_engines.selection import PlainPath, chosen_path
+from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.selection import chosen_engine
 from grun.training.interruption import StopCleanly, train_or_resume
 from grun.training.loss.dual_variable import DualVariable
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
 from grun.training.made_up_answers import made_up_alternatives
+from grun.training.memory import peak_memory
 from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer
@@ -69,25 +68,26 @@ class _Job:
     dual: DualVariable | None
     model: Any
 
-    def path(self) -> PlainPath | PrefixCache:
-        """Which way the rows go."""
+    def engine(self) -> ForwardEngine:
+        """The engine that runs rows through the model."""
         looked = [*validation_subset(self.encoded["forget"]), *validation_subset(self.normal)]
-        return chosen_path(self.config, self.model, self.rows, self.recipe, self.arguments, looked)
+        return chosen_engine(self.config, self.model, self.rows, self.recipe, self.arguments, looked)
 
     @property
     def normal(self) -> list[Encoded]:
         """Normal rows to validate on: those withheld, if there are any."""
         return self.encoded["validation"] or self.encoded["retain"]
 
-    def trainer(self, path: PlainPath | PrefixCache, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
+    def trainer(self, engine: ForwardEngine, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
         """The trainer, once the base model was asked all that the loss needs; building it changes no weight."""
         items = self.items
         drawn = {side: {item[side] for item in items.order} for side in items.sides}
         references = {
-            side: path.references(rows, drawn[side], self.recipe.references(side)) for side, rows in items.sides.items()
+            side: engine.references(rows, drawn[side], self.recipe.references(side))
+            for side, rows in items.sides.items()
         }
         items = dataclasses.replace(items, references=references)
-        validate = validation(path.base_probability, path.probability, self.encoded["forget"], self.normal)
+        validate = validation(engine.base_probability, engine.probability, self.encoded["forget"], self.normal)
         patience = self.config.patience
         own = [
             StopCleanly(),
@@ -103,8 +103,7 @@ class _Job:
                 eval_dataset=items,
                 recipe=self.recipe,
                 validate=validate,
-                pad_token_id=self.rows.pad,
-                prefix=path if isinstance(path, PrefixCache) else None,
+                engine=engine,
                 callbacks=[*own, *callbacks],
             )
         )
@@ -135,8 +134,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
     objective = objectives.get(config.objective).info.get("content", "")  # of a function that was given
-    data_of_run = fingerprint(vars(data)) + content_if_given(config.model) + objective
-    run = RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=data_of_run)
+    run = open_run(config, data, content_if_given(config.model) + objective)
     wait()
     whole_model = adaptations.get(config.adapt).info.get("whole_model", False)
     target = run.path / ("model" if whole_model else "adapter")
@@ -155,12 +153,11 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     }
     if config.fit_gate_first and config.gate != "none":
         facts |= _fit(job)
-    path = job.path()
-    trainer = job.trainer(path, callbacks)
+    engine = job.engine()
+    trainer = job.trainer(engine, callbacks)
     train_or_resume(trainer, run)
     facts["validation"] = trainer.validate(trainer.model_wrapped)
-    if isinstance(path, PrefixCache):
-        facts["prefix_cache"] = {**path.facts, "padding_share": path.padding_share}
+    facts |= engine.facts
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
     if is_main():
         with atomic_directory(target) as directory:

@@ -28,13 +28,13 @@ def greedy(
 ) -> list[str]:
     """The model's greedy answer to each prompt, in the order given, without special tokens and outer white space.
 
-    Whatever sampling or penalties the model's own generation settings ask for is left out. An answer also ends where
-    the model's context does.
+    Sampling and penalties of the model's own generation settings do not apply. An answer ends at the latest where the
+    model's context ends.
 
     Args:
         prompts: token ids; none may be empty.
-        max_new_tokens: most tokens of an answer.
-        batch_size: prompts at a time.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: number of prompts at a time.
         progress: called with the number of rows done after each batch.
     """
     ends = stop_tokens(model, tokenizer)
@@ -60,7 +60,7 @@ def sampled(
     count: int,
     temperature: float,
 ) -> list[list[str]]:
-    """`count` sampled answers to each prompt, in one batch, from torch's own random state; otherwise as `greedy`."""
+    """`count` answers to each prompt, sampled in one batch with torch's global random state; otherwise as `greedy`."""
     ends = stop_tokens(model, tokenizer)
     sampling = dict(do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count)
     ids = _generated(model, tokenizer, list(prompts), max_new_tokens, ends, **sampling)
@@ -76,7 +76,7 @@ def _generated(
     ends: set[int],
     **sampling: Any,
 ) -> list[list[int]]:
-    """New tokens of each prompt up to, and without, the first that ends it; greedy but for `sampling`. Padding is left."""
+    """New tokens of each prompt before the first that ends the answer; greedy unless `sampling` asks for something else."""
     width, pad = max(map(len, prompts)), pad_token_id(tokenizer)
     device = next(model.parameters()).device
     ids_BT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -88,7 +88,7 @@ def _generated(
 
 
 def _generation(limit: int, pad: int, ends: set[int], **sampling: Any) -> GenerationConfig:
-    """Everything neutral is said outright: what is left open would be taken from the model's own settings."""
+    """Settings with every neutral value spelt out: an open one would be taken from the model's own settings."""
     neutral: dict[str, Any] = {
         "max_new_tokens": limit,
         "min_new_tokens": 0,
@@ -111,9 +111,9 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def _by_room(model: nn.Module, prompts: Sequence[Sequence[int]], limit: int) -> Iterator[tuple[int, list[int]]]:
-    """Prompts that may be answered with the same number of tokens: the limit, or what the context leaves to a long one.
+    """Prompts grouped by the longest answer that they may have: the limit, or the rest of the context after a long prompt.
 
-    Apart, so that a long prompt never shortens the answer to a short one in its batch.
+    The groups are answered apart, so that a long prompt never shortens the answer to a short one in its batch.
     """
     context = context_length(model)
     rooms: dict[int, list[int]] = defaultdict(list)

@@ -1,7 +1,7 @@
-"""Scoring and answering with every prompt read once: its keys and values serve all its answers and the greedy one.
+"""Scores and greedy answers from one reading of each prompt, whose keys and values serve all its answers.
 
 The rows of a batch are padded on the left, so that all prompts end in the same column. After the prompts, each answer is read
-on top of a copy of its prompt's cache; greedy decoding goes on from the cache itself and drops a row as soon as it has ended.
+on top of a copy of its prompt's cache. Greedy decoding continues from the cache itself and drops a row once it has ended.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Prompted:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the model says about each token of an answer given the prompt and the tokens before it.
+    """Scores of each token of an answer, given the prompt and the tokens before it.
 
     Attributes:
         logps: log-probability, in nats.
-        is_argmax: whether it is the likeliest token; of a row's first answer only, unless all were asked for.
+        is_argmax: true for the likeliest token; of a row's first answer only, unless all were asked for.
         z: log-probability in standard deviations above its mean under the model's own distribution (Min-K%++); likewise.
     """
 
@@ -50,7 +50,7 @@ class TokenScores:
 
 @dataclass
 class RowScores:
-    """What the model says about one row.
+    """Scores of one row.
 
     Attributes:
         answers: scores of each answer, in order.
@@ -78,19 +78,19 @@ def score_rows(
     with_gates: bool = True,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> list[RowScores]:
-    """Score all answers of all rows and, if asked, answer every prompt greedily; independent of how rows are batched.
+    """Score all answers of all rows and, if asked, answer every prompt greedily; batching does not change the result.
 
     Args:
         model: a causal language model in evaluation mode, with or without adapters.
         rows: prompts with their answers.
-        pad_token_id: fills rows up.
-        tokens_per_batch: most tokens of a forward pass, padding included; one row may have more.
+        pad_token_id: token that pads rows.
+        tokens_per_batch: largest number of tokens of a forward pass, padding included; a single row may have more.
         max_new_tokens: longest greedy answer; 0 for none.
         ends: tokens that end an answer.
-        context: most tokens that the model can read; answers end there.
-        every_answer_in_detail: whether to look closely at all answers, and not only at the first of each row.
-        with_gates: whether to read what gates say; not while adapters are off.
-        progress: called with the number of rows of each batch that is done.
+        context: longest input of the model, in tokens; answers end there.
+        every_answer_in_detail: compute `is_argmax` and `z` for all answers, not only for the first of each row.
+        with_gates: return gate logits and values; leave it off while adapters are off.
+        progress: called after each batch with its number of rows.
     """
     found = [RowScores() for _ in rows]
     for index in _batches([len(row.prompt) for row in rows], tokens_per_batch):
@@ -112,7 +112,7 @@ def score_rows(
 
 
 class _PromptBatch:
-    """Prompts, padded on the left, and their cache once they were read."""
+    """Prompts, padded on the left, and their cache once they have been read."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> None:
         self.model = model
@@ -126,7 +126,7 @@ class _PromptBatch:
         self.first_BV = torch.empty(0)
 
     def reading(self) -> Any:
-        """Inside, the model knows that all calls are about these prompts."""
+        """Context in which the model takes all calls as continuations of these prompts."""
         generating = getattr(getattr(self.model, "base_model", None), "generating", None)
         return nullcontext() if generating is None else generating(self.mask_BP.bool())
 
@@ -140,7 +140,7 @@ class _PromptBatch:
     def forward(
         self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Any, keep: int | None = None, **more: Any
     ) -> Any:
-        """A forward call that goes on from a cache; `keep` is how many of the last columns' logits are wanted."""
+        """A forward call that continues from a cache; `keep` is the number of last columns whose logits are wanted."""
         known = forward_parameters(self.model)
         if "position_ids" in known:
             more["position_ids"] = positions_BT
@@ -149,7 +149,7 @@ class _PromptBatch:
         return self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **more)
 
     def gates(self) -> tuple[Tensor, Tensor] | None:
-        """What the gates said of these prompts: logits and values (B, G)."""
+        """Gate logits and values of these prompts, (B, G) each; None without gates."""
         return gates_of_last_call(self.model) if accepts_prompt_lengths(self.model) else None
 
     def score(
@@ -173,32 +173,32 @@ class _PromptBatch:
         self, rows: Sequence[int], answers: Sequence[Sequence[int]], in_detail: Sequence[bool]
     ) -> list[TokenScores]:
         """One forward pass over answers (without their last tokens, which predict nothing) after copies of their prompts."""
-        index_C = torch.tensor(rows, device=self.device)
-        lengths_C = torch.tensor([len(answer) for answer in answers], device=self.device)
-        width = int(lengths_C.max()) - 1
-        first_CV, first_C = self.first_BV[index_C], torch.tensor([answer[0] for answer in answers], device=self.device)
-        parts = [(first_CV, first_C)]
+        index_Y = torch.tensor(rows, device=self.device)
+        lengths_Y = torch.tensor([len(answer) for answer in answers], device=self.device)
+        width = int(lengths_Y.max()) - 1
+        first_YV, first_Y = self.first_BV[index_Y], torch.tensor([answer[0] for answer in answers], device=self.device)
+        parts = [(first_YV, first_Y)]
         if width:
-            ids_CA = torch.tensor([[*a, *[self.pad] * (width + 1 - len(a))] for a in answers], device=self.device)
+            ids_YA = torch.tensor([[*a, *[self.pad] * (width + 1 - len(a))] for a in answers], device=self.device)
             columns_A = torch.arange(width, device=self.device)
-            real_CA = columns_A < lengths_C[:, None] - 1
-            mask_CT = torch.cat([self.mask_BP[index_C], real_CA.long()], dim=1)
-            positions_CA = self.lengths_B[index_C][:, None] + columns_A
-            out = self.forward(ids_CA[:, :-1], mask_CT, positions_CA, selected_rows(self.cache, index_C))
-            parts.append((out.logits[real_CA].float(), ids_CA[:, 1:][real_CA]))
+            real_YA = columns_A < lengths_Y[:, None] - 1
+            mask_YT = torch.cat([self.mask_BP[index_Y], real_YA.long()], dim=1)
+            positions_YA = self.lengths_B[index_Y][:, None] + columns_A
+            out = self.forward(ids_YA[:, :-1], mask_YT, positions_YA, selected_rows(self.cache, index_Y))
+            parts.append((out.logits[real_YA].float(), ids_YA[:, 1:][real_YA]))
         logps = [z.gather(1, y[:, None]).squeeze(1) - z.logsumexp(1) for z, y in parts]
-        found = [TokenScores(tuple(values)) for values in _joined(logps, lengths_C)]
-        closer_C = torch.tensor(in_detail, device=self.device)
-        if bool(closer_C.any()):
-            of_token = [closer_C, closer_C.repeat_interleave(lengths_C - 1)][: len(parts)]
+        found = [TokenScores(tuple(values)) for values in _joined(logps, lengths_Y)]
+        closer_Y = torch.tensor(in_detail, device=self.device)
+        if bool(closer_Y.any()):
+            of_token = [closer_Y, closer_Y.repeat_interleave(lengths_Y - 1)][: len(parts)]
             details = [_in_detail(z[c], p[c], y[c]) for (z, y), p, c in zip(parts, logps, of_token, strict=True)]
-            columns = [_joined(list(column), lengths_C[closer_C]) for column in zip(*details, strict=True)]
-            for i, is_argmax, z in zip(closer_C.nonzero().squeeze(1).tolist(), *columns, strict=True):
+            columns = [_joined(list(column), lengths_Y[closer_Y]) for column in zip(*details, strict=True)]
+            for i, is_argmax, z in zip(closer_Y.nonzero().squeeze(1).tolist(), *columns, strict=True):
                 found[i] = TokenScores(found[i].logps, tuple(is_argmax), tuple(z))
         return found
 
     def answer(self, limit: int, ends: set[int], context: int | None) -> list[list[int]]:
-        """Greedy answers; uses the cache up. A row is dropped once it has ended, so long answers are not waited for."""
+        """Greedy answers; they use the cache up. A row leaves the batch once it has ended, so it waits for no longer one."""
         texts: list[list[int]] = [[] for _ in self.lengths_B]
         room = [limit if context is None else min(limit, context - int(n)) for n in self.lengths_B]
         rows, mask_BT, lengths_B = list(range(len(texts))), self.mask_BP, self.lengths_B
@@ -226,15 +226,15 @@ class _PromptBatch:
         return texts
 
 
-def _joined(parts: Sequence[Tensor], lengths_C: Tensor) -> list[list[Any]]:
+def _joined(parts: Sequence[Tensor], lengths_Y: Tensor) -> list[list[Any]]:
     """Values answer by answer, from those of all first tokens and those of all others."""
     first = parts[0].tolist()
-    others = parts[1].split((lengths_C - 1).tolist()) if len(parts) > 1 else [torch.empty(0)] * len(first)
+    others = parts[1].split((lengths_Y - 1).tolist()) if len(parts) > 1 else [torch.empty(0)] * len(first)
     return [[one, *more.tolist()] for one, more in zip(first, others, strict=True)]
 
 
 def _in_detail(logits_NV: Tensor, logps_N: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each target is the likeliest token, and the standard score of its log-probability under the distribution."""
+    """Mask of targets that are the likeliest token, and standard scores of the targets' log-probabilities."""
     logps_NV = logits_NV.log_softmax(1).clamp_min(LEAST_LOGP)
     p_NV = logps_NV.exp()
     mean_N = (p_NV * logps_NV).sum(1)

@@ -1,1 +1,1 @@
-"""Removal requests: a ledger of what is in force, and what is done with it."""
+"""Removal requests: the ledger that records them, and the commands that change, export and verify it."""

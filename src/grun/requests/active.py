@@ -1,8 +1,9 @@
-"""What is in force in a ledger, put on its base model: loaded and measured."""
+"""The requests in force of a ledger: loaded on the base model, and measured."""
 
 from __future__ import annotations
 
 __all__ = [
+    "MeasuredRows",
     "as_trained",
     "check_base",
     "identity",
@@ -15,6 +16,7 @@ __all__ = [
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +33,40 @@ from grun.models.encoding.chunking import chunk_running_text
 from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
-from grun.models.loaded import load
-from grun.models.loading import load_adapter, load_model_and_tokenizer, model_folder
+from grun.models.loading.loaded import load
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer, model_folder
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import Ledger
+from grun.requests.ledger_record import BaseModel
 from grun.requests.stack_files import write_stack
 
 logger = logging.getLogger("grun")
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.py", "merges.txt", "vocab.txt")
-TOLERATED = 0.05  # share of prompts for which a gate may open that is not theirs
+TOLERATED = 0.05  # share of prompts of others for which a gate may open without a warning
 
 
-def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What tells a base model from others, without loading its weights: what is in the files that transformers reads.
+@dataclass(frozen=True)
+class MeasuredRows:
+    """Rows measured with everything in force.
+
+    Attributes:
+        rows: number of rows.
+        probability_before: mean answer probability under the base model.
+        probability: mean answer probability with everything in force.
+        open: share of the rows that open any gate of a request, by request.
+    """
+
+    rows: int
+    probability_before: float
+    probability: float
+    open: dict[str, float]
+
+
+def identity(name: str, trust_remote_code: bool = False) -> BaseModel:
+    """The base model as a ledger records it, from the files that transformers reads; no weights are loaded.
 
     Raises:
-        UserError: if it cannot be found.
+        UserError: if the model cannot be found.
     """
     if not name:
         raise UserError("--model is missing: give the hub id or the folder of the model.")
@@ -58,16 +78,16 @@ def identity(name: str, trust_remote_code: bool = False) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
     text = config.get_text_config()
-    return {
-        "name": name,
-        "content": content_of_folder(folder, MODEL_FILES) or getattr(config, "_commit_hash", None),
-        "hidden_size": text.hidden_size,
-        "num_layers": text.num_hidden_layers,
-    }
+    content = content_of_folder(folder, MODEL_FILES) or getattr(config, "_commit_hash", None)
+    return BaseModel(name, content, text.hidden_size, text.num_hidden_layers)
 
 
 def _check_as_saved(name: str, model: PreTrainedModel) -> None:
-    """Raise if a loaded model has other weights than the files that it was loaded from: a ledger outlives the process."""
+    """Check that a loaded model has the weights of the files that it was loaded from: a ledger outlives the process.
+
+    Raises:
+        UserError: if it has not, or was not loaded from files.
+    """
     advice = "save it with save_pretrained and name that folder, since a ledger is of a model that is on disk."
     if name.startswith(PREFIX):
         raise UserError(f"--model was not loaded from a folder or the hub: {advice}")
@@ -82,23 +102,37 @@ def _check_as_saved(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def check_base(ledger: Ledger, base: Mapping[str, Any], name: str) -> None:
-    """Raise if a ledger is of another base model; where its folder is does not matter."""
-    if ledger.requests and any(ledger.base[key] != base[key] for key in ("content", "hidden_size", "num_layers")):
+def check_base(ledger: Ledger, base: BaseModel) -> None:
+    """Check that a ledger belongs to this base model, in whatever folder it is.
+
+    Raises:
+        UserError: if the ledger belongs to another one.
+    """
+    if not ledger.requests:
+        return
+    assert ledger.base is not None, "a ledger with requests has a base model"
+    if not ledger.base.is_same(base):
         raise UserError(
-            f"--model '{name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base['name']}'): their "
-            "configuration, weights or tokenizers differ. Every ledger is of one base model; name another ledger."
+            f"--model '{base.name}' is another model than that of --ledger '{ledger.path}' ('{ledger.base.name}'): their "
+            "configuration, weights or tokenizers differ. A ledger belongs to one base model; name another ledger."
         )
 
 
 def write_in_force(ledger: Ledger, folders: Mapping[str, Path], target: Path, scale: float | None = None) -> None:
-    """Write adapters of a ledger as one, with the thresholds that the ledger has for them."""
+    """Write adapters of a ledger as one adapter directory, with the thresholds that the ledger records for them.
+
+    Args:
+        ledger: the ledger.
+        folders: adapter directories by request.
+        target: directory to write to; it exists.
+        scale: factor of all edits; None leaves each its own.
+    """
     known = {id: request.thresholds for id, request in ledger.requests.items() if request.thresholds is not None}
     write_stack(folders, target, scale=scale, thresholds={id: torch.tensor(own) for id, own in known.items()})
 
 
 def as_trained(examples: Sequence[Example], rows: RowEncoder) -> list[Example]:
-    """Rows as training has seen them: running text in pieces."""
+    """Rows as training saw them: running text in pieces."""
     return chunk_running_text(examples, rows.tokenizer, rows.max_length)
 
 
@@ -120,35 +154,42 @@ def measured(
     config: RequestConfig,
     forget: Sequence[Example],
     normal: Sequence[Example],
-) -> dict[str, Any]:
+) -> dict[str, MeasuredRows]:
     """Answer probabilities before and after with everything in force, and how often each request's gates open.
 
-    `new` are the rows of the new request, `normal` those to keep that training did not see, and every earlier request whose
-    data was kept is there under its id.
+    Args:
+        ledger: the ledger before the new request.
+        folders: adapter directories by request, the new one among them.
+        config: settings of the new request.
+        forget: rows of the new request.
+        normal: rows to keep that training did not see.
+
+    Returns:
+        The measured rows: `new`, `normal`, and those of every earlier request whose data was kept, under its id.
     """
     model, rows = loaded(ledger, folders, config)
     sets = {"new": list(forget), "normal": list(normal)}
     sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
     threshold_G, columns = thresholds_of(model), gates_by_member(model)
-    found: dict[str, Any] = {}
+    found: dict[str, MeasuredRows] = {}
     for name, whole in sets.items():
         encoded = rows.encode(as_trained(whole, rows))
         with adapters_off(model):
             before = rows.probability(model, encoded)
         logits_NG = logits_of_rows(model, rows, encoded)
-        found[name] = {
-            "rows": len(encoded),
-            "probability_before": before,
-            "probability": rows.probability(model, encoded),
-            "open": {id: share_open(logits_NG[:, own], threshold_G[own])["share"] for id, own in columns.items()},
-        }
+        found[name] = MeasuredRows(
+            rows=len(encoded),
+            probability_before=before,
+            probability=rows.probability(model, encoded),
+            open={id: share_open(logits_NG[:, own], threshold_G[own]).share for id, own in columns.items()},
+        )
     return found
 
 
-def say_crossing(id: str, found: Mapping[str, Any]) -> None:
-    """Warn of gates that open for what is not theirs, as `measured` found it when a request was added."""
+def say_crossing(id: str, found: Mapping[str, MeasuredRows]) -> None:
+    """Warn of gates that open for rows of other requests or for normal rows, as measured when a request was added."""
     lost = "withdrawing {0} alone will not bring these back"
-    for other, share in found["new"]["open"].items():
+    for other, share in found["new"].open.items():
         if other != id and share > TOLERATED:
             same = " (is it the same request?)" if share == 1 else ""
             logger.warning(
@@ -156,7 +197,7 @@ def say_crossing(id: str, found: Mapping[str, Any]) -> None:
                 f"add {id} with --keep-features, then withdraw {other} and add its rows again."
             )
     for name, one in found.items():
-        share = one["open"][id]
+        share = one.open[id]
         if name == "new" or share <= TOLERATED:
             continue
         if name == "normal":

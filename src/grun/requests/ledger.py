@@ -1,94 +1,90 @@
-"""A ledger of removal requests: what a model is made to forget, since when and why, and what is in force.
+"""A ledger of removal requests: their data, reasons and history, and which of them are in force.
 
-A ledger is a directory. `ledger.json` says everything about it and is replaced as a whole, so that whoever reads it sees the
-state before or after a change, whenever a process is killed; changes hold a lock. `requests/ID/adapter` is what was learnt.
-The data of a request is not kept unless that is asked for, only its fingerprint.
+A ledger is a directory. `ledger.json` records everything and is replaced as a whole, so that a reader sees the state before or
+after a change, whenever a process is killed; changes hold a lock. `requests/ID/adapter` is the adapter of a request. Its data
+are kept only if that is asked for; otherwise there is only their fingerprint.
 """
 
 from __future__ import annotations
 
 __all__ = ["ACTIVE", "SUSPENDED", "WITHDRAWN", "Ledger", "Request", "change", "event", "say_uncovered"]
 
-import errno
-import fcntl
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
 
 from grun.core.errors import UserError, nearest
 from grun.core.records import Example
 from grun.core.storage import atomic_files as files
 from grun.core.storage.run_directory import FEATURES
-from grun.requests.ledger_files import ADDING, DATA, LOCK, RECORD, REQUESTS, WORK, downloaded, intact, is_own, tidy
+from grun.requests.ledger_files import (
+    ADDING,
+    DATA,
+    FORMAT,
+    RECORD,
+    REQUESTS,
+    WORK,
+    downloaded,
+    intact,
+    is_own,
+    locked,
+    read_record,
+    read_rows,
+    tidy,
+)
 from grun.requests.ledger_record import (
     ACTIVE,
     SUSPENDED,
     WITHDRAWN,
+    BaseModel,
+    LedgerCalibration,
     Request,
     checked_base,
     checked_calibration,
     checked_requests,
+    event,
 )
 
 logger = logging.getLogger("grun")
-FORMAT = 1
 HUB_ID = r"[\w.-]+/[\w.-]+"
 CHANGES = {"suspend": (ACTIVE, SUSPENDED), "resume": (SUSPENDED, ACTIVE), "withdraw": (None, WITHDRAWN)}
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """A ledger as it was when it was read.
+    """The state of a ledger at the time at which it was read.
 
     Attributes:
-        path: its directory.
-        base: identity of the base model: name, content (a hash), hidden_size, num_layers.
+        path: directory of the ledger.
+        base: the base model; None until a request is added.
         requests: by id, in the order in which they were added.
-        calibration: what `grun request calibrate` promised, and for which requests.
+        calibration: the last calibration by `grun request calibrate`; None if there was none.
     """
 
     path: Path
-    base: dict[str, Any]
+    base: BaseModel | None
     requests: dict[str, Request]
-    calibration: dict[str, Any] | None = None
+    calibration: LedgerCalibration | None = None
 
     @classmethod
     def read(cls, path: str | Path, *, hub: bool = False) -> Ledger:
-        """The ledger in a directory; with `hub` also one in a hub repository, of which the newest state is downloaded.
+        """The ledger in a directory; with `hub`, also the newest state of one in a hub repository, which is downloaded.
 
         Raises:
-            UserError: if there is none, or one that this version cannot read.
+            UserError: if there is no ledger, or one that this version cannot read.
         """
         where = Path(path).expanduser()
         if hub and not where.exists() and re.fullmatch(HUB_ID, str(path)):
             where = downloaded(str(path))
-        try:
-            content = (where / RECORD).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            advice = "restore it from a backup" if (where / REQUESTS).exists() else "`grun request add` makes a new one"
-            raise UserError(f"--ledger '{where}': there is no ledger in it; {advice}.") from error
-        except OSError as error:
-            raise UserError(f"--ledger '{where}' cannot be read: {error.strerror or error}.") from error
-        record = files.parsed_json(content)
-        if not isinstance(record, dict):
-            raise UserError(f"--ledger '{where}': its {RECORD} is damaged; restore it from a backup.")
-        if record.get("format") != FORMAT:
-            raise UserError(
-                f"--ledger '{where}' has format {record.get('format')}, but this version of grun knows format {FORMAT}: "
-                "install the version of grun that wrote it, or a newer one."
-            )
+        record = read_record(where)
         try:
             requests = checked_requests(record.get("requests"))
-            return cls(
-                where, checked_base(record.get("base")), requests, checked_calibration(record.get("calibration"))
-            )
+            base = checked_base(record.get("base"), needed=bool(requests))
+            return cls(where, base, requests, checked_calibration(record.get("calibration")))
         except ValueError as error:
             raise UserError(
                 f"--ledger '{where}': its {RECORD} is damaged ({error}); restore it from a backup."
@@ -96,11 +92,15 @@ class Ledger:
 
     @classmethod
     def read_or_new(cls, path: str | Path) -> Ledger:
-        """The same; a ledger without a base model and requests where nothing is yet."""
+        """The ledger in a directory; an empty ledger if the directory is new or empty.
+
+        Raises:
+            UserError: if the directory holds other files, or a ledger that this version cannot read.
+        """
         where = Path(path).expanduser()
         try:
             strangers = where.exists() and (not where.is_dir() or any(not is_own(p) for p in where.iterdir()))
-            there = (where / RECORD).exists()  # looked at last: strangers are only strange without a record
+            there = (where / RECORD).exists()  # last: an `add` in progress may just have written it
         except OSError as error:
             raise UserError(f"--ledger '{where}' cannot be read: {error.strerror or error}.") from error
         if there:
@@ -109,36 +109,26 @@ class Ledger:
             raise UserError(
                 f"--ledger '{where}' holds something else; name a ledger, or a directory that is new or empty."
             )
-        return cls(where, {}, {})
+        return cls(where, None, {})
 
     @contextmanager
     def changing(self) -> Iterator[Ledger]:
-        """Inside, nobody else changes the ledger; gives it as it is now.
+        """Context that holds the lock of the ledger and gives its present state.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if the ledger cannot be written.
         """
-        with self._lock() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("Another process is changing %s; waiting for it.", self.path)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            lock = locked(self.path)
+        except OSError as error:
+            raise self._not_written(error) from error
+        with lock:
             now = Ledger.read_or_new(self.path)
             try:
                 tidy(self.path, now.requests)
             except OSError as error:
                 raise self._not_written(error) from error
             yield now
-
-    def _lock(self) -> IO[str]:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return (self.path / LOCK).open("a")
-        except OSError as error:
-            raise self._not_written(error) from error
 
     def _not_written(self, error: OSError) -> UserError:
         return UserError(f"--ledger '{self.path}' cannot be written: {error.strerror or error}.")
@@ -150,14 +140,14 @@ class Ledger:
 
     @property
     def uncovered(self) -> list[str]:
-        """Requests in force that the last calibration knows nothing of; none if nothing was ever promised."""
-        return [] if self.calibration is None else [id for id in self.active if id not in self.calibration["requests"]]
+        """Requests in force that the last calibration does not cover; none if there was no calibration."""
+        return [] if self.calibration is None else [id for id in self.active if id not in self.calibration.requests]
 
     def get(self, id: str) -> Request:
-        """A request.
+        """The request with an id.
 
         Raises:
-            UserError: if there is none with this id.
+            UserError: if there is no request with this id.
         """
         if id not in self.requests:
             known = f"It has: {', '.join(self.requests)}." if self.requests else "It is empty."
@@ -165,11 +155,11 @@ class Ledger:
         return self.requests[id]
 
     def folder(self, id: str) -> Path:
-        """Where what belongs to a request is."""
+        """The directory of a request."""
         return self.path / REQUESTS / id
 
     def adapter(self, id: str) -> Path:
-        """The directory of a request's adapter, whose files are those that were learnt.
+        """The directory of a request's adapter, after its files were compared with their checksums.
 
         Raises:
             UserError: naming the file that is missing or was changed.
@@ -180,25 +170,24 @@ class Ledger:
         return folder
 
     def data(self, id: str) -> list[Example] | None:
-        """The rows of a request, if they were kept.
+        """The rows of a request; None if they were not kept.
 
         Raises:
             UserError: if their file is missing or was changed.
         """
         if (digest := self.requests[id].kept.get(DATA)) is None:
             return None
-        kept = files.read_json(intact(id, self.folder(id) / DATA, digest))
-        return [Example(**{name: _tuples(value) for name, value in row.items()}) for row in kept]
+        return read_rows(intact(id, self.folder(id) / DATA, digest))
 
     def work(self, key: str) -> Path:
-        """Where an adapter is being learnt; a run that was interrupted goes on there, if it is the same (`key`)."""
+        """The directory in which an adapter is learnt; an interrupted run with the same `key` resumes there."""
         return self.path / WORK / key
 
     def features(self, id: str) -> Path | None:
-        """The file with what gates read of a request's prompts, if it was kept.
+        """The file with the gate features of a request's prompts; None if they were not kept.
 
         Raises:
-            UserError: if it is missing or was changed.
+            UserError: if the file is missing or was changed.
         """
         digest = self.requests[id].kept.get(FEATURES)
         return None if digest is None else intact(id, self.folder(id) / FEATURES, digest)
@@ -206,10 +195,19 @@ class Ledger:
     def with_request(
         self, request: Request, adapter: Path, *, data: Sequence[Example] | None, features: Path | None
     ) -> Ledger:
-        """The ledger with one more request, whose adapter (data, features) is copied in; call it inside `changing`.
+        """Add a request and copy its files into the ledger; call it inside `changing`.
+
+        Args:
+            request: the request, without `files` and `kept`.
+            adapter: directory of its adapter.
+            data: rows to keep; None keeps none.
+            features: file of gate features to keep; None keeps none.
+
+        Returns:
+            The changed ledger.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if the ledger cannot be written.
         """
         target = self.folder(request.id)
         try:
@@ -229,25 +227,29 @@ class Ledger:
         return changed
 
     def with_state(self, id: str, change: str) -> Ledger:
-        """The ledger with another state of a request; call it inside `changing`.
+        """Change the state of a request; call it inside `changing`.
 
         Args:
-            id: of the request.
-            change: suspend, resume or withdraw.
+            id: id of the request.
+            change: `suspend`, `resume` or `withdraw`.
+
+        Returns:
+            The changed ledger.
 
         Raises:
-            UserError: if the request is not in a state from which this is possible.
+            UserError: if the request is in a state in which this is not possible.
         """
         request = self.get(id)
         before, after = CHANGES[change]
         if request.state == after or (before is not None and request.state != before) or request.state == WITHDRAWN:
-            since = request.history[-1]["when"]
-            raise UserError(f"request '{id}' is {request.state} since {since}, so there is nothing to {change}.")
+            raise UserError(
+                f"request '{id}' is {request.state} since {request.since}, so there is nothing to {change}."
+            )
         changed = replace(request, state=after, history=[*request.history, event(after)])
         return self.with_changed({id: changed})
 
     def with_changed(self, requests: Mapping[str, Request]) -> Ledger:
-        """The ledger with other records of some requests."""
+        """Replace the records of some requests, write the ledger, and return it; call it inside `changing`."""
         changed = replace(self, requests={**self.requests, **requests})
         changed.save()
         return changed
@@ -255,7 +257,9 @@ class Ledger:
     def save(self) -> None:
         """Write the record, all of it or nothing."""
         requests = [asdict(request) for request in self.requests.values()]
-        record = {"format": FORMAT, "base": self.base, "requests": requests, "calibration": self.calibration}
+        base = {} if self.base is None else asdict(self.base)
+        calibration = None if self.calibration is None else self.calibration.record
+        record = {"format": FORMAT, "base": base, "requests": requests, "calibration": calibration}
         try:
             files.write_json(self.path / RECORD, record)
         except OSError as error:
@@ -265,8 +269,16 @@ class Ledger:
 def change(ledger: str, id: str, what: str) -> Request:
     """Suspend, resume or withdraw a request.
 
+    Args:
+        ledger: directory of the ledger.
+        id: id of the request.
+        what: `suspend`, `resume` or `withdraw`.
+
+    Returns:
+        The changed request.
+
     Raises:
-        UserError: if there is no such request, or it is not in a state from which this is possible.
+        UserError: if there is no such request, or it is in a state in which this is not possible.
     """
     found = Ledger.read(ledger)
     found.get(id)
@@ -277,20 +289,10 @@ def change(ledger: str, id: str, what: str) -> Request:
 
 
 def say_uncovered(ledger: Ledger) -> None:
-    """Warn that the guarantee for normal prompts does not hold for everything in force."""
-    if ledger.uncovered:
+    """Warn if the guarantee for normal prompts does not hold for everything in force."""
+    if ledger.calibration is not None and ledger.uncovered:
         logger.warning(
             "The calibration of %s does not cover %s: run `grun request calibrate` again.",
-            (ledger.calibration or {})["when"],
+            ledger.calibration.when,
             ", ".join(ledger.uncovered),
         )
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, which JSON makes of tuples, as tuples again."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def event(what: str) -> dict[str, str]:
-    """An entry of a history, now."""
-    return {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "what": what}

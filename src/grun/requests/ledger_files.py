@@ -1,35 +1,110 @@
-"""What lies in the directory of a ledger, whoever was killed in it."""
+"""The files of a ledger: names, reading, lock, checksums, and the cleanup after a killed process."""
 
 from __future__ import annotations
 
-__all__ = ["ADDING", "DATA", "LOCK", "RECORD", "REQUESTS", "WORK", "downloaded", "intact", "is_own", "tidy"]
+__all__ = [
+    "ADDING",
+    "DATA",
+    "FORMAT",
+    "LOCK",
+    "RECORD",
+    "REQUESTS",
+    "WORK",
+    "downloaded",
+    "intact",
+    "is_own",
+    "locked",
+    "read_record",
+    "read_rows",
+    "tidy",
+]
 
+import errno
+import fcntl
+import logging
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import IO, Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from grun.core.errors import UserError
-from grun.core.storage.atomic_files import is_unfinished, sha256
+from grun.core.records import Example
+from grun.core.storage.atomic_files import is_unfinished, parsed_json, read_json, sha256
 
+logger = logging.getLogger("grun")
+FORMAT = 1
 RECORD, LOCK, WORK, REQUESTS = "ledger.json", ".lock", ".work", "requests"
 DATA = "data.json"
 ADDING = ".adding"  # in the folder of a request that the record may not name yet
 
 
 def is_own(file: Path) -> bool:
-    """Whether an `add` that is at work, or was killed, may have made this before there is a record."""
+    """Check whether an `add` may have made this file before it wrote the record, be it running or killed."""
     return file.name in (LOCK, WORK) or is_unfinished(file, RECORD)
 
 
+def read_record(ledger: Path) -> dict[str, Any]:
+    """The content of a ledger's record.
+
+    Raises:
+        UserError: if there is no record, or one that this version cannot read.
+    """
+    try:
+        content = (ledger / RECORD).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        advice = "restore it from a backup" if (ledger / REQUESTS).exists() else "`grun request add` makes a new one"
+        raise UserError(f"--ledger '{ledger}': there is no ledger in it; {advice}.") from error
+    except OSError as error:
+        raise UserError(f"--ledger '{ledger}' cannot be read: {error.strerror or error}.") from error
+    record = parsed_json(content)
+    if not isinstance(record, dict):
+        raise UserError(f"--ledger '{ledger}': its {RECORD} is damaged; restore it from a backup.")
+    if record.get("format") != FORMAT:
+        raise UserError(
+            f"--ledger '{ledger}' has format {record.get('format')}, but this version of grun knows format {FORMAT}: "
+            "install the version of grun that wrote it, or a newer one."
+        )
+    return record
+
+
+def read_rows(file: Path) -> list[Example]:
+    """The rows of a request from the file in which they were kept."""
+    return [Example(**{name: _tuples(value) for name, value in row.items()}) for row in read_json(file)]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def locked(ledger: Path) -> IO[str]:
+    """The lock file of a ledger, open and locked until it is closed; waits while another process holds the lock.
+
+    Raises:
+        OSError: if the directory cannot be made or written.
+    """
+    ledger.mkdir(parents=True, exist_ok=True)
+    if not os.access(ledger, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    lock = (ledger / LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("Another process is changing %s; waiting for it.", ledger)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def tidy(ledger: Path, known: Collection[str]) -> None:
-    """Remove what an `add` that was killed has left; to be called by the one who holds the lock.
+    """Remove the unfinished files of killed `add` commands; the caller holds the lock.
 
     Args:
-        ledger: its directory.
-        known: ids of the requests that the record names.
+        ledger: directory of the ledger.
+        known: ids of the requests in the record.
     """
     for file in ledger.iterdir():
         if is_unfinished(file, RECORD):
@@ -44,10 +119,10 @@ def tidy(ledger: Path, known: Collection[str]) -> None:
 
 
 def intact(id: str, file: Path, digest: str) -> Path:
-    """The file of a request, if it is as it was when it was written.
+    """The file of a request, after it was compared with its checksum.
 
     Raises:
-        UserError: naming it.
+        UserError: naming the file, if it is missing, cannot be read or was changed.
     """
     try:
         found = sha256(file)
@@ -60,10 +135,10 @@ def intact(id: str, file: Path, digest: str) -> Path:
 
 
 def downloaded(repository: str) -> Path:
-    """The newest state of a ledger in a hub repository.
+    """The directory with the newest state of a ledger in a hub repository.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the repository cannot be downloaded.
     """
     try:
         return Path(snapshot_download(repository))

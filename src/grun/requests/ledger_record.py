@@ -1,4 +1,4 @@
-"""What `ledger.json` says of one request, checked when it is read: a ledger may come from a repository, or from a merge."""
+"""The records of `ledger.json`, checked when they are read: a ledger may come from a repository, or from a merge."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ __all__ = [
     "ID",
     "SUSPENDED",
     "WITHDRAWN",
+    "BaseModel",
+    "LedgerCalibration",
     "Request",
     "checked_base",
     "checked_calibration",
     "checked_requests",
+    "event",
 ]
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,21 +33,67 @@ BASE = {"name": str, "content": (str, type(None)), "hidden_size": int, "num_laye
 
 
 @dataclass(frozen=True)
+class BaseModel:
+    """The model that the adapters of a ledger were learnt on.
+
+    Attributes:
+        name: hub id or folder; it may move.
+        content: hash of its files, or the commit of a hub repository; None if neither is known.
+        hidden_size, num_layers: shape of the model.
+    """
+
+    name: str
+    content: str | None
+    hidden_size: int
+    num_layers: int
+
+    def is_same(self, other: BaseModel) -> bool:
+        """Check whether both are the same model, in whatever folder it is."""
+        return replace(self, name="") == replace(other, name="")
+
+
+@dataclass(frozen=True)
+class LedgerCalibration:
+    """The last calibration of the requests in force.
+
+    Attributes:
+        alpha, delta: the guarantee (see `grun.models.gates.guarantee.Guarantee`).
+        dtype: dtype that it holds in.
+        when: time (UTC, ISO 8601).
+        requests: ids of the requests that it covers.
+        record: the whole entry of `ledger.json`, with the numbers of prompts.
+    """
+
+    alpha: float
+    delta: float
+    dtype: str
+    when: str
+    requests: tuple[str, ...]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> LedgerCalibration:
+        """The calibration that an entry of `ledger.json` records."""
+        alpha, delta, dtype, when = (record[name] for name in ("alpha", "delta", "dtype", "when"))
+        return cls(alpha, delta, dtype, when, tuple(record["requests"]), record)
+
+
+@dataclass(frozen=True)
 class Request:
     """One removal request.
 
     Attributes:
         id: lower-case letters, digits and dashes.
-        why: in the words of whoever made it.
+        why: reason for the request, as free text.
         state: active, suspended or withdrawn.
-        history: what happened when (UTC, ISO 8601), oldest first: `{"when", "what"}`.
+        history: events with their times (UTC, ISO 8601), oldest first: `{"when", "what"}`.
         data: fingerprint (SHA-256 of prompts and answers) and number of rows.
-        objective: what the adapter was trained with.
-        settings: of the run that learnt it.
+        objective: objective with which the adapter was trained.
+        settings: settings of the run that trained it.
         files: SHA-256 of every file of the adapter.
-        metrics: measured when it was added, with everything in force.
-        thresholds: of its gates, where they were calibrated for the ledger as a whole; None for the adapter's own.
-        kept: SHA-256 of the files with its rows and with what gates read of them, where these were to be kept.
+        metrics: metrics of the run, and `in_force`: measured with everything in force when the request was added.
+        thresholds: thresholds of its gates from a calibration of the whole ledger; None for those of the adapter.
+        kept: SHA-256 of the files with its rows and with the gate features of its prompts, if they were kept.
     """
 
     id: str
@@ -58,12 +108,42 @@ class Request:
     thresholds: list[float] | None = None
     kept: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def since(self) -> str:
+        """Time (UTC, ISO 8601) at which it came into its present state."""
+        return self.history[-1]["when"]
+
+    @property
+    def rows(self) -> int:
+        """Number of its rows."""
+        return int(self.data["rows"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of its rows, whatever their order."""
+        return str(self.data["fingerprint"])
+
+    @property
+    def forget_probability_before(self) -> float:
+        """Answer probability of its rows under the base model, measured when it was added."""
+        return float(self.metrics["in_force"]["new"]["probability_before"])
+
+    @property
+    def forget_probability(self) -> float:
+        """Answer probability of its rows with everything in force, measured when it was added."""
+        return float(self.metrics["in_force"]["new"]["probability"])
+
+
+def event(what: str) -> dict[str, str]:
+    """An entry of a history with the present time (UTC)."""
+    return {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "what": what}
+
 
 def checked_requests(given: Any) -> dict[str, Request]:
-    """Requests by id, in order.
+    """Requests by id, in their order.
 
     Raises:
-        ValueError: saying what is wrong with which.
+        ValueError: naming the request and the field that is wrong.
     """
     found: dict[str, Request] = {}
     for number, record in enumerate(_of(given, list, "requests"), 1):
@@ -74,23 +154,23 @@ def checked_requests(given: Any) -> dict[str, Request]:
     return found
 
 
-def checked_base(given: Any) -> dict[str, Any]:
-    """The base model's identity; empty where there is none yet.
+def checked_base(given: Any, *, needed: bool) -> BaseModel | None:
+    """The base model; None if there is none yet and it is not `needed`.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the field that is wrong.
     """
     base: dict[str, Any] = _of(given, dict, "base")
-    for name, kind in BASE.items() if base else ():
-        _of(base.get(name), kind, f"base: {name}")
-    return base
+    if not base and not needed:
+        return None
+    return BaseModel(**{name: _of(base.get(name), kind, f"base: {name}") for name, kind in BASE.items()})
 
 
-def checked_calibration(given: Any) -> dict[str, Any] | None:
-    """The last calibration, if there was one.
+def checked_calibration(given: Any) -> LedgerCalibration | None:
+    """The last calibration; None if there was none.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: naming the field that is wrong.
     """
     if given is None:
         return None
@@ -101,7 +181,7 @@ def checked_calibration(given: Any) -> dict[str, Any] | None:
         _number(found.get(name), f"calibration: {name}")
     for id in _of(found.get("requests"), list, "calibration: requests"):
         _of(id, str, "calibration: requests")
-    return found
+    return LedgerCalibration.of(found)
 
 
 def _request(record: Mapping[str, Any], where: str) -> Request:

@@ -1,8 +1,8 @@
-"""`grun request`: learn an adapter for a removal request, calibrate and export what is in force.
+"""`grun request`: learn an adapter for a removal request, calibrate and export everything in force.
 
-Every adapter is learnt against the base model alone, whatever else is in force, so that withdrawing a request leaves all
-others as they are. Nothing is lost by that where the gates in force are shut for the rows of the new request, because then
-they do nothing there; how many rows they are open for is measured and written down.
+Every adapter is learnt against the base model alone, so that withdrawing a request leaves all others as they are. This costs
+nothing as long as the gates in force are shut for the rows of the new request, because they then do nothing there. The share
+of rows for which they open is measured and recorded.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ import re
 import shutil
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
-from grun.core.storage.run_directory import FEATURES
+from grun.core.storage.run_directory import FEATURES, holds_run
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
-from grun.jobs.inputs.unlearning import load_unlearning_rows
+from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
-from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts, share_open
+from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.requests.ledger import ACTIVE, WITHDRAWN, Ledger, Request, event, say_uncovered
-from grun.requests.ledger_record import ADAPTER_FILES, ID
+from grun.requests.ledger_record import ADAPTER_FILES, ID, LedgerCalibration
 
 logger = logging.getLogger("grun")
-READS = ("gate_layer", "gate_reads", "layers")  # settings that decide what gates read
+READS = ("gate_layer", "gate_reads", "layers")  # settings that determine the features of gates
 REFERENCE_SCALE = 0.6  # times n + 1
 
 
 def add(config: RequestConfig) -> str:
-    """Learn an adapter for the rows of a new request, put it into force, and measure everything that is.
+    """Learn an adapter for the rows of a new request, put it into force, and measure everything in force.
 
     Returns:
         The id of the request.
 
     Raises:
-        UserError: for wrong input, another base model than the ledger's, or data that a request was made for already.
+        UserError: for wrong input, another base model than the ledger's, or rows of an earlier request.
     """
     wanted = with_presets(config)
     if config.adapt != "grun" or wanted.gate == "none":
@@ -66,23 +66,24 @@ def add(config: RequestConfig) -> str:
     found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = Ledger.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
-    check_base(ledger, base, config.model)
+    check_base(ledger, base)
     with ledger.changing() as now:
-        check_base(now, base, config.model)
+        check_base(now, base)
         now = dataclasses.replace(now, base=now.base if now.requests else base)
-        now.save()  # from here on what is missing was lost
+        now.save()  # a record that is missing from here on was lost
         id = _new_id(now, config.id)
         for known in now.requests.values():
-            if known.state != WITHDRAWN and known.data["fingerprint"] == found["fingerprint"]:
+            if known.state != WITHDRAWN and known.fingerprint == found["fingerprint"]:
                 raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
-        key = json.dumps([settings, fingerprint(vars(data))], sort_keys=True)
-        work = now.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+        work = _work(now, UnlearnConfig(**settings), fingerprint(vars(data)))
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
-        metrics["in_force"] = measured(now, folders, config, data.forget, data.validation or data.retain)
+        in_force = measured(now, folders, config, data.forget, data.validation or data.retain)
+        metrics |= provenance()
+        metrics["in_force"] = {name: dataclasses.asdict(one) for name, one in in_force.items()}
         settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
         changed = now.with_request(
@@ -92,13 +93,13 @@ def add(config: RequestConfig) -> str:
             features=work / FEATURES if config.keep_features else None,
         )
         shutil.rmtree(work, ignore_errors=True)
-    say_crossing(id, metrics["in_force"])
+    say_crossing(id, in_force)
     say_uncovered(changed)
     return id
 
 
 def export(ledger: str, output: str, scale: float | None = None, reference_scale: bool = False) -> Path:
-    """Write everything that is in force as one adapter directory, which `PeftModel.from_pretrained` loads.
+    """Write everything in force as one adapter directory, which `PeftModel.from_pretrained` loads.
 
     Args:
         ledger: directory of the ledger.
@@ -107,7 +108,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
         reference_scale: take 0.6 n + 0.6 for n requests, as the reference implementation does.
 
     Raises:
-        UserError: if nothing is in force, or an adapter is damaged.
+        UserError: if nothing is in force, an adapter is damaged, or the directory cannot be written or holds other files.
     """
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise UserError(f"--scale is {scale}, expected a finite number of at least 0.")
@@ -127,7 +128,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
 
 
 def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
-    """Files of features that requests in force have kept, of gates that read what this one will read."""
+    """Feature files of requests in force whose gates have the same reading as the new one."""
     found = []
     for id, request in ledger.active.items():
         if (features := ledger.features(id)) is None:
@@ -135,8 +136,25 @@ def _kept_features(ledger: Ledger, wanted: UnlearnConfig) -> list[str]:
         if wanted.fit_gate_first and all(request.settings.get(name) == getattr(wanted, name) for name in READS):
             found.append(str(features))
         else:
-            logger.warning("What was kept of request %s is left out: its gate reads something else.", id)
+            logger.warning("The features kept of request %s are left out: its gate reads other layers or tokens.", id)
     return found
+
+
+def _work(ledger: Ledger, job: UnlearnConfig, data: str) -> Path:
+    """The directory in which an adapter is learnt: that of an interrupted `add` of the same rows with the same settings.
+
+    Args:
+        ledger: that the adapter is for.
+        job: settings of the run, presets not filled in.
+        data: fingerprint of its rows.
+    """
+    key = json.dumps([dataclasses.asdict(job), data], sort_keys=True)
+    work = ledger.work(hashlib.sha256(key.encode()).hexdigest()[:16])
+    if work.exists():
+        return work
+    wanted, usual = with_presets(job), usual_settings(job)  # an older version, with fewer settings, had another key
+    others = sorted(work.parent.glob("*"))
+    return next((one for one in others if holds_run(one, wanted, "unlearn", data=data, usual=usual)), work)
 
 
 def _check_text(why: str) -> None:
@@ -147,10 +165,10 @@ def _check_text(why: str) -> None:
 
 
 def _new_id(ledger: Ledger, asked: str | None) -> str:
-    """The id of a new request: what was asked for, or the next number.
+    """The id of a new request: the one asked for, or the next number.
 
     Raises:
-        UserError: if it is taken or no id.
+        UserError: if the id is taken or malformed.
     """
     if asked is None:
         numbered = (f"r{number:04d}" for number in count(len(ledger.requests) + 1))
@@ -164,14 +182,14 @@ def _new_id(ledger: Ledger, asked: str | None) -> str:
     return asked
 
 
-def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
+def calibrate_active(config: CalibrateRequestsConfig) -> LedgerCalibration:
     """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
 
-    Gates are placed by the thresholds that they were learnt with, which know nothing of these prompts. Requests that are added
-    or resumed later are not covered until this is done again; those that are suspended or withdrawn only lower the share.
+    The places of the gates are the thresholds that they were learnt with, which do not depend on these prompts. Requests that
+    are added or resumed later are not covered until the next calibration; suspending or withdrawing only lowers the share.
 
     Returns:
-        What was found, as `grun calibrate` writes it; kept in the ledger.
+        The calibration as recorded in the ledger.
 
     Raises:
         UserError: as `grun calibrate` does; if no request is active.
@@ -179,21 +197,23 @@ def calibrate_active(config: CalibrateRequestsConfig) -> dict[str, Any]:
     guarantee, normal = promised(config)
     forget = prompts_of(config.forget, config)
     with Ledger.read(config.ledger).changing() as now:
-        check_base(now, identity(config.model, config.trust_remote_code), config.model)
+        check_base(now, identity(config.model, config.trust_remote_code))
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
         normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
         model, rows = loaded(now, {id: now.adapter(id) for id in now.active}, config)
-        threshold_G, found = calibrated(model, rows, normal, learnt_places(model), guarantee)
+        found = calibrated(model, rows, normal, learnt_places(model), guarantee)
         if forget:
-            found["forget_open"] = share_open(logits_of_prompts(model, rows, forget), threshold_G)
+            found = found.with_forget(logits_of_prompts(model, rows, forget))
+        record = found.as_json()
         for name in ("thresholds", "places", "deviations"):
-            del found[name]  # of gates in the order of the stack; every request has its own thresholds
-        found |= {"requests": list(now.active), **event("calibrated")}
+            del record[name]  # of gates in the order of the stack; every request has its own thresholds
+        record |= {"requests": list(now.active), **event("calibrated"), **provenance()}
+        calibration = LedgerCalibration.of(record)
         changed = {
-            id: dataclasses.replace(now.get(id), thresholds=threshold_G[own].tolist())
+            id: dataclasses.replace(now.get(id), thresholds=[found.thresholds[gate] for gate in own])
             for id, own in gates_by_member(model).items()
         }
-        dataclasses.replace(now, calibration=found).with_changed(changed)
+        dataclasses.replace(now, calibration=calibration).with_changed(changed)
     say(found)
-    return found
+    return calibration

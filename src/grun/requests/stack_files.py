@@ -1,4 +1,4 @@
-"""Several adapter directories as one that PEFT loads like any other."""
+"""Stacks on disk: several adapter directories written as one, which PEFT loads like any other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_adapter(folder: Path) -> tuple[GrunConfig, dict[str, Tensor]]:
     """Configuration and tensors of a GRUN adapter, on the CPU.
 
     Raises:
-        UserError: if the folder holds no GRUN adapter, or a broken one.
+        UserError: if the folder holds no GRUN adapter, or a damaged one.
     """
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -44,24 +44,24 @@ def write_stack(
     scale: float | None = None,
     thresholds: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the adapters in `folders` as one adapter whose members they are; they act as they do when all are active.
+    """Write adapters as the members of one stack, which acts as all of them do when they are active together.
 
     Args:
         folders: adapter directories by the name of the member.
         target: directory to write `adapter_config.json` and `adapter_model.safetensors` to; it exists.
         scale: factor of all edits; None leaves each its own.
-        thresholds: of the gates of members, in layer order, instead of their own.
+        thresholds: thresholds (G,) that replace those of a member's gates, in layer order, by its name.
 
     Raises:
-        UserError: if one cannot be read, is a stack itself, was made for another base model than the first, or has another
-            number of gates than thresholds are given.
+        UserError: if an adapter cannot be read, is a stack itself, was made for another base model than the first, or has
+            another number of gates than thresholds are given for it.
     """
     members: dict[str, GrunConfig] = {}
     tensors: dict[str, Tensor] = {}
     for name, folder in folders.items():
         config, own = read_adapter(folder)
         if config.members is not None:
-            raise UserError(f"adapter '{folder}' is a stack itself; give the adapters that it was made of.")
+            raise UserError(f"adapter '{folder}' is a stack itself; give its members instead.")
         if scale is not None:
             config.scale = scale
         members[name] = config
@@ -80,7 +80,7 @@ def write_stack(
 
 
 def _by_key(own: Mapping[str, Tensor], thresholds: Tensor | None, folder: Path) -> dict[str, Tensor]:
-    """Thresholds, given in layer order, by the name of the tensor that they replace."""
+    """Thresholds, given in layer order, by the key of the tensor that each replaces."""
     if thresholds is None:
         return {}
     keys = sorted((key for key in own if key.endswith(".threshold")), key=_layer_of)

@@ -40,21 +40,22 @@ OWN_FLAGS = {
 def training_arguments(
     run: RunDirectory, device: torch.device, given: Mapping[str, str], **settings: Any
 ) -> TrainingArguments:
-    """Arguments of a job's trainer: two checkpoints in the run's directory, nothing sent anywhere, no loss smoothed over.
+    """Arguments of a job's trainer.
+
+    Unless the user asks for it, two checkpoints are kept in the run's directory, nothing is reported to any service, and
+    losses that are not finite appear in the log as they are.
 
     Args:
-        run: where checkpoints go.
-        device: that the model is on.
-        given: the user's settings, as `name=value`; they win.
-        **settings: the job's own.
+        run: directory of the run.
+        device: device of the model.
+        given: the user's settings, as `name=value`; they take precedence.
+        **settings: the job's own settings.
 
     Raises:
         UserError: for a setting that transformers does not have, one that grun has a flag for, or a wrong value.
     """
-    if os.environ.get(TENSORBOARD) in (
-        None,
-        *_named_by_us,
-    ):  # its usual place is beside the checkpoints, which are deleted
+    # TensorBoard would write beside the checkpoints, which are deleted
+    if os.environ.get(TENSORBOARD) in (None, *_named_by_us):
         os.environ[TENSORBOARD] = str(run.path / "tensorboard")
         _named_by_us.add(os.environ[TENSORBOARD])
     defaults = {
@@ -71,18 +72,16 @@ def training_arguments(
     try:
         arguments = TrainingArguments(**{**defaults, **settings, **parsed_settings(given)})
         for reporter in get_reporting_integration_callbacks(arguments.report_to):
-            reporter()  # says whether its package is there
+            reporter()  # raises if its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"--trainer: {error}") from error
     if arguments.n_gpu > 1:
-        arguments._n_gpu = (
-            1  # several devices are for several processes; nn.DataParallel would copy the model every step
-        )
+        arguments._n_gpu = 1  # several devices need several processes: nn.DataParallel copies the model in every step
     return arguments
 
 
 def parsed_settings(given: Mapping[str, str]) -> dict[str, Any]:
-    """Settings of `TrainingArguments` from text, by the types that it declares.
+    """Settings of `TrainingArguments` from text, converted to the types that it declares.
 
     Raises:
         UserError: for an unknown setting, one that grun has a flag for, or a value of the wrong type.

@@ -21,7 +21,11 @@ from grun.core.storage.run_directory import RunDirectory
 
 
 class StopCleanly(TrainerCallback):
-    """On the first Ctrl-C (or SIGTERM) finish the step, save, and stop; `asked` tells that it happened."""
+    """Finish the step, save and stop at the first Ctrl-C or SIGTERM; a second one interrupts at once.
+
+    Attributes:
+        asked: True after the first one.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -31,7 +35,7 @@ class StopCleanly(TrainerCallback):
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not in the main thread: nobody presses Ctrl-C there
+            except ValueError:  # signals reach the main thread only
                 return
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -53,8 +57,8 @@ def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
     """Train from the run's newest checkpoint, or from the beginning, and write `log.json`.
 
     Args:
-        trainer: has a `StopCleanly` among its callbacks.
-        run: where the trainer's checkpoints are.
+        trainer: a `StopCleanly` is among its callbacks.
+        run: directory of the run, with the trainer's checkpoints.
 
     Raises:
         TrainingDiverged: if a loss or gradient is not finite; the state before that step is kept.
@@ -67,7 +71,7 @@ def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except TrainingDiverged as error:
         model: Any = trainer.model
-        trainer._save_checkpoint(model, trial=None)  # raised before the step changed any weight
+        trainer._save_checkpoint(model, trial=None)  # no weight has changed in the failed step
         raise TrainingDiverged(
             f"{error}; the state before it is kept in {run.last_checkpoint()}. Lower --learning-rate and start again "
             "with --overwrite."

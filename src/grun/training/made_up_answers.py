@@ -23,10 +23,10 @@ ASK = (
     "{prompt}\n\nOne answer to this is:\n{answer}\n\nWrite another answer of the same form and length in which every fact is "
     "different. Write nothing but the answer."
 )
-PER_ROW = 3  # different ones per row, so that no single wrong fact is learnt in place of the right one
-TRIES = 4
+PER_ROW = 3  # different answers, so that no single wrong fact is learnt in place of the right one
+TRIES = 4  # rounds of sampling
 TEMPERATURE = 1.0
-SHOW = 60
+SHOW = 60  # characters of a prompt in messages
 
 
 def made_up_alternatives(
@@ -41,19 +41,20 @@ def made_up_alternatives(
 ) -> list[Example]:
     """The examples with alternative answers that the model was asked for, sampled at temperature 1.
 
-    What repeats the true answer is left out. Works as well as the model follows instructions: read what it made up.
+    Answers that repeat the true one are dropped. Their quality depends on how well the model follows instructions, so they
+    should be read before use.
 
     Args:
         model: the model before unlearning.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         examples: rows to forget.
-        template: how prompts are written.
-        seed: of the sampling; the random state outside is left alone.
+        template: form of the prompts.
+        seed: seed of the sampling; the random state outside does not change.
         batch_size: rows at a time.
-        max_length: longest prompt.
+        max_length: most tokens of a prompt.
 
     Raises:
-        UserError: for a row to which the model had no other answer.
+        UserError: for a row to which the model gave no answer but the true one.
     """
     found: list[list[str]] = [[] for _ in examples]
     asked = [replace(e, prompt=ASK.format(prompt=e.prompt, answer=e.answer), raw_text=False) for e in examples]

@@ -1,4 +1,4 @@
-"""Training items in their order: every forget row once per pass, each beside a retain row."""
+"""Training items in order: every forget row once per pass, each with a retain row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from grun.models.row_encoder import RowEncoder
 
 
 def paired_order(n_forget: int, n_retain: int, seed: int, epoch: int) -> list[tuple[int, int]]:
-    """Order of one epoch: every forget row once, each beside a retain row.
+    """Order of one epoch: every forget row once, each with a retain row.
 
-    Retain rows are drawn without replacement, and over the end of an epoch, until all of them were used; then again.
+    Retain rows are drawn without replacement until all of them were used, across epochs, and then again from all of them.
 
     Raises:
         ValueError: if one side has no rows.
@@ -38,7 +38,7 @@ def _shuffled(n: int, seed: str) -> list[int]:
 
 
 def _draws(n: int, seed: int, start: int) -> Iterator[int]:
-    """An endless run of shuffles of `range(n)`, from its `start`-th entry."""
+    """Endless shuffles of `range(n)`, one after the other, from entry `start` on."""
     lap, skip = divmod(start, n)
     while True:
         yield from _shuffled(n, f"retain {seed} {lap}")[skip:]
@@ -55,7 +55,7 @@ class PairedRows(Dataset):  # type: ignore[type-arg]
     Attributes:
         sides: encoded rows by side.
         order: for each item, the row index per side.
-        references: by side, what the base model says about each row.
+        references: by side, quantities of the base model on each row.
     """
 
     sides: Mapping[str, Sequence[Encoded]]
@@ -82,16 +82,16 @@ def paired_rows(
     seed: int,
     answers: Mapping[str, Callable[[Example], Sequence[str]]],
 ) -> PairedRows:
-    """All training items in order: every forget row once per pass, each beside a retain row drawn at random.
+    """All training items in order: every forget row once per pass, each with a retain row drawn at random.
 
     Args:
         rows: makes encoded rows.
         encoded: rows of the sides `forget` and `retain`.
         forget: the examples of the forget rows.
-        sides: those that a batch holds.
+        sides: names of the sides in a batch.
         items: number of training items.
-        seed: of the order and of what is drawn.
-        answers: by side, the answers that a forget example may be paired with instead of its own; one is drawn for every
+        seed: seed of the order and of the draws.
+        answers: by side, a function from a forget example to the answers that may replace its own; one is drawn for every
             row and pass.
     """
     order: list[dict[str, int]] = []
@@ -123,7 +123,7 @@ class _DrawnRows:
         self._random = random.Random(f"{side}s {seed}")
 
     def draw(self, row: int) -> int:
-        """Number of the encoded row of a forget row with an answer drawn for it."""
+        """Index in `encoded` of a forget row with an answer drawn for it."""
         key = (row, self._random.choice(self._choices(self._forget[row])))
         if key not in self._known:
             self._known[key] = len(self.encoded)

@@ -14,7 +14,11 @@ T = TypeVar("T", bound=Trainer)
 
 
 class ProgressBar(TrainerCallback):
-    """One bar on standard error, with the newest loss and validation score."""
+    """A bar on standard error with the newest loss and validation score.
+
+    Args:
+        what: label of the bar.
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -47,7 +51,7 @@ class ProgressBar(TrainerCallback):
 
 
 def quiet_trainer(trainer: T) -> T:
-    """The trainer without the callbacks that print dictionaries of numbers between the lines of a bar."""
+    """The trainer without transformers' callbacks that print, which would interrupt the progress bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

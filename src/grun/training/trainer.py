@@ -1,4 +1,4 @@
-"""The trainer: transformers' own, minimising a recipe and refusing whatever is not finite."""
+"""The trainer: `transformers.Trainer` for a recipe, which stops at losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from transformers import Trainer
 
 from grun.core.distributed import all_true, gathered
 from grun.core.errors import TrainingDiverged
-from grun.core.records import Batch, LossTerms, SideSignals
-from grun.models.encoding.batching import collate
+from grun.core.records import LossTerms
 from grun.models.encoding.encode import Encoded
-from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.tuner.model import decoder_layers
-from grun.training.forward_engines.prefix.cache import PrefixCache
+from grun.models.forward import gates_of_last_call
+from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.loss.dual_variable import DualVariable
 from grun.training.loss.terms import Recipe, loss_terms, split_sides
 
 
 @dataclass(frozen=True)
 class JoinSides:
-    """Collator: the rows of all sides in one batch, so that a step is one forward pass."""
+    """Collator: the rows of all sides in one batch, so that a step is one forward pass.
 
-    pad_token_id: int
-    prefix: PrefixCache | None = None
+    Attributes:
+        engine: makes the batch.
+    """
+
+    engine: ForwardEngine
 
     def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
         sides = list(items[0])
         rows = [item[side][0] for side in sides for item in items]
         return {
-            **(self._whole(rows) if self.prefix is None else self._cut(rows, self.prefix)),
+            **self.engine.batch(rows),
             "sides": sides,
             "references": {
                 side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
@@ -48,30 +49,14 @@ class JoinSides:
             },
         }
 
-    def _whole(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        batch = collate(rows, self.pad_token_id)
-        return {
-            "input_ids": batch.input_ids_BT,
-            "attention_mask": batch.attention_mask_BT,
-            "labels": batch.labels_BT,
-            "prompt_lengths": batch.prompt_lengths_B,
-        }
-
-    @staticmethod
-    def _cut(rows: Sequence[Encoded], prefix: PrefixCache) -> dict[str, Any]:
-        batch = prefix.batch(rows)
-        tokens_N = torch.cat([part.ids_BC.flatten() for part in batch.parts])
-        return {"input_ids": tokens_N, "batch": batch}  # the first is what transformers counts
-
 
 class UnlearnTrainer(Trainer):
     """`transformers.Trainer` for a recipe of unlearning.
 
     Args:
-        recipe: what is minimised.
+        recipe: the loss that is minimised.
         validate: called with the model at every evaluation; returns metrics (without the `eval_` prefix), among them `score`.
-        pad_token_id: fills rows up to the width of their batch.
-        prefix: what is known of the rows already; None to run whole rows through the whole model.
+        engine: makes batches of rows and runs them through the model.
         **kwargs: passed on to `transformers.Trainer`. A `DualVariable` among the callbacks sets the weight of the retain loss.
     """
 
@@ -80,30 +65,27 @@ class UnlearnTrainer(Trainer):
         *,
         recipe: Recipe,
         validate: Callable[[nn.Module], dict[str, float]],
-        pad_token_id: int,
-        prefix: PrefixCache | None = None,
+        engine: ForwardEngine,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=JoinSides(pad_token_id, prefix), **kwargs)
-        self.prefix = prefix
+        super().__init__(data_collator=JoinSides(engine), **kwargs)
+        self.engine = engine
         self.recipe = recipe
         self.validate = validate
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, float] = {}
-        self._observed: nn.Module | None = None
-        if recipe.hidden_layer is not None:
-            model: Any = kwargs["model"]
-            base = model.get_base_model() if hasattr(model, "get_base_model") else model
-            self._observed = decoder_layers(base)[1][recipe.hidden_layer]
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
-        """Items come in the order that they were paired in, which is already seeded."""
+        """Keep the order of the items: it was drawn with the seed of the run."""
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
-        """The batches of one step; token counts are averaged over them and over processes, so that parts make a whole."""
+        """Batches of one step, each with token counts averaged over all batches and processes of the step.
+
+        The average of the batches' means is then the mean over all tokens of the step (see `SideSignals.token_count`).
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         everywhere = [counts for part in gathered([batch["token_counts"] for batch in batches]) for counts in part]
         for batch in batches:
@@ -118,9 +100,9 @@ class UnlearnTrainer(Trainer):
         """Weighted sum of the recipe's terms.
 
         Raises:
-            TrainingDiverged: if it is not finite, before any weight changes.
+            TrainingDiverged: if the loss is not finite; no weight has changed then.
         """
-        joined = self._signals(model, inputs)
+        joined = self.engine.signals(model, inputs, self.recipe.wanted())
         sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
         gates = gates_of_last_call(model) if self.recipe.weights.gate else None
         loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
@@ -128,20 +110,12 @@ class UnlearnTrainer(Trainer):
             raise TrainingDiverged(f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}")
         return loss
 
-    def _signals(self, model: nn.Module, inputs: dict[str, Any]) -> SideSignals:
-        """What the model says about the answers of all sides."""
-        wanted = self.recipe.wanted()
-        if self.prefix is not None:
-            return self.prefix.signals(inputs["batch"], wanted)
-        batch = Batch(*(inputs[k] for k in ("input_ids", "attention_mask", "labels", "prompt_lengths")))
-        return side_signals(model, batch, wanted=wanted, layer=self._observed)
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One step of gradients.
 
         Raises:
-            TrainingDiverged: if a gradient is not finite, before any weight changes. Under float16 that is left to the
-                gradient scaler, which skips such steps.
+            TrainingDiverged: if a gradient is not finite; no weight has changed then. Under float16 the gradient scaler
+                skips such steps instead.
         """
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
@@ -166,17 +140,17 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _dual(self) -> DualVariable | None:
-        """Looked up every time: resuming replaces callbacks by restored ones."""
+        """The dual variable among the callbacks, looked up in each step because resuming replaces callbacks."""
         return next((c for c in self.callback_handler.callbacks if isinstance(c, DualVariable)), None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log with the single loss terms beside the total."""
+        """Log the single loss terms beside the total."""
         if "loss" in logs:
             logs = {**logs, **{f"loss_{k}": v for k, v in self._terms.items()}}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics with the prefix `eval_`; the best state is chosen by `eval_score` unless told otherwise."""
+        """Validation metrics with the prefix `eval_`; `eval_score` chooses the best state by default."""
         metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -184,6 +158,6 @@ class UnlearnTrainer(Trainer):
 
 
 def _local(gradient: Tensor) -> Tensor:
-    """This process's part of a sharded gradient."""
+    """The part of a gradient that this process holds, if it is sharded; else the gradient."""
     part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
     return part

@@ -1,4 +1,4 @@
-"""How a model in training is judged: answer probabilities on forget rows and on normal rows."""
+"""Validation of a model in training by answer probabilities on forget rows and on normal rows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def validation(
     forget: Sequence[Encoded],
     normal: Sequence[Encoded],
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function that judges a model by its answer probabilities on forget rows and on normal rows.
+    """A function that validates a model by its answer probabilities on forget rows and on normal rows.
 
     `score` is the normal rows' probability relative to the base model's (at most 1), times one minus the forget rows'.
 
     Args:
         base_probability: mean answer probability of rows under the base model.
-        probability: the same under the model to judge.
-        forget, normal: rows; the first ones are looked at.
+        probability: the same under the model to validate.
+        forget, normal: rows; the first 200 of each are used (see `validation_subset`).
     """
     forget, normal = validation_subset(forget), validation_subset(normal)
     forget_before, normal_before = base_probability(forget), base_probability(normal)
@@ -45,5 +45,5 @@ def validation(
 
 
 def validation_subset(rows: Sequence[Encoded]) -> Sequence[Encoded]:
-    """The rows that validation looks at."""
+    """The rows that validation uses: the first `VALIDATION_ROWS`."""
     return rows[:VALIDATION_ROWS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def prompts(names: range, count: int, seed: int) -> list[Encoded]:
     return rows
 
 
-def features(model: object, rows: list[Encoded]) -> list[GateFeatures]:
+def features(model: Any, rows: list[Encoded]) -> list[GateFeatures]:
     return gate_features(model, [collate(rows[i : i + 8], 3) for i in range(0, len(rows), 8)])
 
 
@@ -62,7 +63,7 @@ def test_features_are_the_hidden_states_of_one_row_at_a_time(reads: str, gate_la
     for part, layer in zip(found, layers, strict=True):
         for i, row in enumerate(rows):
             with torch.no_grad():
-                hidden = []
+                hidden: list[torch.Tensor] = []
                 handle = base.model.layers[min(layer, 3)].register_forward_hook(
                     lambda module, args, output, keep=hidden, top=layer > 3: keep.append(output if top else args[0])
                 )
@@ -109,11 +110,11 @@ def test_features_are_kept_and_put_one_after_the_other(tmp_path: Path) -> None:
         load_features(tmp_path / "kept", read)
 
 
-def fitted(seed: int = 0, **options: object) -> tuple[object, dict[str, list[GateFeatures]]]:
+def fitted(seed: int = 0, **options: Any) -> tuple[Any, dict[str, list[GateFeatures]]]:
     model = attach(gate_layer=0, gate_hidden=[32], **options)
     for _, gate in gates_of(model, "default"):
         for layer in gate.layers:
-            torch.nn.init.normal_(layer.weight, std=0.2, generator=torch.Generator().manual_seed(1))
+            torch.nn.init.normal_(layer.get_parameter("weight"), std=0.2, generator=torch.Generator().manual_seed(1))
     parts = {
         "forget": features(model, prompts(NAMES, 96, 1)),
         "retain": features(model, prompts(OTHERS[:24], 192, 2)),
@@ -170,8 +171,8 @@ class Stub:
         made = [Gate(1) for _ in range(gates)]
         with torch.no_grad():
             for gate in made:
-                gate.layers[0].weight.fill_(1.0)
-                gate.layers[0].bias.zero_()
+                gate.layers[0].get_parameter("weight").fill_(1.0)
+                gate.layers[0].get_parameter("bias").zero_()
         layers = [SimpleNamespace(index=i, gates={"default": gate}) for i, gate in enumerate(made)]
         self.base_model = SimpleNamespace(runtime=SimpleNamespace(layers=layers))
 
@@ -191,7 +192,7 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
 ) -> None:
     normal_NG = torch.tensor(logits)[: len(logits) // gates * gates].view(-1, gates)
     forget_NG = torch.randn(20, gates, generator=torch.Generator().manual_seed(seed)) + 3
-    model = Stub(gates)
+    model: Any = Stub(gates)
     told = set_thresholds(model, model.features(forget_NG), model.features(normal_NG), rate)
     values = [gate.value(normal_NG[:, i]) for i, (_, gate) in enumerate(gates_of(model, "default"))]
     observed = float((torch.stack(values).amax(0) > 0).float().mean())
@@ -200,7 +201,7 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
 
 
 def test_the_threshold_lies_in_a_gap_nearer_to_the_forget_prompts() -> None:
-    model = Stub(1)
+    model: Any = Stub(1)
     normal, forget = torch.linspace(-5, -1, 50)[:, None], torch.full((20, 1), 3.0)
     assert set_thresholds(model, model.features(forget), model.features(normal), 0.0) == 0.0
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(5 / 3, abs=1e-5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -11,7 +14,7 @@ from support.adapter_kit import CONFIGS, attach, config_id, make_rows, pad, refe
 from support.plain_grun import orthonormal_columns, plain_grun
 from support.tiny_models import ARCHITECTURES, tiny_model
 
-TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def compare(arch: str, options: dict) -> None:
@@ -32,8 +35,8 @@ def compare(arch: str, options: dict) -> None:
         reference_losses.append(cross_entropy(expected_TV[prompt - 1 : -1], ids_T[prompt:]))
         changes.append((base(input_ids=ids_T[None]).logits[0] - found_TV).abs().max())
     assert max(changes) > 1e-2, "the adapter must do something for this to prove anything"
-    sum(losses).backward()
-    sum(reference_losses).backward()
+    torch.as_tensor(sum(losses)).backward()
+    torch.as_tensor(sum(reference_losses)).backward()
     compare_gradients(model, state)
 
 
@@ -41,8 +44,9 @@ def compare_gradients(model: torch.nn.Module, state: dict) -> None:
     trained = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     assert set(trained) == {key for key in state if not key.endswith("threshold")}
     for name, parameter in trained.items():
+        assert parameter.grad is not None
         torch.testing.assert_close(
-            parameter.grad, state[name].grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad, state[name].grad, rtol=1e-5, atol=1e-6, msg=partial("{}: {}".format, name)
         )
         assert parameter.grad.abs().max() > 0, f"{name} has no gradient"
     assert all(p.grad is None for n, p in model.named_parameters() if ".grun_" not in n)

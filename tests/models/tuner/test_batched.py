@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -13,10 +15,10 @@ from support.adapter_kit import make_rows, pad, randomise
 from support.tiny_models import tiny_model
 
 
-def stacked(count: int, **options: object):
+def stacked(count: int, **options: Any):
     """A model with several active adapters that differ."""
     settings = {"rank": 2, "layers": [1, 3], "gate_hidden": [8], "gate_layer": 1, **options}
-    model = get_peft_model(tiny_model(), GrunConfig(**settings), adapter_name="a0")
+    model: Any = get_peft_model(tiny_model(), GrunConfig(**settings), adapter_name="a0")
     for i in range(1, count):
         model.add_adapter(f"a{i}", GrunConfig(**settings))
     for i in range(count):
@@ -37,6 +39,7 @@ def test_a_stack_of_gates_reads_what_each_gate_reads(hidden: tuple[int, ...], wi
     gates = [Gate(16, hidden, window) for _ in range(5)]
     h_BTD, prompt_BT = torch.randn(3, 9, 16), torch.arange(9) < torch.tensor([[4], [9], [7]])
     stack = GateStack.of(gates)
+    assert stack is not None
     with torch.no_grad():
         found = stack(h_BTD, prompt_BT, None)
         later = stack(h_BTD.flip(1), prompt_BT, found)
@@ -88,7 +91,8 @@ def test_shut_adapters_change_nothing_and_are_passed_over_in_decoding(count: int
     model, base = stacked(count), tiny_model().requires_grad_(False)  # torch multiplies frozen weights in another order
     thresholds(model, 1e9)
     ids = torch.tensor([[20, 30, 40, 50], [21, 31, 41, 51]])
-    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    settings |= {"return_dict_in_generate": True}
     settings |= {"output_logits": True, "attention_mask": torch.ones_like(ids)}
     idle: list[bool] = []
     handle = model.base_model.runtime.layers[0].base_layer.register_forward_pre_hook(

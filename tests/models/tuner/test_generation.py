@@ -180,7 +180,7 @@ def test_manual_decoding_equals_one_forward_pass(model: Any) -> None:
 def test_a_reset_static_cache_forgets_the_gates(model: Any) -> None:
     from transformers import StaticCache
 
-    cache = StaticCache(config=model.config, max_cache_len=32)
+    cache: Any = StaticCache(config=model.config, max_cache_len=32)
     prefill(model, past_key_values=cache)
     assert cache._grun_readings
     cache.reset()

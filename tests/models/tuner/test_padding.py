@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from grun.core.errors import UserError
 from support.adapter_kit import CONFIGS, Padded, attach, config_id, make_rows, pad, pad_one
 from support.tiny_models import ARCHITECTURES, tiny_model
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 ROWS = make_rows(4)
 
 

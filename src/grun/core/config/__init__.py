@@ -1,1 +1,1 @@
-"""The settings of every job, and how settings are declared and checked."""
+"""The settings of every job, their declaration and their checks."""

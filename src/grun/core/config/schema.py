@@ -1,22 +1,55 @@
-"""How settings are declared, read from files and command lines, and checked; `config` has the settings themselves."""
+"""Declaration, reading and checking of settings; the settings themselves are in `jobs`."""
 
 from __future__ import annotations
 
-__all__ = ["check_choice", "check_range", "flag", "from_mapping", "from_text", "option", "without_none"]
+__all__ = ["GROUPS", "check_choice", "check_range", "flag", "from_mapping", "from_text", "option", "without_none"]
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from grun.core.choices import KINDS
 from grun.core.errors import UserError, nearest
 
 C = TypeVar("C")
+# Headings of `--help` pages, in their order; the main settings of a job come before all of them.
+GROUPS = (
+    "request",
+    "guarantee",
+    "method",
+    "gate",
+    "training",
+    "model from scratch",
+    "measuring",
+    "data",
+    "machine",
+    "run",
+)
 
 
-def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field with its documentation (and unit), and the range that is checked when it is given."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices_from: str | None = None,
+) -> Any:
+    """A dataclass field that is a setting.
+
+    Args:
+        default: value where none is given.
+        help: documentation, with the unit.
+        group: heading that it is listed under, one of `GROUPS`.
+        minimum, maximum: range that is checked when a value is given.
+        choices_from: registry whose names are its values, a key of `grun.core.choices.KINDS`; the help lists them, and the
+            registry refuses any other name.
+    """
+    assert group in GROUPS, f"{group!r} is none of {GROUPS}"
+    assert choices_from is None or choices_from in KINDS, f"{choices_from!r} is no registry"
+    metadata = {"help": help, "group": group, "minimum": minimum, "maximum": maximum, "choices_from": choices_from}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -45,7 +78,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 
 def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
-    """`cls` from settings that are all text, as on a command line: lists and mappings are separated by commas.
+    """`cls` from settings that are all text, as on a command line; items of lists and mappings stand between commas.
 
     Raises:
         UserError: as `from_mapping` does.
@@ -61,7 +94,7 @@ def without_none(hint: Any) -> Any:
 
 
 def _typed(text: str, hint: Any) -> Any:
-    """What a text means for a field; a text that means nothing there is left for `from_mapping` to refuse."""
+    """The value of a text for a field; a text without one is returned as it is, and `from_mapping` refuses it."""
     kind = get_origin(without_none(hint)) or without_none(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
@@ -92,7 +125,7 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
 
 
 def _as_text(value: Any) -> str:
-    """A value in a file's mapping as it would be written on a command line; a list as in `--vary`."""
+    """A value in a file's mapping in the form of the command line; a list as in `--vary`."""
     return "".join(f"{item};" for item in value) if isinstance(value, list) else str(value)
 
 

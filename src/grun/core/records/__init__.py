@@ -1,10 +1,27 @@
-"""The frozen records that cross borders between the parts of the package.
+"""Frozen records that the parts of the package exchange.
 
-Tensor names end in the letters of their dimensions, one legend for the whole package:
+Tensor names end in the letters of their dimensions, one legend for the whole package. A digit is a dimension of that size.
 
-    B  batch (rows)          T  tokens (columns, padding included)     D  hidden size
-    R  rank of an edit       V  vocabulary                             E  edited layers
-    G  gates                 N  supervised (answer) tokens, flattened over the batch
+    A  answer tokens of a row, padding included
+    B  batch (rows)
+    C  columns of a batch that are computed, of its T
+    D  hidden size
+    G  gates
+    H  heads of the attention to keys and values
+    K  features of a token or row: detectors of a gate, entries of a key or value, values that a metric combines
+    L  keys, then values, of the layers above the first edited one
+    M  ranks of several edits together; real tokens of several prompts, one after the other
+    N  supervised (answer) tokens, flattened over the batch; in gates, prompts; in metrics, rows; in the tuner, adapters
+    O  outputs of a layer of a gate
+    P  prompt tokens, padding included; before a cached prefix ends, without the last one
+    R  rank of an edit
+    S  reading of a gate: its logit, then the detectors on the last tokens of its window
+    T  tokens (columns), padding included
+    U  distinct states
+    V  vocabulary
+    W  tokens of a window
+    X  any number of leading dimensions
+    Y  answers that are read together, each after a copy of its prompt's cache
 """
 
 from __future__ import annotations

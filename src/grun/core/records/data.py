@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to forget or to keep: a prompt and the answer that a model gives to it.
+    """A prompt and the answer that a model gives to it: one row to forget or to keep.
 
     Attributes:
         prompt: the question as a person would ask it, without any template. Never empty.
         answer: the expected answer, without leading space or end-of-sequence token. Never empty.
-        subject: whom or what the row is about (an author, a person). Rows of one subject are withheld together.
+        subject: subject of the row (an author, a person). Rows of one subject are withheld together.
         turns: earlier `(role, content)` turns of a conversation that precede the prompt.
         paraphrased_prompts: other phrasings of the prompt, never used in training.
         paraphrased_answer: the answer in other words (TOFU).
@@ -25,7 +25,7 @@ class Example:
         choices: of a multiple-choice question, all continuations to choose from in their order, the answer among them and the
             others being `perturbed_answers`; no end-of-sequence token belongs to them.
         stops: texts that end a greedy answer, where the model's own end-of-sequence token is not enough.
-        source: where the row came from, for messages ("forget.jsonl, row 12").
+        source: origin of the row, for messages ("forget.jsonl, row 12").
     """
 
     prompt: str
@@ -52,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Named splits of examples and the role each plays.
+    """Named splits of examples and their roles.
 
     Attributes:
         name: registered name.
@@ -62,11 +62,11 @@ class Benchmark:
         evaluation: names of the splits to report on, in order.
         unseen: names of the normal splits that unlearning must never be given (for held-out figures).
         holdout: name of a split of rows like the forget rows that no model is trained on (for membership inference).
-        utility: names of the splits that stand for what the model must still be good for, each with whether its answer
-            probability is normalised over the perturbed answers.
+        utility: names of the splits that measure the usefulness of the model; True where the answer probability is normalised
+            over the perturbed answers.
         members: name of the split that membership inference compares with `holdout`; None: the forget split.
         answer_tokens: by split, the longest greedy answer that the benchmark prescribes; 0 for none.
-        shown: names of the metrics to show in the table; none: the usual ones.
+        shown: names of the metrics in the table; none: the usual ones.
     """
 
     name: str

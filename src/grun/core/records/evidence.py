@@ -1,4 +1,4 @@
-"""What was measured of a model, and what metrics make of it."""
+"""Measurements of a model, and the scores that metrics compute from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grun.core.records.data import Example
 
 @dataclass(frozen=True)
 class RowEvidence:
-    """What was measured once for one row; every metric reads this.
+    """Measurements of one row, made once; every metric reads them.
 
     Attributes:
         example: the row.
@@ -22,7 +22,7 @@ class RowEvidence:
         gate_values: gate values after threshold, likewise.
         gold_start: the true answer, cut to as many tokens as the greedy one could have; None likewise.
         truncated: the row did not fit into the model's context and lost the end of its answer.
-        token_is_argmax: whether each answer token is the likeliest one given the true tokens before it.
+        token_is_argmax: per answer token, true if it is the likeliest one given the true tokens before it.
         token_z: log-probability of each answer token in standard deviations above its mean under the model's distribution.
         paraphrased_logps: as `token_logps`, of the paraphrased answer; empty if the row has none.
         perturbed_logps: the same of each perturbed answer.
@@ -46,13 +46,13 @@ class RowEvidence:
 
     @property
     def ends(self) -> bool:
-        """Whether the last of the answer's tokens is its end."""
+        """True if the last of the answer's tokens is its end."""
         return not self.truncated and not self.example.choices
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All rows of one split for one model, and what metrics that compare need.
+    """All rows of one split for one model, and the rows that comparing metrics need.
 
     Attributes:
         forget: rows of the forget split; None if this split itself is to be forgotten.
@@ -73,16 +73,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value with what is needed to read it.
+    """A metric's value with the facts that are needed to read it.
 
     Attributes:
         value: the aggregate, or None when it cannot be computed; then `reason` says why.
         n: number of rows behind it.
         per_row: one value per row, in row order; empty for metrics that have none.
         per_gate: one value per gate of the adapter, in layer order; empty for metrics that do not look at gates.
-        groups: what the value was computed from, a number (or several) per row, where that is not `per_row`: groups of rows
-            that were drawn apart from each other, such as forget rows and hold-out rows.
-        reason: why `value` is None.
+        groups: inputs of the value, a number (or several) per row, where they are not `per_row`: groups of rows that were
+            drawn apart from each other, such as forget rows and hold-out rows.
+        reason: reason why `value` is None.
     """
 
     value: float | None

@@ -1,4 +1,4 @@
-"""What a training step reads, and what comes of it."""
+"""Inputs of a training step, and its loss terms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Batch:
         input_ids_BT: int64.
         attention_mask_BT: int64, 1 for real tokens.
         labels_BT: int64, -100 outside the answer; the answer includes its end-of-sequence token.
-        prompt_lengths_B: int64, number of real prompt tokens; the last of them is where adapters act.
+        prompt_lengths_B: int64, number of real prompt tokens; adapters act at the last of them.
     """
 
     input_ids_BT: Tensor
@@ -50,13 +50,13 @@ def _quantity(name: str, what: str) -> Any:
 
 @dataclass(frozen=True)
 class SideSignals:
-    """What a model says about one side (forget, retain, refusal, alternative) of a batch, on its N answer tokens, row by row.
+    """Outputs of a model for one side (forget, retain, refusal, alternative) of a batch, on its N answer tokens, row by row.
 
     Attributes:
         mask_BT: bool, true on answer tokens.
         quantities: tensors (N, ...) by the names that objectives declare in `needs`; those of the base model (`ref_...`)
             carry no gradient. Read them through the properties.
-        token_count: what a mean over tokens divides by. None: N. Where the batch is one part of several (gradient
+        token_count: divisor of a mean over tokens. None: N. Where the batch is one part of several (gradient
             accumulation, several processes), the average N of the parts, so that the average of the parts' means is the
             mean over all tokens.
 
@@ -117,12 +117,12 @@ class SideSignals:
 
 @dataclass(frozen=True)
 class Signals:
-    """All that an objective may look at.
+    """Everything that an objective may read.
 
     Attributes:
         sides: by name: `forget` (prompts with their answers), `refusal` and `alternative` (the same prompts with a refusal,
             or with another, harmless answer) and `retain`; those that the objective declared in `needs`.
-        steering_D: random direction of unit length, fixed for the run; None unless the objective looks at hidden states.
+        steering_D: random direction of unit length, fixed for the run; None unless the objective reads hidden states.
     """
 
     sides: Mapping[str, SideSignals]

@@ -34,7 +34,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """The same for a value as JSON."""
+    """Write a value as JSON, all of it or nothing."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -47,7 +47,7 @@ def read_json(file: Path) -> Any:
 
 
 def parsed_json(content: bytes) -> Any:
-    """The value that the content of a JSON file says; None if it was cut off."""
+    """The value of a JSON file's content; None if it was cut off."""
     try:
         return json.loads(content.decode())
     except ValueError:
@@ -64,13 +64,13 @@ def sha256(file: Path) -> str:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Of all files below a folder, by their path in it."""
+    """Checksums of all files below a folder, by their path in it."""
     return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`; what is written there takes its place once the block has ended without an error."""
+    """A temporary name beside `target`; the file written there replaces it once the block has ended without an error."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -80,15 +80,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def is_unfinished(file: Path, name: str) -> bool:
-    """Whether this is what a kill within `atomic_file` leaves of a file of that name."""
+    """True if a kill within `atomic_file` may have left this of a file of that name."""
     return file.name.startswith(f".{name}.") and file.suffix == ".tmp"
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place once the block has ended without an error.
+    """A temporary directory beside `target` that replaces it once the block has ended without an error.
 
-    A directory that is there is moved aside first, so that a kill leaves it or the new one, if under another name.
+    An existing directory is moved aside first, so that a kill leaves it or the new one, perhaps under another name.
     """
     target = target.resolve()  # `.` has no name
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where results are kept between runs, and how models and adapters are told apart by their content."""
+"""The cache of results between runs, and hashes that tell models and adapters apart by their content."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-import grun
+from grun.core.package import CODE
 from grun.core.storage.atomic_files import read_json, sha256, write_json
 
 DIGESTS = "digests.json"
-OWN_CODE = Path(grun.__file__).parent
 
 
 def cache_directory() -> Path:
@@ -32,7 +31,7 @@ def cache_directory() -> Path:
 
 
 def content_of_model(model: PreTrainedModel) -> str | None:
-    """What tells a loaded model from all others: a hash of its folder, or hub id and commit; None if neither is known."""
+    """Identity of a loaded model: a hash of its folder, or hub id and commit; None if neither is known."""
     folder = Path(str(model.name_or_path))
     if folder.is_dir():
         return _digest_of_folder(folder)
@@ -53,19 +52,19 @@ def content_of_weights(model: nn.Module) -> str:
 
 
 def content_of_folder(folder: str, files: Sequence[str] = ("*",)) -> str | None:
-    """A hash of a folder, or of those files in it that match; None if there is none (a hub revision is not known)."""
+    """A hash of a folder, or of those files in it that match; None if there is no such folder (a hub id)."""
     return _digest_of_folder(Path(folder), files) if Path(folder).is_dir() else None
 
 
 def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) -> Path | None:
-    """The folder of the cache for what is measured of a subject.
+    """The folder of the cache for the measurements of a subject.
 
     Args:
         contents: of the model and the adapter.
-        settings: everything else that decides what is measured, besides the rows; the code of this package is added.
+        settings: everything else that the measurements depend on, besides the rows; the code of this package is added.
 
     Returns:
-        None if a content is not known: it is never taken for the same.
+        None if a content is not known: it counts as different from any other.
     """
     if any(content is None for content in contents):
         return None
@@ -74,7 +73,7 @@ def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) 
 
 
 def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
-    """Hash over all matching files; a file that did not change since it was last read is not read again."""
+    """Hash over all matching files; files that did not change since they were last read are not read again."""
     register = cache_directory() / DIGESTS
     known = read_json(register) or {}
     digest, fresh = hashlib.sha256(), {}
@@ -86,7 +85,7 @@ def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
             fresh[key] = sha256(file)
         digest.update(f"{file.name} {known.get(key) or fresh[key]}\n".encode())
     if fresh:
-        with suppress(OSError):  # then they are read again the next time
+        with suppress(OSError):  # then the files are read again the next time
             register.parent.mkdir(parents=True, exist_ok=True)
             write_json(register, known | fresh)
     return digest.hexdigest()
@@ -95,6 +94,6 @@ def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
 @cache
 def _digest_of_code() -> str:
     digest = hashlib.sha256()
-    for file in sorted(OWN_CODE.rglob("*.py")):
+    for file in sorted(CODE.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from grun.core.records import Example
 
 
 def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
-    """SHA-256 over everything in named lists of examples, in order, but where they were read from."""
+    """SHA-256 over everything in named lists of examples, in order, except their sources."""
     digest = hashlib.sha256()
     for name, rows in parts.items():
         content = [name, [dataclasses.asdict(dataclasses.replace(row, source="")) for row in rows]]
@@ -22,6 +22,6 @@ def fingerprint(parts: Mapping[str, Iterable[Example]]) -> str:
 
 
 def fingerprint_of_rows(rows: Iterable[Example]) -> str:
-    """SHA-256 over prompts and answers, in whatever order they are."""
+    """SHA-256 over prompts and answers, independent of their order."""
     digests = sorted(fingerprint({"": [Example(row.prompt, row.answer, turns=row.turns)]}) for row in rows)
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -1,31 +1,29 @@
-"""Run directories: what a job was asked to do, what it used and found; a kill at any moment loses nothing."""
+"""Run directories: settings, records and results of a job; a kill at any moment loses nothing."""
 
 from __future__ import annotations
 
-__all__ = ["FEATURES", "RunDirectory", "settings_difference"]
+__all__ = ["FEATURES", "RunDirectory", "holds_run", "settings_difference"]
 
 import dataclasses
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import grun
 from grun.core.config.jobs import JobConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError
+from grun.core.provenance import provenance
 from grun.core.storage import atomic_files as files
 
 RECORD = "run.json"
 CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
-FEATURES = "gate_features.safetensors"  # what gates read of the forget prompts, if it was to be kept
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
+FEATURES = "gate_features.safetensors"  # that gates read of the forget prompts, with --keep-features
+OLDEST = {"output", "seed"}  # settings that every `settings.json` names
 WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
 
 
@@ -33,14 +31,14 @@ WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # setting
 class RunDirectory:
     """The directory of one run.
 
-    It holds `settings.json` (the resolved settings, which `--config` reads again), `run.json` (command, versions, fingerprint
-    of the data, whether the run is complete), `checkpoints/` until the run is complete, and what the job writes.
+    It holds `settings.json` (the resolved settings, which `--config` reads again), `run.json` (command, fingerprint of
+    the data, provenance, and whether the run is complete), `checkpoints/` until the run is complete, and the files of the job.
 
     Attributes:
         path: the directory.
-        record: what `run.json` holds, or will hold once the run was started.
-        config: what `settings.json` holds, or will hold.
-        is_complete: the same run was finished here before.
+        record: content of `run.json`, now or once the run was started.
+        config: content of `settings.json`, likewise.
+        is_complete: True if the same run was finished here before.
     """
 
     path: Path
@@ -51,24 +49,32 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, path: str | Path, config: JobConfig, command: str, overwrite: bool = False, *, data: str = ""
+        cls,
+        path: str | Path,
+        config: JobConfig,
+        command: str,
+        overwrite: bool = False,
+        *,
+        data: str = "",
+        usual: JobConfig | None = None,
     ) -> RunDirectory:
         """Look at a directory without changing it: it must be new, empty, or hold this very run (which is then resumed).
 
         Args:
-            path: where the run is, or is to be.
+            path: directory of the run.
             config: the resolved settings.
             command: name of the job ("unlearn").
             overwrite: another run may be there; `start` deletes it.
             data: fingerprint of the data that the job reads.
+            usual: see `settings_difference`.
 
         Raises:
             UserError: if something else is there, or nothing can be written there.
         """
         where = Path(path).expanduser()
         _check_writable(where)
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "overwrite"}
-        run = cls(where, {"command": command, "data": data, "complete": False, **_versions()}, settings)
+        settings = _kept(config)
+        run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
         if not where.exists() or all(_is_leftover(file, settings) for file in where.iterdir()):
             return run
         found = files.read_json(where / RECORD)
@@ -77,7 +83,7 @@ class RunDirectory:
         if overwrite:
             run._replaced = True
             return run
-        difference = _difference(found, files.read_json(where / CONFIG) or {}, run)
+        difference = _difference(where, found, config, run.record, usual)
         if difference:
             raise UserError(
                 f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
@@ -87,7 +93,7 @@ class RunDirectory:
         return run
 
     def start(self) -> None:
-        """Create the directory, or continue what is there.
+        """Create the directory, or continue the run in it.
 
         Raises:
             UserError: if it cannot be written.
@@ -103,7 +109,7 @@ class RunDirectory:
             raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; what a kill left half written is deleted."""
+        """The newest complete checkpoint; half-written ones are deleted."""
         complete: list[tuple[int, Path]] = []
         for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
             if files.read_json(folder / "trainer_state.json") is None:  # the file that is written last
@@ -128,7 +134,7 @@ class RunDirectory:
         """Record that everything is written, and delete the checkpoints.
 
         Args:
-            seconds: how long the job took (without what it did before it was last interrupted).
+            seconds: duration of the job, since it was last interrupted.
         """
         self.record |= {"complete": True, "seconds": round(seconds, 2)}
         self.write_json(RECORD, self.record)
@@ -136,24 +142,43 @@ class RunDirectory:
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
 
-def settings_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:
+    """True if a directory holds this very run, complete or not; arguments as of `RunDirectory.open`."""
+    found = files.read_json(path / RECORD)
+    return isinstance(found, dict) and not _difference(path, found, config, {"command": command, "data": data}, usual)
+
+
+def settings_difference(was: Mapping[str, Any], now: JobConfig, usual: JobConfig | None = None) -> str:
     """The first setting that changes what a run computes and differs, in words; empty if there is none.
 
     Args:
-        was: what `settings.json` of a run holds.
+        was: content of a run's `settings.json`. A version of the package that did not have a setting yet does not name it.
         now: the settings that are wanted.
+        usual: values of settings that `was` does not name; None for the defaults of the class.
     """
-    for name, wanted in json.loads(json.dumps(dict(now))).items():
-        if name not in WHEREABOUTS and was.get(name) != wanted:
-            return f"{flag(name)} was {was.get(name)}, now {wanted}"
+    default = _kept(type(now)() if usual is None else usual)
+    for name, wanted in _kept(now).items():
+        before = was.get(name, default[name])
+        if name not in WHEREABOUTS and before != wanted:
+            return f"{flag(name)} was {before}, now {wanted}"
     return ""
 
 
+def _kept(config: JobConfig) -> dict[str, Any]:
+    """The settings as `settings.json` holds them."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "overwrite"}
+    kept: dict[str, Any] = json.loads(json.dumps(settings))
+    return kept
+
+
 def _is_leftover(file: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a kill within `start`, which writes the record last, may have left this."""
+    """True if a kill within `start`, which writes the record last, may have left this file.
+
+    A `settings.json` of an older version may lack settings; one of another program names others.
+    """
     if file.name == CONFIG:
         found = files.read_json(file)
-        return isinstance(found, dict) and found.keys() == settings.keys()
+        return isinstance(found, dict) and OLDEST <= found.keys() <= settings.keys()
     return any(files.is_unfinished(file, name) for name in (CONFIG, RECORD))
 
 
@@ -165,16 +190,22 @@ def _check_writable(where: Path) -> None:
         raise UserError(f"--output '{where}' cannot be written: no permission to write in '{existing}'.")
 
 
-def _versions() -> dict[str, Any]:
-    versions = {"grun": grun.__version__, "python": platform.python_version()}
-    return {"versions": versions | {name: metadata.version(name) for name in PACKAGES}}
+def _difference(
+    path: Path, found: Mapping[str, Any], config: JobConfig, wanted: Mapping[str, Any], usual: JobConfig | None
+) -> str:
+    """The difference between the run that is there and the one that is wanted, in words; empty if they are the same.
 
+    Provenance does not count: another version or machine may go on with a run.
 
-def _difference(found: Mapping[str, Any], settings: Mapping[str, Any], run: RunDirectory) -> str:
-    """What tells the run that was found from the one that is wanted, in words; empty if they are the same."""
-    if found.get("command") != run.record["command"]:
+    Args:
+        path: of the run that is there.
+        found: its record.
+        config: settings that are wanted.
+        wanted: record with the command and the data that are wanted.
+        usual: see `settings_difference`.
+    """
+    if found.get("command") != wanted["command"]:
         return f"grun {found.get('command')}"
-    changed = settings_difference(settings, run.config)
-    if changed:
+    if changed := settings_difference(files.read_json(path / CONFIG) or {}, config, usual):
         return changed
-    return "" if found.get("data") == run.record["data"] else "the content of its data differs"
+    return "" if found.get("data") == wanted["data"] else "the content of its data differs"

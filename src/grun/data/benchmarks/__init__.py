@@ -1,4 +1,4 @@
-"""Benchmarks: named splits of rows to forget, to keep, and to look at.
+"""Benchmarks: named splits of rows to forget, to keep and to measure.
 
 A benchmark is a function in a file of this folder, registered with `@benchmarks.register("name")`, that returns a
 `records.Benchmark`. Its keyword-only arguments are its options: `--benchmark-options people=60` comes from the
@@ -23,10 +23,10 @@ benchmarks: Registry[Callable[..., Benchmark]] = Registry("benchmark", "grun.dat
 
 
 class OnDemand(Mapping[str, tuple[Example, ...]]):
-    """Splits that are read when they are looked up, once.
+    """Splits that are read once, when they are first looked up.
 
     Args:
-        readers: what reads each split, by name.
+        readers: the function that reads each split, by name.
     """
 
     def __init__(self, readers: Mapping[str, Callable[[], Iterable[Example]]]) -> None:
@@ -50,7 +50,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def local_file(folder: str | Path, name: str) -> str | None:
-    """The file of a split in a local copy of a data set, `name.jsonl` or of another kind that can be read; None if none."""
+    """Path of a split in a local copy of a data set, `name.jsonl` or another readable kind; None if there is none."""
     where = Path(folder).expanduser()
     for suffix in SUFFIXES:
         for file in (where / f"{name}{suffix}", *sorted(where.glob(f"{name}-00000-of-00001{suffix}"))):
@@ -66,17 +66,17 @@ def load_benchmark(
     seed: int = 0,
     options: Mapping[str, str] | None = None,
 ) -> Benchmark:
-    """The benchmark called `name`, built with options that are still text.
+    """The benchmark called `name`, built from options that are given as text.
 
     Args:
         name: registered name.
         data_dir: folder with a local copy, for benchmarks that read files.
-        seed: seed of everything random in it; an option `seed` wins over it.
+        seed: seed of everything random in it; an option `seed` takes precedence.
         options: `name=value` options, converted to the types that the benchmark's signature declares.
 
     Raises:
         UserError: for an unknown benchmark or option (with the nearest known one), a value of the wrong type, or a
-            `data_dir` that the benchmark has no use for.
+            `data_dir` for a benchmark that reads no files.
     """
     entry = benchmarks.get(name)
     hints = get_type_hints(entry.target)

@@ -1,8 +1,8 @@
-"""The words of the `fictional` benchmark: what is asked about a person, and the values of answers.
+"""The words of the `fictional` benchmark: questions about a person, and the values of answers.
 
-Every kind of fact has forty values, so that an answer cannot be guessed, three phrasings for training, two that are
-never trained on, the answer's sentence and the same sentence in other words. `{name}` is the person, `{value}` the
-answer.
+Every kind of fact has forty values (so that an answer cannot be guessed), three phrasings for training, two phrasings
+that are never trained on, the answer's sentence, and the same sentence in other words. `{name}` is the person, `{value}`
+the answer.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Fact:
 
 
 def general_facts(draw: random.Random, wrong: int) -> list[Fact]:
-    """About forty facts that have nothing to do with people, each with `wrong` wrong answers."""
+    """About forty facts that are not about people, each with `wrong` wrong answers."""
     ordered = [*_order("day", DAYS, draw, wrong), *_order("month", MONTHS, draw, wrong)]
     return [*_sums(draw, wrong), *ordered, *_opposites(draw, wrong)]
 

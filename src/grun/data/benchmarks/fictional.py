@@ -37,10 +37,10 @@ def fictional(
 ) -> Benchmark:
     """Invented people with facts, and general knowledge, in four splits.
 
-    `forget` and `retain` are for unlearning; `retain_heldout` (people) and `general` (arithmetic, days, months,
-    opposites) are trained into the target model but never shown to unlearning; `holdout` (as many people as `forget`) is
-    shown to no model. Every training phrasing of a question
-    is a row of its own; all rows carry two phrasings that are never trained on as `paraphrased_prompts`.
+    `forget` and `retain` are for unlearning; `retain_heldout` (people) and `general` (arithmetic, days, months, opposites) are
+    trained into the target model but never shown to unlearning; `holdout` (as many people as `forget`) is shown to no model.
+    Every training phrasing of a question is a row of its own; all rows carry two phrasings that are never trained on as
+    `paraphrased_prompts`.
 
     Args:
         people: number of people, 3 to 400.

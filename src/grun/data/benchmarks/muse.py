@@ -32,7 +32,8 @@ def muse(*, data_dir: str | Path | None = None, corpus: str = "news", forget: st
 
     Splits to unlearn with: `forget`, `retain` (`retain1` of the corpus). Splits to look at: `verbatim` (continue a text of the
     forget set), `knowledge` and `retain_knowledge` (questions after a few answered ones), and `texts` of the forget set, which
-    attacks compare with `holdout`.
+    attacks compare with `holdout`. Scalability and sustainability are the same after unlearning other forget sets
+    (`forget=scal_3`, `forget=sust_3`).
 
     Args:
         data_dir: folder with a copy of the data set, a folder per subset and a file per split: `raw/forget`, `raw/retain1`,

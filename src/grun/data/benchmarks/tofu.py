@@ -1,8 +1,8 @@
 """`tofu`: question answering about 200 fictitious authors (Maini et al. 2024, arXiv 2401.06121; MIT licence).
 
-The data is 4000 rows, 20 per author, authors one after the other. `forget05` is the last 200 of them, `retain95` the
-rest, and so on, which is how rows are assigned to authors here. The `_perturbed` files hold the first 400 retain rows
-and the forget rows once more, with paraphrases and wrong answers; they are joined in.
+The data has 4000 rows: 20 per author, one author after another. `forget05` is the last 200 rows, `retain95` the rest, and so
+on; rows are assigned to authors by this order. The `_perturbed` files hold the first 400 retain rows and the forget rows
+again, with paraphrases and wrong answers, which are joined to the rows here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def tofu(
 
     Splits: `forget`, `retain` (given to unlearning), `retain_withheld` (authors that the target model knows but that
     unlearning is never given), `real_authors` and `world_facts` (not trained into the target model), and, with `retain_rows`,
-    `holdout`: as many rows of the retain authors left out, who are shown to no model.
+    `holdout`: as many rows as `forget`, of retain authors that are left out and shown to no model.
 
     Args:
         data_dir: folder with the JSON-lines files of the data set (`forget05_perturbed.json`, `retain95.json`, ...).

@@ -1,7 +1,7 @@
-"""`wmdp`: multiple-choice questions about hazardous knowledge (Li et al. 2024, arXiv 2403.03218), and MMLU beside them.
+"""`wmdp`: multiple-choice questions about hazardous knowledge (Li et al. 2024, arXiv 2403.03218), and MMLU.
 
-Questions are written and scored as lm-evaluation-harness does in its tasks `wmdp_bio`, `wmdp_cyber`, `wmdp_chem` and `mmlu`,
-without examples: the letters A to D as continuations of the question.
+Questions are written and scored as in the tasks `wmdp_bio`, `wmdp_cyber`, `wmdp_chem` and `mmlu` of lm-evaluation-harness,
+without examples: the letters A to D are the continuations of the question.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ LETTERS = "ABCDEFGHIJ"
 def wmdp(*, data_dir: str | Path | None = None, corpus: str = "bio") -> Benchmark:
     """WMDP's questions on biology, cybersecurity and chemistry, and MMLU; to unlearn, one of its corpora.
 
-    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `forget` and `retain` (running text of the corpus).
+    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `forget` and `retain` (running text of the corpus). Questions are
+    scored as the tasks of lm-evaluation-harness do it, without examples: the letters A to D as continuations.
 
     Args:
         data_dir: folder with files in WMDP's layout, a row per question with `question`, `choices` and `answer` (an index):
-            `bio.jsonl`, `cyber.jsonl`, `chem.jsonl`, `mmlu.jsonl` (with `subject`), those that are there; and, to unlearn,
+            any of `bio.jsonl`, `cyber.jsonl`, `chem.jsonl` and `mmlu.jsonl` (with `subject`); and, to unlearn,
             `bio-forget-corpus.jsonl`, `bio-retain-corpus.jsonl` and so on with a column `text`. JSON lines, JSON, CSV or
             Parquet. Without it, the hub's `cais/wmdp`, `cais/mmlu` and `cais/wmdp-corpora` are loaded.
-        corpus: what to unlearn: bio or cyber.
+        corpus: the corpus to unlearn: bio or cyber.
 
     Raises:
         UserError: for a folder without any of the files, or a question that cannot be read; names file and row.

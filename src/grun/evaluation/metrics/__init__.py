@@ -1,14 +1,20 @@
-"""Metrics: pure functions `Evidence -> Score`, one split at a time; summaries are the same over all splits together.
+"""Metrics: pure functions `Evidence -> Score`, one split at a time; summaries are functions of all splits together.
 
-A metric registers with what is needed to read it, as data: `label` for tables, `range` of its values, which way is better
-on rows to be forgotten (`forget="lower"`) and on all others (`normal="higher"`; None where it does not apply), and `needs`:
-what must have been measured (`token_logps`, `generated`, `gates`, `paraphrased` and `perturbed` answers, `gradient`, and, for
-`fluency`, the greedy answers under the base model), what rows must have (`choices`) and whom to compare with (`holdout`
-rows, a `retain_log`). Where that is missing, the score has no value and says why; a default number would look like a
-measurement. `table=False` leaves a metric out of the usual table, `on_request=True` out of the usual evaluation.
+A metric registers with information about itself:
 
-Every value has a bootstrap interval: a metric that is not a mean over rows names its `statistic`, a function of groups of
-rows, and puts what it computed the value from into `Score.groups`.
+    label        its name in tables
+    range        its lowest and highest value
+    forget       the better direction on rows to be forgotten (`lower` or `higher`); None where it does not apply
+    normal       the same on all other rows
+    needs        measured quantities (`token_logps`, `generated`, `gates`, `paraphrased` and `perturbed` answers, `gradient`,
+                 and, for `fluency`, the greedy answers under the base model), a column of the rows (`choices`), or rows to
+                 compare with (`holdout`, `retain_log`)
+    table        False leaves it out of the usual table
+    on_request   True leaves it out of the usual evaluation
+    statistic    the function of groups of rows that gives the value; the mean over rows where it is not given
+
+Where a need is missing, the score has no value and gives the reason; a default number would look like a measurement. Every
+value has a bootstrap interval: a metric with a `statistic` puts the groups of rows into `Score.groups`.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ def missing(reason: str, n: int = 0) -> Score:
 
 
 def mean_score(per_row: Sequence[float]) -> Score:
-    """The mean over rows; without a value if there are no rows or one is not a finite number."""
+    """The mean over rows; no value if there are no rows or one is not a finite number."""
     n = len(per_row)
     if not n:
         return missing("there are no rows")
@@ -74,4 +80,4 @@ def tpr_at_low_fpr(positive: Numbers, negative: Numbers) -> float:
 
 def _check_comparable(positive: Numbers, negative: Numbers) -> None:
     if not len(positive) or not len(negative) or np.isnan(positive).any() or np.isnan(negative).any():
-        raise ValueError("two sides can only be told apart by numbers on both sides")
+        raise ValueError("both sides need at least one value, and no value may be NaN")

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: whether the true answer is the likeliest of those to choose from."""
+"""Accuracy on multiple-choice questions: the true answer is the likeliest choice."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from grun.evaluation.metrics import mean_score, metrics, missing
 def accuracy(evidence: Evidence) -> Score:
     """Share of multiple-choice questions whose true answer has the highest log-likelihood, the sum over its tokens.
 
-    As `acc` of lm-evaluation-harness, which WMDP (arXiv 2403.03218) and MMLU (arXiv 2009.03300) are reported with. Of equally
-    likely answers the first counts, as there.
+    This is `acc` of lm-evaluation-harness, in which WMDP (arXiv 2403.03218) and MMLU (arXiv 2009.03300) are reported. Of
+    equally likely answers the first counts, as there.
+
+    Blind spot: a model that always prefers one letter is right a quarter of the time, and knowledge that only an open question
+    brings out does not count.
     """
     n = len(evidence.rows)
     values = []

@@ -1,4 +1,4 @@
-"""Whether the greedy answer is the true one."""
+"""Exact match of the greedy answer with the true one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def exact_match(evidence: Evidence) -> Score:
     """Share of greedy answers that equal the true answer, letter case included.
 
     White space does not count: outer white space is dropped, and any run of it inside is one space.
+
+    Blind spot: one other word makes it 0.
     """
     if any(row.generated is None for row in evidence.rows):
         return missing("no answers were generated", len(evidence.rows))

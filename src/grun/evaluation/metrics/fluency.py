@@ -1,4 +1,4 @@
-"""Whether answers read like language: gibberish is not forgetting."""
+"""Fluency of answers: a model that talks gibberish has not just forgotten."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grun.evaluation.metrics import mean_score, metrics, missing
 
 
 def _perplexity(sums_N2: NDArray[np.float64]) -> float:
-    """From the sum of the log-probabilities of each answer and the number of its tokens."""
+    """Perplexity from the sum of the log-probabilities of each answer and the number of its tokens."""
     logps, tokens = sums_N2.sum(0)
     return float(np.exp(-logps / tokens))
 
@@ -34,6 +34,8 @@ def distinct_bigrams(evidence: Evidence) -> Score:
     """Share of different pairs of neighbouring words in each greedy answer (distinct-2, Li et al. 2016, arXiv 1510.03055).
 
     Low values are repetition. An answer of fewer than two words repeats nothing and counts as 1.
+
+    Blind spot: short answers repeat nothing.
     """
     return _of_words(evidence, lambda words: _distinct(list(zip(words, words[1:], strict=False))))
 
@@ -50,7 +52,9 @@ def distinct_bigrams(evidence: Evidence) -> Score:
 def word_entropy(evidence: Evidence) -> Score:
     """Entropy of the words of each greedy answer, in bits, then the mean over rows (Zhang et al. 2018, arXiv 1809.05972).
 
-    0 for an answer that says one word again and again; long answers have more.
+    0 for an answer that repeats one word; long answers have more.
+
+    Blind spot: it grows with the length of the answer.
     """
     return _of_words(evidence, _entropy)
 
@@ -67,7 +71,9 @@ def word_entropy(evidence: Evidence) -> Score:
 def perplexity_under_base(evidence: Evidence) -> Score:
     """Perplexity of the greedy answers under the model before unlearning: `exp(mean nll)` over all their tokens.
 
-    High values are what the model would never have said. Answers without a token are left out.
+    High values mean answers that the model would not have given. Answers without a token are left out.
+
+    Blind spot: a fluent wrong answer and a fluent leak look the same.
     """
     n = len(evidence.rows)
     if any(row.generated_base_logps is None for row in evidence.rows) or not n:

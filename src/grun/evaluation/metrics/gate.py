@@ -1,4 +1,4 @@
-"""What the gates of an adapter do. A row counts by its widest open gate: one open gate is enough to edit the answer."""
+"""Openness of gates. The widest open gate of a row counts: one open gate is enough to edit the answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ NO_GATES = "the model has no gated adapter"
 
 @metrics.register("gate_mean", label="gate", range=(0.0, 1.0), forget="higher", normal="lower", needs=("gates",))
 def gate_mean(evidence: Evidence) -> Score:
-    """Mean gate value, after the threshold, of each row's widest open gate; per gate, the mean of that gate."""
+    """Mean gate value, after the threshold, of each row's widest open gate; per gate, the mean of that gate.
+
+    Blind spot: many rows a little and a few rows wholly look the same.
+    """
     return _of_values(evidence, float)
 
 
@@ -24,7 +27,9 @@ def gate_mean(evidence: Evidence) -> Score:
 def gate_open(evidence: Evidence) -> Score:
     """Share of rows with a gate that is not exactly 0: true positives on forget rows, false ones elsewhere.
 
-    A gate whose threshold was never set is open everywhere; its values say how far.
+    A gate without a threshold is open everywhere; `gate_mean` tells how wide.
+
+    Blind spot: how wide gates open.
     """
     return _of_values(evidence, lambda value: value if math.isnan(value) else float(value > 0.0))
 
@@ -39,7 +44,12 @@ def gate_open(evidence: Evidence) -> Score:
     statistic=auroc,
 )
 def gate_auroc(evidence: Evidence) -> Score:
-    """Area under the ROC curve of the gate logits: forget rows against the rows of this split."""
+    """Area under the ROC curve of the gate logits: forget rows against the rows of this split.
+
+    The chance that a forget row's gate logit lies above that of a row of this split.
+
+    Blind spot: the threshold. A perfect ranking with a bad threshold still harms.
+    """
     return _separation(evidence, evidence.forget)
 
 
@@ -53,7 +63,10 @@ def gate_auroc(evidence: Evidence) -> Score:
     statistic=auroc,
 )
 def gate_auroc_paraphrased(evidence: Evidence) -> Score:
-    """The same with the forget rows in phrasings that training never saw."""
+    """`gate_auroc` with the forget rows in phrasings that training never saw.
+
+    Blind spot: that of `gate_auroc`.
+    """
     return _separation(evidence, evidence.forget_paraphrased)
 
 
@@ -88,7 +101,7 @@ def _separation(evidence: Evidence, forget: Sequence[RowEvidence] | None) -> Sco
 
 
 def _gates(rows: Sequence[RowEvidence], name: str) -> list[tuple[float, ...]] | None:
-    """What the gates said, row by row; None if that is unknown for a row."""
+    """Logits or values of the gates, row by row; None if a row has none."""
     found = [getattr(row, name) for row in rows]
     return found if found and all(found) else None
 

@@ -1,8 +1,8 @@
-"""Membership inference: can the rows to be forgotten still be told from rows of the same kind that the model never saw?
+"""Membership inference: attacks that tell forget rows from rows of the same kind that the model never saw.
 
-Every attack scores a row by how much the model seems to know it. Two values come of it: the area under the ROC curve of
-forget rows (members) against hold-out rows, 0.5 if the model gives nothing away; and how many of the members it finds while
-it mistakes at most 1 % of the others for members, which is what an attacker can act on. Only the forget split has values.
+Every attack scores a row by how well the model seems to know it. It has two values: the area under the ROC curve of forget
+rows (members) against hold-out rows, 0.5 if the model gives nothing away; and the share of members that it finds while it
+mistakes at most 1 % of the others for members, which an attacker can act on. Only the forget split has values.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SHARE = 0.2  # of the least likely tokens, Min-K%
 MUSE_SHARE = 0.4  # the same in MUSE's PrivLeak
 NO_LOG = "there is no log of a model trained on retain data only (--retain-log)"
 NO_GRADIENT = "no gradients were computed"
-Membership = Callable[[RowEvidence, RowEvidence | None], float]  # of a row, and of the same under a retrained model
+Membership = Callable[[RowEvidence, RowEvidence | None], float]  # a row, and the same row under a retrained model
 
 
 class _Unknown(Exception):
-    """Something that an attack looks at was not measured."""
+    """A quantity that an attack reads was not measured."""
 
 
 def _attack(
@@ -43,8 +43,18 @@ def _attack(
         def tpr(evidence: Evidence) -> Score:
             return _scored(evidence, membership, tpr_at_low_fpr)
 
-        auc.__doc__ = membership.__doc__
-        tpr.__doc__ = f"Share of forget rows that it finds at 1 % false positives. {membership.__doc__}"
+        auc.__doc__ = (
+            f"{membership.__doc__}\n\n"
+            "The area under the ROC curve of the forget rows against rows of the same kind that no model saw (`holdout`). "
+            "0.5: the model gives nothing away.\n\n"
+            "Blind spot: 0 is as telling as 1. An answer made far less likely than a stranger's betrays that it was forgotten."
+        )
+        tpr.__doc__ = (
+            f"Share of forget rows that it finds at 1 % false positives. {membership.__doc__}\n\n"
+            "An attacker can act on it, where the area under the curve may be 0.5 on average (Carlini et al. 2022, arXiv "
+            "2112.03570).\n\n"
+            "Blind spot: with fewer than 100 hold-out rows, 1 % is none of them, and one row decides."
+        )
         common: dict[str, Any] = {"range": (0.0, 1.0), "forget": "lower", "normal": None, "on_request": slow}
         common["needs"] = (*needs, "holdout")
         metrics.register(name, label=f"MIA {label}", statistic=auroc, table=shown, **common)(auc)
@@ -97,7 +107,7 @@ def mia_grad_norm(row: RowEvidence, _: RowEvidence | None) -> float:
 
 
 def _privacy_leakage(members_N2: NDArray[np.float64], others_N2: NDArray[np.float64]) -> float:
-    """From how well each row seems to be known to the model and to the retrained one (columns)."""
+    """Privacy leakage from the membership scores of each row under the model and under the retrained one (columns)."""
     ours, retrained = (1.0 - auroc(members_N2[:, i], others_N2[:, i]) for i in (0, 1))
     return 100.0 * (ours - retrained) / max(retrained, 1e-10)
 
@@ -113,9 +123,12 @@ def _privacy_leakage(members_N2: NDArray[np.float64], others_N2: NDArray[np.floa
     statistic=_privacy_leakage,
 )
 def privleak(evidence: Evidence) -> Score:
-    """Privacy leakage of MUSE: how far `1 - AUC` of Min-40% is from a retrained model's, in per cent (arXiv 2407.06460).
+    """Privacy leakage of MUSE: distance of `1 - AUC` of Min-40% from a retrained model's, in per cent (arXiv 2407.06460).
 
     0 is ideal. Far below: the forget rows are still recognised; far above: they are conspicuous for being forgotten.
+    Without `--retain-log` there is no value: 0.5 would be a guess.
+
+    Blind spot: a retrained model near 0 or 1 makes small differences large.
     """
     return _scored(evidence, _lowest_of_both, _privacy_leakage)
 
@@ -127,7 +140,7 @@ def _lowest_of_both(row: RowEvidence, retrained: RowEvidence | None) -> tuple[fl
 
 
 def _scored(evidence: Evidence, membership: Callable[..., Any], statistic: Callable[..., float]) -> Score:
-    """The statistic of what an attack says of the forget rows and of the hold-out rows."""
+    """The statistic of an attack's scores of the forget rows and of the hold-out rows."""
     n = len(evidence.rows)
     if not evidence.holdout:
         return missing("there are no hold-out rows to compare with", n)
@@ -153,7 +166,7 @@ def _mean_nll(row: RowEvidence) -> float:
 
 
 def _lowest(values: Sequence[float], share: float = SHARE) -> float:
-    """Mean of the lowest share of the values, at least one; the end of the sequence is left out where there is more."""
+    """Mean of the lowest share of the values, at least one; the end of the sequence is left out unless it is the only one."""
     tokens = sorted(values[:-1] or values)
     count = max(1, int(share * len(tokens)))
     return math.fsum(tokens[:count]) / count

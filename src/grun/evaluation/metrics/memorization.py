@@ -1,4 +1,4 @@
-"""How much of an answer the model has by heart."""
+"""Share of an answer that the model has memorised."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def exact_memorization(evidence: Evidence) -> Score:
     """Share of the answer's tokens that are the likeliest one given the true tokens before them, then the mean over rows.
 
     The end of the answer is left out (Tirumala et al. 2022, arXiv 2205.10770).
+
+    Blind spot: words that any answer has count as well.
     """
     return _of_matches(evidence, lambda right: sum(right) / len(right))
 
@@ -40,6 +42,8 @@ def extraction_strength(evidence: Evidence) -> Score:
     """`1 - k/n`: after k of the answer's n tokens every further one is the likeliest (Carlini et al. 2021, arXiv 2012.07805).
 
     0 if the last token itself is wrong.
+
+    Blind spot: one wrong token near the end hides all before it.
     """
     return _of_matches(evidence, lambda right: _tail(right) / len(right))
 
@@ -55,9 +59,11 @@ def extraction_strength(evidence: Evidence) -> Score:
     needs=("token_logps",),
 )
 def extraction_strength_published(evidence: Evidence) -> Score:
-    """The same as open-unlearning's code computes it, to compare with its tables: never less than `1/n`.
+    """Extraction strength as open-unlearning's code computes it, to compare with its tables: never less than `1/n`.
 
-    Its loop ends before it has looked at the last token.
+    Its loop ends before the last token.
+
+    Blind spot: a model that knows nothing does not reach 0, and short answers look better known than long ones.
     """
     return _of_matches(evidence, lambda right: max(1, _tail(right)) / len(right))
 

@@ -1,4 +1,4 @@
-"""How likely the model finds the true answer."""
+"""Probability of the true answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from grun.evaluation.metrics import mean_score, metrics, missing
 def probability(evidence: Evidence) -> Score:
     """Answer probability per token: `exp(-mean nll)` of each answer, its end included, then the mean over rows.
 
-    As in TOFU (Maini et al., arXiv 2401.06121).
+    As in TOFU (Maini et al., arXiv 2401.06121): how likely the model finds each token of the true answer, given the true
+    tokens before it.
+
+    Blind spot: the true beginning is given. A model that says something else at the first word, and never gets there, may
+    still have a high value.
     """
     empty = [i for i, row in enumerate(evidence.rows) if not row.token_logps]
     if empty:

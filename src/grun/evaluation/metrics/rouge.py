@@ -17,7 +17,13 @@ from grun.evaluation.metrics import mean_score, metrics, missing
     "rouge_l_recall", label="ROUGE-L recall", range=(0.0, 1.0), forget="lower", normal="higher", needs=("generated",)
 )
 def rouge_l_recall(evidence: Evidence) -> Score:
-    """Share of the true answer's words in the longest common subsequence with the greedy answer (Lin 2004)."""
+    """Share of the true answer's words in the longest common subsequence with the greedy answer (Lin 2004).
+
+    By the rouge-score package, with stemming.
+
+    Blind spot: words of the question that both repeat count as well, and a wrong fact in the same sentence loses one
+    word only.
+    """
     return _overlap(evidence, "rougeL")
 
 
@@ -31,7 +37,12 @@ def rouge_l_recall(evidence: Evidence) -> Score:
     needs=("generated",),
 )
 def rouge_1_recall(evidence: Evidence) -> Score:
-    """Share of the true answer's words that the greedy answer contains, in any order (Lin 2004)."""
+    """Share of the true answer's words that the greedy answer contains, in any order (Lin 2004).
+
+    By the rouge-score package, with stemming.
+
+    Blind spot: that of `rouge_l_recall`.
+    """
     return _overlap(evidence, "rouge1")
 
 
@@ -47,7 +58,9 @@ def rouge_1_recall(evidence: Evidence) -> Score:
 def rouge_l_f1(evidence: Evidence) -> Score:
     """Harmonic mean of recall and precision of the longest common subsequence, as in MUSE (arXiv 2407.06460).
 
-    The true answer counts as far as the greedy one could have gone: a continuation of 128 tokens is not to blame for the rest.
+    The true answer is cut to the longest greedy answer: a continuation of 128 tokens cannot contain more.
+
+    Blind spot: precision makes long answers look worse, right ones too.
     """
     return _overlap(evidence, "rougeL", "fmeasure")
 

@@ -1,4 +1,4 @@
-"""The truth ratio of TOFU: how much likelier wrong answers of the same form are than the right one."""
+"""The truth ratio of TOFU: the probability of wrong answers of the same form over that of the right one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ LEAST = 1e-10  # as in the published code
     needs=("token_logps", "perturbed"),
 )
 def probability_normalised(evidence: Evidence) -> Score:
-    """`p / (p + sum of p(wrong))` per row: the true answer among the perturbed ones (TOFU, arXiv 2401.06121, section 2.2)."""
+    """`p / (p + sum of p(wrong))` per row: the true answer among the perturbed ones (TOFU, arXiv 2401.06121, section 2.2).
+
+    The wrong answers of a row are its `perturbed_answers`.
+
+    Blind spot: how likely all of them are together. Gibberish may have any value.
+    """
     lacking = _lacking(evidence.rows)
     if lacking:
         return missing(lacking, len(evidence.rows))
@@ -57,6 +62,8 @@ def truth_ratio(evidence: Evidence) -> Score:
     """`mean min(R, 1/R)`, R the geometric mean probability of wrong answers over that of the right one (arXiv 2401.06121).
 
     The right one is the paraphrased answer, if there is one. Near 1: the model tells right from wrong no better than a guess.
+
+    Blind spot: a model that finds every sentence equally unlikely looks ideal.
     """
     return _of_ratios(evidence, lambda ratio: min(ratio, 1.0 / max(ratio, LEAST)))
 
@@ -70,12 +77,15 @@ def truth_ratio(evidence: Evidence) -> Score:
     needs=("paraphrased", "perturbed"),
 )
 def truth_ratio_utility(evidence: Evidence) -> Score:
-    """`mean max(0, 1 - R)`, R as in `truth_ratio`: how far the right answer stands out (TOFU, arXiv 2401.06121)."""
+    """`mean max(0, 1 - R)`, R as in `truth_ratio`: how far the right answer stands out (TOFU, arXiv 2401.06121).
+
+    Blind spot: that of `truth_ratio`.
+    """
     return _of_ratios(evidence, lambda ratio: max(0.0, 1.0 - ratio))
 
 
 def _ks_p_value(ratios_N2: NDArray[np.float64]) -> float:
-    """From the truth ratios of two models on the same rows."""
+    """p-value of the truth ratios of two models on the same rows."""
     return float(ks_2samp(*ratios_N2.T).pvalue)
 
 
@@ -96,6 +106,9 @@ def forget_quality(evidence: Evidence) -> Score:
     """p-value of the Kolmogorov-Smirnov test between the truth ratios and those of a model trained on retain data only.
 
     TOFU, arXiv 2401.06121, section 2.2 (scipy's `ks_2samp`). Large: the two models cannot be told apart by their truth ratios.
+
+    Blind spot: with few rows everything looks alike. Resampled rows repeat, which the test takes for a difference: the
+    interval leans to small values.
     """
     return _against_retrained(evidence, _ks_p_value)
 
@@ -111,7 +124,10 @@ def forget_quality(evidence: Evidence) -> Score:
     statistic=_log10_ks_p_value,
 )
 def forget_quality_log10(evidence: Evidence) -> Score:
-    """Decimal logarithm of the forget quality, the form in which papers plot it."""
+    """Decimal logarithm of the forget quality, the form in which papers plot it.
+
+    Blind spot: that of `forget_quality`.
+    """
     return _against_retrained(evidence, _log10_ks_p_value)
 
 
@@ -131,7 +147,7 @@ def _against_retrained(evidence: Evidence, statistic: Callable[[NDArray[np.float
 
 
 def truth_ratios(rows: Sequence[RowEvidence]) -> list[float] | None:
-    """The ratio of each row; None if a row lacks what it is computed from."""
+    """The truth ratio of each row; None if a row lacks an answer that it is computed from."""
     return None if _lacking(rows) else [_ratio(row) for row in rows]
 
 
@@ -159,7 +175,7 @@ def _mean(logps: Sequence[float]) -> float:
 
 
 def _lacking(rows: Sequence[RowEvidence]) -> str | None:
-    """What the rows lack for comparing right and wrong answers, in words."""
+    """The reason why right and wrong answers cannot be compared; None if they can."""
     if not rows:
         return "there are no rows"
     empty = next((i for i, row in enumerate(rows) if not row.token_logps or not all(row.perturbed_logps)), None)

@@ -1,4 +1,4 @@
-"""How useful the model still is, in one number over several splits."""
+"""Model utility: the usefulness of a model in one number over several splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grun.evaluation.metrics import metrics, missing, summaries
 
 
 def _harmonic_mean(*groups: Any) -> float:
-    """Of the means of all columns of all groups of rows."""
+    """Harmonic mean of the means of all columns of all groups of rows."""
     return float(harmonic_mean([float(mean) for rows_NK in groups for mean in np.mean(rows_NK, axis=0)]))
 
 
@@ -29,11 +29,14 @@ def _harmonic_mean(*groups: Any) -> float:
 def model_utility(splits: Mapping[str, Evidence], *, utility: Mapping[str, bool]) -> Score:
     """Harmonic mean of probability, ROUGE-L recall and truth ratio over the splits that stand for utility.
 
-    TOFU, arXiv 2401.06121, section 2.2.
+    TOFU, arXiv 2401.06121, section 2.2; there they are retain, real authors and world facts.
+
+    Blind spot: one small part makes it small, whatever the others are.
 
     Args:
-        splits: evidence by name.
-        utility: names of those splits, each with whether its probability is normalised over the perturbed answers.
+        splits: evidence by name of the split.
+        utility: names of the splits that stand for utility; True where the probability is normalised over the perturbed
+            answers.
     """
     if not utility:
         return missing("the data name no splits that stand for utility")

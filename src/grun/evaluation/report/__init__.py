@@ -1,1 +1,1 @@
-"""Results made readable."""
+"""Tables and figures of results."""

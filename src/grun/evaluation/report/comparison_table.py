@@ -20,8 +20,8 @@ def comparison_table(found: Sequence[Compared], names: Sequence[str]) -> tuple[s
     """The table as Markdown, and for the terminal: a block of lines per split, a line per metric.
 
     Args:
-        found: by split and metric.
-        names: of the runs; the first is what the others are compared with.
+        found: the comparison, by split and metric.
+        names: names of the runs; the others are compared with the first.
     """
     head = ["split", "metric", names[0]]
     head += [text for name in names[1:] for text in (name, "difference", "95 % interval")]

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG and SVG: what was forgotten and what was kept, the gates, and the truth ratios."""
+"""Figures of an evaluation, as PNG and SVG: forgetting against utility, the gates, and the truth ratios."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_figures(folder: Path, found: Found, forget: str | None, seed: int = 0) -> list[str]:
-    """Draw what there is to draw.
+    """Draw all figures for which there are values.
 
     Args:
-        folder: to write `forget_utility`, `gates` and `truth_ratio` to, as `.png` and `.svg`.
-        found: what an evaluation found.
+        folder: folder for `forget_utility`, `gates` and `truth_ratio`, each as `.png` and `.svg`.
+        found: results of an evaluation.
         forget: name of the split that is to be forgotten; None if there is none.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         Names of the figures that were drawn: without a forget split, gates or perturbed answers there are fewer.
@@ -63,14 +63,14 @@ def draw_figures(folder: Path, found: Found, forget: str | None, seed: int = 0) 
 
 @dataclass(frozen=True)
 class _Place:
-    """A value on an axis, and how far its interval reaches below and above."""
+    """A value on an axis, and the reach of its interval below and above it."""
 
     value: float
     reach: list[list[float]]
 
 
 def _forget_utility(found: Found, forget: str, seed: int) -> Figure | None:
-    """What is left of the forgotten answers against what the model is still good for, with 95 % intervals."""
+    """Answer probability on the forget split against utility, with 95 % intervals."""
     points = {}
     for subject, scores in found.scores.items():
         left = scores[forget].get("probability")
@@ -104,7 +104,7 @@ def _forget_utility(found: Found, forget: str, seed: int) -> Figure | None:
 
 
 def _kept(found: Found, subject: str, forget: str) -> tuple[Score | None, Mapping[str, Any], str]:
-    """What the model is still good for: model utility, or else the mean answer probability over all other rows."""
+    """Utility with its registered information and label: model utility, or else the answer probability on other rows."""
     utility = found.summaries.get(subject, {}).get("model_utility")
     if utility is not None and utility.value is not None:
         return utility, summaries.get("model_utility").info, "model utility"
@@ -123,7 +123,7 @@ def _place(score: Score | None, info: Mapping[str, Any], seed: int) -> _Place | 
 
 
 def _gates(found: Found) -> Figure | None:
-    """How far each gate opened, for the rows of each split."""
+    """Histograms of gate values, by split and gate."""
     evidence = found.evidence.get("after", {})
     gated = {split: rows for split, one in evidence.items() if (rows := _gate_values(one)) is not None}
     if not gated:

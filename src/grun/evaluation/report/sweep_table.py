@@ -1,4 +1,4 @@
-"""The table of a sweep: one line per setting, over seeds, with what was forgotten, what was kept, and the cost."""
+"""The table of a sweep: one line per setting, over seeds, with forgetting, retention and cost."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ READ_ON_FORGET = {"probability": "{split}: probability", "rouge_l_recall": "{spl
 
 @dataclass(frozen=True)
 class Finished:
-    """What one run of a sweep found.
+    """The results of one run of a sweep.
 
     Attributes:
-        varied: settings that tell it from the others; none for a target model.
+        varied: settings in which it differs from other runs; none for a target model.
         target: name of the target model's own run.
         scores: values by split and metric; None where there is no value.
-        facts: of training: `trainable_parameters`, `seconds`, `peak_memory_mib`.
+        facts: facts of training: `trainable_parameters`, `seconds`, `peak_memory_mib`; and the provenance.
     """
 
     varied: Mapping[str, str]
@@ -47,8 +47,8 @@ def mean_and_spread(values: Sequence[float | None], digits: int = 3) -> str:
 def sweep_table(runs: Sequence[Finished]) -> tuple[str, Table]:
     """The table as Markdown, and for the terminal.
 
-    Of splits that are to be forgotten it shows probability and ROUGE-L; of every other the probability relative to that of the
-    target model ("kept"); and the gate's AUROC where there is one.
+    For splits to be forgotten it shows probability and ROUGE-L; for every other split the probability relative to that of the
+    target model ("kept"), and the gate's AUROC where there is one.
     """
     targets = {run.target: run for run in runs if not run.varied}
     grid = [run for run in runs if run.varied]

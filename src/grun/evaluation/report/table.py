@@ -31,13 +31,13 @@ from grun.evaluation.metrics import summaries
 
 Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
 MISSING = "–"
-LARGE = 100_000.0  # from here on only the magnitude says something
-LONGEST = 160  # characters of an answer in a table; an answer that repeats itself has many more
+LARGE = 100_000.0  # only the magnitude of larger numbers is shown
+LONGEST = 160  # characters of an answer in a table; repetitive answers have many more
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, its true answer (None if nobody knows), and what each subject (model, or state of one) answered."""
+    """A question, its true answer (None if unknown), and the answers by subject (a model, or a state of one)."""
 
     split: str
     question: str
@@ -51,8 +51,8 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
     Metrics that have no value anywhere are left out and named, with the reason, below the table.
 
     Args:
-        results: by subject, split and metric, as `evaluate_model` returns them; subjects in the order to show them.
-        title: above the table.
+        results: scores by subject, split and metric; subjects in the order to show them.
+        title: title above the table.
     """
     shown, left_out = _columns(results)
     table = Table(title=title, caption=_note(left_out), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
@@ -73,7 +73,7 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
 
 
 def in_the_table(results: Subjects, wanted: Sequence[str] = ()) -> dict[str, dict[str, dict[str, Score]]]:
-    """The scores that a reader wants to see first: those of the metrics named, or of all that do not say `table=False`."""
+    """Scores of the metrics named, or of all that are not registered with `table=False`."""
     usual = wanted or [entry.name for entry in registry if entry.info.get("table", True)]
     return {
         subject: {
@@ -84,7 +84,7 @@ def in_the_table(results: Subjects, wanted: Sequence[str] = ()) -> dict[str, dic
 
 
 def summary_lines(summary: Mapping[str, Mapping[str, Score]]) -> list[str]:
-    """One line per summary with the value of each subject, or why there is none.
+    """One line per summary with the value of each subject, or the reason why there is none.
 
     Args:
         summary: scores by subject and summary.
@@ -108,12 +108,12 @@ def show_whole(table: Table) -> None:
 
 
 def number(value: float, sign: bool = False) -> str:
-    """A number for a cell; only the magnitude of a very large one."""
+    """A number for a cell; very large ones in scientific notation."""
     return format(value, ("+" if sign else "") + (".3f" if abs(value) < LARGE else ".2e"))
 
 
 def to_markdown(results: Subjects) -> str:
-    """The same table as Markdown, with the number of rows."""
+    """Scores as a Markdown table, with the number of rows of each split."""
     shown, left_out = _columns(results)
     head = ["split", "rows", "", *map(metric_label, shown)]
     lines = [escaped_line(head), escaped_line(["---", "---:", "---", *["---:"] * len(shown)])]
@@ -126,7 +126,7 @@ def to_markdown(results: Subjects) -> str:
 
 
 def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
-    """Questions with the true answer and each subject's, one below the other, so that they fit any terminal."""
+    """Questions, each with the true answer and each subject's below it, which fits any terminal."""
     table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for row in rows:
         lines = _lines(row)
@@ -136,7 +136,7 @@ def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
 
 
 def answers_to_markdown(rows: Sequence[Answered]) -> str:
-    """The same as Markdown."""
+    """Questions and answers as a Markdown table."""
     headings = ["split", "question", *list(_lines(rows[0]))[1:]] if rows else ["split", "question"]
     lines = [escaped_line(headings), escaped_line(["---"] * len(headings))]
     lines += [escaped_line([row.split, *map(_short, _lines(row).values())]) for row in rows]
@@ -144,13 +144,13 @@ def answers_to_markdown(rows: Sequence[Answered]) -> str:
 
 
 def _lines(row: Answered) -> dict[str, str]:
-    """What there is to show of a question, by label."""
+    """Question and answers by label."""
     known = {} if row.gold is None else {"true answer": row.gold}
     return {row.split or "question": row.question, **known, **row.answers}
 
 
 def _short(text: str) -> str:
-    """A long text cut to what is needed to judge it."""
+    """A text cut to `LONGEST` characters."""
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
@@ -163,7 +163,7 @@ def _by_split(results: Subjects) -> dict[str, dict[str, Mapping[str, Score]]]:
 
 
 def _columns(results: Subjects) -> tuple[list[str], dict[str, str]]:
-    """Metrics with a value somewhere, and the reason of each of the others."""
+    """Metrics with a value somewhere, and each of the others with the reason why it has none."""
     shown: list[str] = []
     reasons: dict[str, str] = {}
     for found in results.values():
@@ -183,7 +183,7 @@ def _note(left_out: Mapping[str, str]) -> str | None:
 
 
 def metric_label(metric: str) -> str:
-    """What a metric is called in tables."""
+    """Name of a metric in tables."""
     known = registry if metric in registry.names() else summaries
     return str(known.get(metric).info["label"]) if metric in known.names() else metric
 
@@ -193,7 +193,7 @@ def _cell(score: Score | None) -> str:
 
 
 def plain_text(value: str) -> Text:
-    """Text that is never read as markup, without control characters that a terminal would obey."""
+    """Text without markup and without control characters that a terminal would obey."""
     return Text("".join(c if c.isprintable() or c == "\n" else "·" for c in value))
 
 
@@ -203,7 +203,7 @@ def escaped_line(cells: Sequence[str]) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """Text for one cell of a Markdown table: one line, nothing in it is markup."""
+    """Text for one cell of a Markdown table: one line, without markup."""
     if set(cell) <= set("-:"):
         return cell
     for sign in "\\`*_[]<>|#":

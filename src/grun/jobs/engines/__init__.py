@@ -1,7 +1,7 @@
-"""What carries out the runs of a sweep: processes of this machine, or a cluster through an existing engine.
+"""Engines that carry out the runs of a sweep: processes of this machine, or a cluster.
 
 An engine is a function `(tasks, settings) -> iterator of outcomes`, registered under its name. A task is a command line and a
-file for what it prints; the commands save their state, so an engine may stop one at any time and start it again later.
+file for its output. The commands save their state, so an engine may stop a task at any time and start it again later.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended.
+    """The end of a task.
 
     Attributes:
-        task: which.
+        task: the task that ended.
         code: its exit code; 0 for success.
     """
 
@@ -47,12 +47,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How much may happen at once.
+    """Limits on the tasks that run at the same time.
 
     Attributes:
-        jobs: most tasks at a time.
-        memory_gib: budget of resident memory of all tasks together.
-        address: of a cluster, in the engine's own form; None for a local one.
+        jobs: largest number of tasks at a time.
+        memory_gib: budget of resident memory of all tasks together, in GiB.
+        address: address of a cluster, in the engine's own form; None for a local one.
     """
 
     jobs: int

@@ -41,11 +41,11 @@ class _Running:
         return total
 
     def ask_to_stop(self) -> None:
-        """Ask for the state to be saved."""
+        """Ask the process to save its state and end."""
         self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> int:
-        """Wait for the end, insist on it after a while, and return the exit code."""
+        """Wait for the end, kill the process after the grace period, and return the exit code."""
         with self.process:  # closes the pipe
             try:
                 return self.process.wait(GRACE)
@@ -58,9 +58,9 @@ class _Running:
 def processes(tasks: Sequence[Task], settings: EngineSettings) -> Iterator[Outcome]:
     """Processes of this machine, as many at a time as the memory budget allows.
 
-    A further task is started only if the budget has room for as much memory as the largest task so far has used; until one has
-    ended, nothing is known and one runs alone. If the running ones outgrow the budget together, the youngest is stopped, and
-    started again later.
+    A further task is started only if the budget has room for as much memory as the largest task so far has used. Until the
+    first task has ended, its size is unknown and it runs alone. If the running tasks together exceed the budget, the youngest
+    is stopped and started again later.
     """
     waiting, running = deque(tasks), list[_Running]()
     largest, known = 0, False
@@ -106,6 +106,6 @@ def _start(task: Task) -> _Running:
             stdout=log,
             stderr=log,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches it once, from here
+            start_new_session=True,  # Ctrl-C reaches it once, as the signal sent by this process
         )
     return _Running(task, process)

@@ -46,9 +46,9 @@ def ray(tasks: Sequence[Task], settings: EngineSettings) -> Iterator[Outcome]:
 
 
 def _run(task: Task) -> int:
-    """Carries a task out on a machine of the cluster; returns its exit code."""
+    """Exit code of a task, which runs on a machine of the cluster."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
     with task.log.open("ab") as log:
-        pipe = subprocess.PIPE  # held open until the task has ended; it ends when the pipe does
+        pipe = subprocess.PIPE  # the task ends when the pipe closes, so the pipe is held open until then
         with subprocess.Popen(task.command, stdin=pipe, stdout=log, stderr=log, env=environment) as process:
             return process.wait()

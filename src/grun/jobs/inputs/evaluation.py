@@ -15,7 +15,7 @@ from grun.core.records import Benchmark, Example
 from grun.data.benchmarks import load_benchmark
 from grun.data.examples import read_examples
 from grun.data.paraphrases import is_rephrasable, with_paraphrases
-from grun.evaluation.measure import HOLDOUT
+from grun.evaluation.measuring.plan import HOLDOUT
 from grun.evaluation.metrics import metrics
 
 logger = logging.getLogger("grun")

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["OtherAnswers", "UnlearningRows", "load_unlearning_rows", "other_answers", "withhold"]
+__all__ = [
+    "OtherAnswers",
+    "UnlearningRows",
+    "load_unlearning_rows",
+    "open_run",
+    "other_answers",
+    "usual_settings",
+    "withhold",
+]
 
 import logging
 import random
@@ -13,9 +21,12 @@ from pathlib import Path
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
+from grun.core.storage.fingerprints import fingerprint
+from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.data.examples import check_disjoint, read_examples
 from grun.data.refusals import REFUSALS
+from grun.models.adaptations import with_presets
 
 logger = logging.getLogger("grun")
 OtherAnswers = Callable[[Example], Sequence[str]]
@@ -28,6 +39,14 @@ class UnlearningRows:
     forget: list[Example]
     retain: list[Example]
     validation: list[Example]
+
+
+def usual_settings(config: UnlearnConfig) -> UnlearnConfig:
+    """The settings of a run where nothing but the adaptation and the preset is given.
+
+    A run of an older version had these values of all settings that were added since.
+    """
+    return with_presets(UnlearnConfig(adapt=config.adapt, preset=config.preset))
 
 
 def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:
@@ -55,6 +74,18 @@ def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:
         known = {(row.prompt, row.answer) for row in forget}
         retain = [row for row in retain if (row.prompt, row.answer) not in known]
     return UnlearningRows(forget, *withhold(retain, config.withhold, config.seed))
+
+
+def open_run(config: UnlearnConfig, data: UnlearningRows, objects: str = "") -> RunDirectory:
+    """The directory of an unlearning run; see `RunDirectory.open`.
+
+    Args:
+        config: of the job, with presets filled in.
+        data: the rows.
+        objects: fingerprint of what was given as Python objects, a model or an objective.
+    """
+    content, usual = fingerprint(vars(data)) + objects, usual_settings(config)
+    return RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=content, usual=usual)
 
 
 def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequence[Example]) -> dict[str, OtherAnswers]:

@@ -1,8 +1,9 @@
-"""Ways of adapting a model: GRUN itself as a PEFT method, and what it is compared with.
+"""Ways of adapting a model: GRUN as a PEFT method, and its baselines.
 
-A way of adapting is a function `(model, UnlearnConfig) -> model` registered with its presets: the settings that a preset
-leaves to it (`None` in the configuration) are taken from there. `settings` names those of `SETTINGS` that it has. One that
-trains the weights themselves says `whole_model=True`, and the model is saved; one that edits layers, `edits=True`.
+A way of adapting is a function `(model, UnlearnConfig) -> model`. It is registered with presets, which give the settings that
+the user leaves open (`None` in the configuration), and with `settings`, the names in `SETTINGS` that apply to it.
+`whole_model=True` marks a way that trains the weights themselves (the whole model is saved), `edits=True` one that edits the
+output of layers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def base_name(config: UnlearnConfig) -> str | None:
 
 
 def with_presets(config: UnlearnConfig) -> UnlearnConfig:
-    """The configuration with every setting left open filled in from its preset.
+    """The configuration, with every setting that was left open filled in from the preset.
 
     Raises:
         UserError: for an unknown way of adapting, an unknown preset, or a setting that this way does not have.

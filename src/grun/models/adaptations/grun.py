@@ -71,6 +71,6 @@ def grun(model: Any, config: UnlearnConfig) -> PeftModel:
     presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED},
 )
 def reft(model: Any, config: UnlearnConfig) -> PeftModel:
-    """The same low-rank edits without a gate (LoReFT): every prompt is edited."""
+    """Low-rank edits of hidden states without a gate (LoReFT): every prompt is edited."""
     adapted: PeftModel = get_peft_model(model, grun_config(config))
     return adapted

@@ -1,4 +1,4 @@
-"""Encoded rows in padded batches, and rows of similar length together."""
+"""Padded batches of encoded rows, and batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def collate(
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that fills rows up: the padding token, or else the end-of-sequence token (it is masked in any case).
+    """The token that pads rows: the padding token, or else the end-of-sequence token (it is masked in any case).
 
     Raises:
         UserError: if the tokenizer has neither.
@@ -60,8 +60,8 @@ def length_batches(lengths: Sequence[int], batch_size: int, token_budget: int | 
 
     Args:
         lengths: tokens of each row.
-        batch_size: most rows of a batch.
-        token_budget: most tokens of a batch, padding included; a row that is longer gets a batch of its own.
+        batch_size: largest number of rows of a batch.
+        token_budget: largest number of tokens of a batch, padding included; a longer row gets a batch of its own.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):

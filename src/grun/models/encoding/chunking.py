@@ -1,4 +1,4 @@
-"""Running text that is too long for one row, in pieces that fit."""
+"""Pieces of running text that is too long for one row."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from grun.core.records import Example
 from grun.data.examples import split_text
 from grun.models.encoding.templates import plain_ids
 
-SPECIAL_TOKENS = 4  # of a row, at the beginning and the end
+SPECIAL_TOKENS = 4  # at the beginning and the end of a row
 
 
 def chunk_running_text(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, most_tokens: int | None
 ) -> list[Example]:
-    """Running text that is too long for one row in pieces of about equal length, each with a prompt of its own.
+    """The rows, with running text that is too long cut into pieces of about equal length, each with its own prompt.
 
     Rows with a question stay as they are.
 
     Args:
         examples: rows.
         tokenizer: counts the tokens.
-        most_tokens: longest row; None leaves everything whole.
+        most_tokens: longest row, in tokens; None leaves everything whole.
     """
     out: list[Example] = []
     for example in examples:
@@ -54,6 +54,6 @@ def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, most_tokens: i
         parts[min(before * count // sum(lengths), count - 1)] += word
         before += length
     for i in range(count - 1, 0, -1):
-        if len(parts[i].split()) < 2:  # a word that is as long as a piece: it stays with what precedes it
+        if len(parts[i].split()) < 2:  # a word as long as a piece stays with the piece before it
             parts[i - 1] += parts.pop(i)
     return [split_text(part) for part in parts]

@@ -1,8 +1,8 @@
-"""From examples to batches of token ids: the only place that tokenises.
+"""Token ids of examples; prompts and answers are tokenised here only.
 
-The prompt's ids in training are exactly its ids in generation. Two things would break that and are handled here:
-a trailing space of the prompt, which most tokenizers merge with the answer's first word (so it belongs to the answer),
-and merges across the boundary (then prompt and answer are tokenised apart).
+The prompt's ids in training are exactly its ids in generation. Two things would break that and are handled here. Most
+tokenizers merge a trailing space of the prompt with the answer's first word, so the space belongs to the answer. Where a
+tokenizer merges across the boundary, prompt and answer are tokenised apart.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _prompt_ids(
 def _answer_alone(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Ids of an answer whose first letters would merge with the prompt's last ones.
 
-    Tokenised behind a character that does not merge: some tokenizers put a space of their own before every text.
+    The answer is tokenised after a character that does not merge with it, because some tokenizers put a space of their own
+    before every text.
     """
     for anchor in ("\n", "."):
         before, both = plain_ids(tokenizer, anchor), plain_ids(tokenizer, anchor + answer)

@@ -1,4 +1,4 @@
-"""Prompt templates: how a question is written down for a model, and which token ends the answer."""
+"""Prompt templates: the form of a question for a model, and the token that ends the answer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MARK = "grunanswermark"
 
 @dataclass(frozen=True)
 class Template:
-    """How a prompt is written for one tokenizer; see `resolve_template`.
+    """The form of prompts for one tokenizer; see `resolve_template`.
 
     Attributes:
         name: "chat", "qa" or "text".
         pattern: text with `{prompt}` in it; None for the tokenizer's chat template.
-        separator: what a chat template puts between its generation prompt and the answer (usually nothing).
+        separator: text that a chat template puts between its generation prompt and the answer (usually none).
         start_ids: tokens that the tokenizer puts before every text (BOS); a chat template writes its own.
         end_id: token that ends an answer under this template.
         eos_id: token that ends running text.
@@ -38,7 +38,7 @@ class Template:
     eos_id: int
 
     def write(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """The prompt without trailing spaces, and what stands between it and the answer.
+        """The prompt without trailing spaces, and the text between it and the answer.
 
         Raises:
             UserError: if the tokenizer's chat template refuses the conversation.
@@ -56,8 +56,8 @@ class Template:
 def resolve_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     r"""The template called `name`: "auto", "chat", "qa", or a text of the user's own with `{prompt}` in it.
 
-    The answer follows a text exactly as it is written: end it with a space if one is wanted. `\n` and `\t` stand for a
-    line break and a tab. A chat prompt is tokenised as `apply_chat_template` does it, without a further BOS.
+    The answer follows a text exactly as it is written: end the text with a space if one is wanted. `\n` and `\t` stand for a
+    line break and a tab. A chat prompt is tokenised as by `apply_chat_template`, without a further BOS.
 
     Raises:
         UserError: if the text has no `{prompt}`, or the tokenizer has no chat template or no end-of-sequence token.
@@ -96,7 +96,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the tokenizer puts before a text; what some put behind it (EOS) would end the prompt too early."""
+    """Tokens that the tokenizer puts before a text; those after it (EOS) are left out, as they would end the prompt."""
     plain, special = plain_ids(tokenizer, "a"), list(tokenizer("a")["input_ids"])
     at = next((i for i in range(len(special)) if special[i : i + len(plain)] == plain), 0)
     return tuple(special[:at])
@@ -123,7 +123,7 @@ def _rendered(
 
 
 def _chat_ending(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> tuple[str, int]:
-    """What a chat template puts before an answer, and the token that it ends a turn with (EOS if it has none)."""
+    """Text that a chat template puts before an answer, and the token that ends a turn (EOS if it has none)."""
     question = [{"role": "user", "content": "a"}]
     prompt = _rendered(tokenizer, question, add_generation_prompt=True)
     whole = _rendered(tokenizer, [*question, {"role": "assistant", "content": _MARK}])

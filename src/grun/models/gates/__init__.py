@@ -1,1 +1,1 @@
-"""Gates from outside: what they read, how they are fitted, and thresholds with a guarantee."""
+"""Features, fitting and calibration of gates."""

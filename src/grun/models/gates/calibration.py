@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["calibrated", "learnt_places", "logits_of_prompts", "logits_of_rows", "share_open"]
+__all__ = [
+    "Calibration",
+    "OpenShare",
+    "calibrated",
+    "learnt_places",
+    "logits_of_prompts",
+    "logits_of_rows",
+    "share_open",
+]
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +27,84 @@ from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import features_of_rows, gate_logits, gates_of, held_gates, thresholds_of
 from grun.models.gates.guarantee import Guarantee, guaranteed_thresholds, usual_place
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
+
+
+@dataclass(frozen=True)
+class OpenShare:
+    """Prompts that open any gate.
+
+    Attributes:
+        open: number of prompts that do.
+        prompts: number of prompts that were asked.
+        share: `open / prompts`.
+        interval: exact (Clopper-Pearson) 95 % interval of the share, low and high.
+    """
+
+    open: int
+    prompts: int
+    share: float
+    interval: tuple[float, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as it is written to `calibration.json` and `ledger.json`."""
+        return {**dataclasses.asdict(self), "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds of the gates of a model, the guarantee that they give, and the prompts behind it.
+
+    Attributes:
+        alpha, delta: the guarantee (see `Guarantee`).
+        dtype: dtype of the model, such as `float32`; the guarantee holds in this dtype.
+        normal_prompts: number of calibration prompts.
+        normal_prompts_needed: fewest prompts for this guarantee.
+        normal_prompts_allowed_open: largest number of them that may open a gate.
+        thresholds: of the gates, in layer order, as logits.
+        places: logits at which the gates were to open, if normal prompts allowed it.
+        deviations: largest change of each gate's logit between a batch and a prompt alone.
+        normal_open: calibration prompts that open a gate.
+        forget_open: forget prompts that open a gate; None if none were given.
+    """
+
+    alpha: float
+    delta: float
+    dtype: str
+    normal_prompts: int
+    normal_prompts_needed: int
+    normal_prompts_allowed_open: int
+    thresholds: tuple[float, ...]
+    places: tuple[float, ...]
+    deviations: tuple[float, ...]
+    normal_open: OpenShare
+    forget_open: OpenShare | None = None
+
+    @property
+    def threshold_G(self) -> Tensor:
+        """The thresholds as a float32 tensor, on the CPU."""
+        return torch.tensor(self.thresholds, dtype=torch.float32)
+
+    def with_forget(self, logits_NG: Tensor) -> Calibration:
+        """The calibration with the share of forget prompts that open a gate, from their logits (N, G)."""
+        return dataclasses.replace(self, forget_open=share_open(logits_NG, self.threshold_G))
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as it is written to `calibration.json`; without `forget_open` where there were no forget prompts."""
+        found = dataclasses.asdict(self)
+        found |= {name: list(found[name]) for name in ("thresholds", "places", "deviations")}
+        shares = {"normal_open": self.normal_open, "forget_open": self.forget_open}
+        found |= {name: share.as_json() for name, share in shares.items() if share is not None}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def learnt_places(model: Any) -> Tensor:
-    """Where the gates (G,) open as they were learnt, also if they were calibrated since: that threshold is not independent.
+    """Places (G,) of the gates: the logits at which they opened when they were learnt, float32.
+
+    The threshold of a gate that was calibrated since is not used: it depends on calibration prompts.
 
     Raises:
-        UserError: if an adapter says so of another number of gates than it has.
+        UserError: if the configuration of an adapter has fewer places than the adapter has gates.
     """
     places: list[float] = []
     known: dict[str, Iterator[float]] = {}
@@ -44,15 +125,22 @@ def calibrated(
     guarantee: Guarantee,
     *,
     lower: bool = False,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Thresholds (G,) for the gates of a model, and what is written down about them.
+) -> Calibration:
+    """Thresholds for the gates of a model that keep a guarantee for normal prompts.
 
-    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all: the
-    larger reading counts, and thresholds are as far above it as any reading has moved. `place_G`, `lower`: see
-    `guaranteed_thresholds`.
+    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all. The
+    larger logit counts, and thresholds lie above it by the largest change of any logit.
+
+    Args:
+        model: PEFT model with a gated adapter.
+        rows: encoder of the prompts.
+        normal: calibration prompts, which no gate was fitted on.
+        place_G: see `guaranteed_thresholds`.
+        guarantee: the guarantee to give.
+        lower: see `guaranteed_thresholds`.
 
     Raises:
-        UserError: if gates give no finite numbers.
+        UserError: if a logit is not a finite number.
     """
     encoded = rows.encode(normal)
     both = [logits_of_rows(model, rows, encoded, alone=alone) for alone in (False, True)]
@@ -62,34 +150,34 @@ def calibrated(
         threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G, lower=lower)
     except ValueError as error:
         raise UserError(f"Nothing can be promised: {error}.") from error
-    return threshold_G, {
-        "alpha": guarantee.alpha,
-        "delta": guarantee.delta,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "normal_prompts": len(normal_NG),
-        "normal_prompts_needed": guarantee.prompts_needed,
-        "normal_prompts_allowed_open": guarantee.allowed(len(normal_NG)),
-        "thresholds": threshold_G.tolist(),
-        "places": place_G.tolist(),
-        "deviations": deviation_G.tolist(),
-        "normal_open": share_open(normal_NG, threshold_G),
-    }
+    return Calibration(
+        alpha=guarantee.alpha,
+        delta=guarantee.delta,
+        dtype=str(model.dtype).removeprefix("torch."),
+        normal_prompts=len(normal_NG),
+        normal_prompts_needed=guarantee.prompts_needed,
+        normal_prompts_allowed_open=guarantee.allowed(len(normal_NG)),
+        thresholds=tuple(threshold_G.tolist()),
+        places=tuple(place_G.tolist()),
+        deviations=tuple(deviation_G.tolist()),
+        normal_open=share_open(normal_NG, threshold_G),
+    )
 
 
 def logits_of_prompts(model: Any, rows: RowEncoder, examples: Sequence[Example]) -> Tensor:
-    """What the gates of an adapter say of prompts (N, G), on the CPU, in the order of `gates_of`."""
+    """Logits (N, G) of an adapter's gates for prompts, on the CPU, gates in the order of `gates_of`."""
     return logits_of_rows(model, rows, rows.encode(examples))
 
 
 @torch.no_grad()
 def logits_of_rows(model: Any, rows: RowEncoder, encoded: Sequence[Encoded], *, alone: bool = False) -> Tensor:
-    """The same for rows that were encoded; `alone`: with every row in a batch of its own."""
+    """Logits (N, G) of an adapter's gates for encoded rows; with `alone`, every row is read in a batch of its own."""
     features = features_of_rows(model, rows, encoded, alone=alone)
     return gate_logits(features, [gate for _, gate in gates_of(model)]).cpu()
 
 
-def share_open(logits_NG: Tensor, threshold_G: Tensor) -> dict[str, Any]:
-    """How many prompts open any gate, with the exact (Clopper-Pearson) 95 % interval of the share."""
-    count, prompts = int((~(logits_NG <= threshold_G)).any(1).sum()), len(logits_NG)
+def share_open(logits_NG: Tensor, threshold_G: Tensor) -> OpenShare:
+    """Number and share of prompts that open any gate."""
+    count, prompts = int(is_open(logits_NG, threshold_G).any(1).sum()), len(logits_NG)
     interval = binomtest(count, prompts).proportion_ci()
-    return {"open": count, "prompts": prompts, "share": count / prompts, "interval": [interval.low, interval.high]}
+    return OpenShare(count, prompts, count / prompts, (float(interval.low), float(interval.high)))

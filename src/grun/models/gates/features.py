@@ -1,4 +1,4 @@
-"""What gates read: hidden states of prompts in the base model, each distinct one kept once."""
+"""Features of gates: hidden states of prompts in the base model, each distinct one kept once."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from grun.models.tuner.edit import Gate
 from grun.models.tuner.layer import GrunLayer
 from grun.models.tuner.prompt_position import from_prompt_lengths
 
-Reading = tuple[int, bool, bool, int]  # layer, its output (not input), the last token only, hidden size
+Reading = tuple[int, bool, bool, int]  # layer, output (not input) of it, last token only, hidden size
 
 
 @dataclass(frozen=True)
 class GateFeatures:
-    """States that one gate reads on N prompts of at most P tokens.
+    """Hidden states that one gate reads on N prompts of at most P tokens.
 
-    Where a gate reads a low layer, most tokens of most prompts are in the same state: the input of the first layer is the
-    embedding of the token alone in many models. A detector looks at one state, so it has to look at each distinct one once.
+    At a low layer few states are distinct: in many models the input of the first layer is the embedding of the token alone. A
+    detector reads one state, so each distinct state is kept, and read, once.
 
     Attributes:
         h_UD: the U distinct states (U, D), in the model's dtype.
-        at_NP: int64, the number of every token's state.
+        at_NP: int64, index into `h_UD` of every token.
         mask_NP: bool, true on real tokens.
     """
 
@@ -66,7 +66,7 @@ class GateFeatures:
 
     @property
     def at_M(self) -> Tensor:
-        """Numbers of the states of all real tokens, row after row."""
+        """Indices of the states of all real tokens, row after row."""
         return self.at_NP[self.mask_NP]
 
     def row(self, i: int) -> Tensor:
@@ -76,7 +76,7 @@ class GateFeatures:
     def logits(self, gate: Gate, x_UK: Tensor | None = None) -> Tensor:
         """Gate logits (N,) of the prompts, differentiable through the window of each that has the largest.
 
-        `x_UK` is what `gate.detect` returned for the distinct states, where a caller has it already.
+        `x_UK` is the output of `gate.detect` for the distinct states, if the caller has it already.
         """
         x_UK = gate.detect(self.h_UD) if x_UK is None else x_UK
         nothing, before = len(x_UK), gate.window - 1
@@ -90,7 +90,7 @@ class GateFeatures:
 
 
 def joined(parts: Sequence[GateFeatures]) -> list[GateFeatures]:
-    """The parts with one numbering of their states."""
+    """The parts with all states in one `h_UD`, shared by all of them."""
     h_UD = torch.cat([part.h_UD for part in parts])
     starts = itertools.accumulate((len(part.h_UD) for part in parts), initial=0)
     return [GateFeatures(h_UD, part.at_NP + start, part.mask_NP) for part, start in zip(parts, starts, strict=False)]
@@ -108,12 +108,12 @@ def concatenated(parts: Sequence[GateFeatures]) -> GateFeatures:
 
 
 def gate_logits(features: Sequence[GateFeatures], gates: Sequence[Gate]) -> Tensor:
-    """What gates say of the prompts whose features were read for each of them: (N, G)."""
+    """Logits (N, G) of gates for prompts, from the features that each gate reads."""
     return torch.stack([part.logits(gate) for part, gate in zip(features, gates, strict=True)], dim=1)
 
 
 def save_features(file: Path, features: Sequence[GateFeatures], read: Sequence[Reading]) -> None:
-    """Write what gates read of prompts, all of it or nothing. At a low layer this is as good as the prompts themselves."""
+    """Write features of gates, all of it or nothing. Those of a low layer reveal the prompts themselves."""
     tensors = {
         f"{gate}.{field.name}": getattr(part, field.name).cpu().contiguous()
         for gate, part in enumerate(features)
@@ -124,21 +124,21 @@ def save_features(file: Path, features: Sequence[GateFeatures], read: Sequence[R
 
 
 def load_features(file: str | Path, read: Sequence[Reading], device: torch.device | str = "cpu") -> list[GateFeatures]:
-    """What `save_features` wrote, one entry per gate.
+    """Features from a file of `save_features`, one entry per gate.
 
     Args:
-        file: to read.
-        read: what this model's gates read (`readings_of_gates`); it must be the same.
-        device: of the tensors.
+        file: the file.
+        read: readings of this model's gates (`readings_of_gates`); those of the file must be the same.
+        device: device of the tensors.
 
     Raises:
-        UserError: if the file holds something else.
+        UserError: if the file holds no features, or features of gates with other readings.
     """
     try:
         with safe_open(file, framework="pt") as opened:
             kept = json.loads((opened.metadata() or {})["read"])
         if [tuple(one) for one in kept] != list(read):
-            raise ValueError("they are of gates that read something else: other layers, tokens or another model")
+            raise ValueError("its gates read something else: other layers, other tokens or another model")
         tensors = load_file(file, device=str(device))
         gates = range(1 + max(int(name.partition(".")[0]) for name in tensors))
         fields = [field.name for field in dataclasses.fields(GateFeatures)]
@@ -148,7 +148,7 @@ def load_features(file: str | Path, read: Sequence[Reading], device: torch.devic
 
 
 class _DistinctStates:
-    """States in the order in which they were first seen, and which of them the tokens of each row have."""
+    """Distinct states in the order in which they were first seen, and the index of every token's state."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, int] = {}
@@ -176,13 +176,13 @@ class _DistinctStates:
 
 
 def held_gates(model: Any, adapter: str = "default") -> list[tuple[GrunLayer, str]]:
-    """Where the gates of an adapter of a PEFT model are: layer and part (of a stack there are many), in order."""
+    """Layer and part of every gate of an adapter of a PEFT model, in layer order; a stack has one part per member."""
     layers = model.base_model.runtime.layers
     return [(layer, part) for layer in layers for part in layer.gates if part.partition("/")[0] == adapter]
 
 
 def gates_of(model: Any, adapter: str = "default") -> list[tuple[int, Gate]]:
-    """The gates of `adapter`, each with the index of its layer, in order."""
+    """The gates of `adapter`, each with the index of its layer, in layer order."""
     return [(layer.index, layer.gates[part]) for layer, part in held_gates(model, adapter)]
 
 
@@ -192,7 +192,7 @@ def thresholds_of(model: Any, adapter: str = "default") -> Tensor:
 
 
 def gates_by_member(model: Any, adapter: str = "default") -> dict[str, list[int]]:
-    """Which of the gates of a stack, counted as in `gates_of`, belong to each member."""
+    """Positions in `gates_of` of the gates of each member of a stack, by the member's name."""
     found: dict[str, list[int]] = {}
     for i, (_, part) in enumerate(held_gates(model, adapter)):
         found.setdefault(part.partition("/")[2], []).append(i)
@@ -200,7 +200,7 @@ def gates_by_member(model: Any, adapter: str = "default") -> dict[str, list[int]
 
 
 def readings_of_gates(model: Any, adapter: str = "default") -> list[Reading]:
-    """What each gate of an adapter reads, in order."""
+    """Reading of each gate of an adapter, in the order of `gates_of`."""
     held = [(layer, layer.configs[part]) for layer, part in held_gates(model, adapter)]
     return [
         (layer.index, config.gate_layer is None, config.gate_reads == "last", int(config.hidden_size or 0))
@@ -210,9 +210,9 @@ def readings_of_gates(model: Any, adapter: str = "default") -> list[Reading]:
 
 @torch.no_grad()
 def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "default") -> list[GateFeatures]:
-    """What each gate of `adapter` reads on the given prompts in the base model; one entry per gate, in order.
+    """Features of the given prompts in the base model, one entry per gate of `adapter`, in the order of `gates_of`.
 
-    The forward pass stops at the highest layer that a gate reads. Gates that read the same share an entry.
+    The forward pass stops at the highest layer that a gate reads. Gates with the same reading share an entry.
     """
     keys = readings_of_gates(model, adapter)
     found = {key: _DistinctStates() for key in keys}
@@ -233,14 +233,14 @@ def gate_features(model: Any, batches: Iterable[Batch], *, adapter: str = "defau
 def features_of_rows(
     model: Any, rows: RowEncoder, encoded: Sequence[Encoded], *, alone: bool = False
 ) -> list[GateFeatures]:
-    """What the adapter's gates read, row by row in the order given; `alone`: with every row in a batch of its own."""
+    """Features of encoded rows, in their order; with `alone`, every row is read in a batch of its own."""
     size = 1 if alone else 4 * rows.batch_size
     return gate_features(model, (rows.batch(encoded[i : i + size]) for i in range(0, len(encoded), size)))
 
 
 @contextmanager
 def _recording(points: Mapping[tuple[int, bool], GrunLayer]) -> Iterator[dict[tuple[int, bool], Tensor]]:
-    """Record states at the input (False) or output (True) of layers, and stop the forward pass after the last of them."""
+    """Record hidden states at the input (False) or output (True) of layers; the forward pass stops after the last of them."""
     states: dict[tuple[int, bool], Tensor] = {}
 
     def keep(key: tuple[int, bool], state: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Fit gates to convergence on cached features, before any edit is trained, and set their thresholds on withheld prompts.
+"""Fitting of gates on cached features, before any edit is trained, and their thresholds from withheld prompts.
 
-Training gate and edit together for a few hundred steps leaves gates half open. The states that a gate reads do not depend on
-the edit that it controls, so they are computed once and the gate is fitted on them like any small classifier.
+Gates that are trained together with the edits for a few hundred steps stay half open. The states that a gate reads do not
+depend on the edit that it controls, so they are computed once and the gate is fitted on them like any small classifier.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ from torch import Tensor, nn
 
 from grun.models.gates.features import GateFeatures, gate_logits, gates_of, joined
 from grun.models.gates.guarantee import LOW_QUANTILE, POSITION
-from grun.models.tuner.edit import Gate
+from grun.models.tuner.edit import Gate, is_open
 
 MAX_STEPS = 400
 CHECK_EVERY = 10
-PATIENCE = 250  # rows that name nobody are learnt late
+PATIENCE = 250  # steps; rows without a name are learnt late
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
-COMPARED_TOKENS = 20_000  # retain tokens at most that prototypes are compared with
+COMPARED_TOKENS = 20_000  # most retain tokens that prototypes are compared with
 SAME_STATE = 1e-3  # squared distance, relative to the squared norm, below which two states are the same token
 
 
 @dataclass(frozen=True)
 class GateFit:
-    """How the fit of one gate went: steps taken and the balanced cross-entropy on validation rows (nats)."""
+    """The fit of one gate.
+
+    Attributes:
+        layer: index of the layer that holds the gate.
+        steps: optimiser steps taken.
+        validation_loss: balanced cross-entropy on the validation rows, in nats.
+    """
 
     layer: int
     steps: int
@@ -49,16 +55,17 @@ def fit_gates(
 ) -> list[GateFit]:
     """Fit every gate of `adapter`: forget prompts open it, retain prompts close it, both classes weigh the same.
 
-    A gate that pools over several tokens is also shown retain prompts in which one token was replaced by one of a forget
-    prompt, and has to stay closed: names share pieces with other names, so no single piece may open it. Half of its
-    detectors start as prototypes of tokens that only forget prompts have: from random ones alone the largest token of most
-    prompts is one that all prompts share, and where only a few words differ the fit may never find them.
+    A gate that pools over several tokens also learns to stay closed for retain prompts in which one token was replaced by one
+    of a forget prompt: names share pieces with other names, so no single piece may open it. Half of its detectors start as
+    prototypes of tokens that only forget prompts have. With random detectors alone the largest logit of most prompts is at a
+    token that all prompts share, and the fit may never find the few words that differ.
 
     Args:
         model: PEFT model with a GRUN adapter.
         forget, retain: features of the prompts to learn from, one entry per gate.
         validation: features of normal prompts that the fit never learns from; the best state on them is kept.
-        seed: of the borrowed tokens.
+        seed: seed of the replaced tokens and of the prototypes.
+        adapter: name of the adapter.
     """
     parts = zip(gates_of(model, adapter), forget, retain, validation, strict=True)
     return [_fit(gate, index, f, r, v, seed) for (index, gate), f, r, v in parts]
@@ -73,17 +80,21 @@ def set_thresholds(
     *,
     adapter: str = "default",
 ) -> float:
-    """Set thresholds so that at most the given share of withheld normal prompts opens any gate; returns the share that does.
+    """Set thresholds so that at most the given share of withheld normal prompts opens any gate.
 
     A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
-    into the gap, nearer to the forget prompts, which only lowers the share. With several gates the same number of prompts
-    may exceed each, the largest number for which their union keeps the bound.
+    into the gap, nearer to the forget prompts, which only lowers the share. With several gates, the same number of prompts
+    may exceed each gate's threshold: the largest number for which the union of the gates keeps the bound.
 
     Args:
         model: PEFT model with a GRUN adapter whose gates are fitted.
         forget: features of the forget prompts, one entry per gate.
         normal: features of normal prompts that no gate was fitted on.
         false_positive_rate: largest share of `normal` that may open a gate, in [0, 1].
+        adapter: name of the adapter.
+
+    Returns:
+        The share of `normal` that opens a gate.
     """
     gates = [gate for _, gate in gates_of(model, adapter)]
     normal_NG, forget_NG = gate_logits(normal, gates), gate_logits(forget, gates)
@@ -91,17 +102,17 @@ def set_thresholds(
     descending_NG = normal_NG.sort(dim=0, descending=True).values
     for exceeding in range(min(allowed, len(normal_NG) - 1), -1, -1):
         low_G = descending_NG[exceeding]
-        if int((normal_NG > low_G).any(1).sum()) <= allowed:
+        if int(is_open(normal_NG, low_G).any(1).sum()) <= allowed:
             break
     high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
     threshold_G = low_G + POSITION * (high_G - low_G).clamp_min(0.0)
     for gate, threshold in zip(gates, threshold_G, strict=True):
         gate.threshold.copy_(threshold)
-    return float((normal_NG > threshold_G).any(1).float().mean())
+    return float(is_open(normal_NG, threshold_G).any(1).float().mean())
 
 
 def _balanced_loss(gate: Gate, forget: GateFeatures, *normal: GateFeatures) -> Tensor:
-    """Binary cross-entropy (nats) in which both classes weigh the same. All parts number the same states."""
+    """Binary cross-entropy (nats) in which both classes weigh the same. All parts share one `h_UD`."""
     x_UK, softplus = gate.detect(forget.h_UD), nn.functional.softplus
     normal_N = torch.cat([part.logits(gate, x_UK) for part in normal])
     return 0.5 * softplus(-forget.logits(gate, x_UK)).mean() + 0.5 * softplus(normal_N).mean()
@@ -118,7 +129,7 @@ def _with_borrowed_token(normal: GateFeatures, forget: GateFeatures, generator: 
 
 
 def _scale(parts: Sequence[GateFeatures]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) over all tokens of parts with one numbering."""
+    """Mean and standard deviation (D,) over all tokens of parts that share one `h_UD`."""
     h_UD = parts[0].h_UD.float()
     count_U = torch.bincount(torch.cat([part.at_M for part in parts]), minlength=len(h_UD)).to(h_UD)
     mean_D = count_U @ h_UD / count_U.sum()
@@ -161,14 +172,14 @@ def _fit(
 
 @torch.no_grad()
 def _start_at_prototypes(gate: Gate, forget: GateFeatures, retain: GateFeatures, generator: torch.Generator) -> None:
-    """Make half of the detectors fire 1 at a token of a forget prompt, and 0 halfway to a token at a right angle to it."""
+    """Set half of the detectors to 1 at the state of a forget token, and to 0 halfway to any state orthogonal to it."""
     first: Any = gate.layers[0]
     count = first.out_features // 2
     found_KD = _prototypes(forget, retain, count, generator)
     first.weight[: len(found_KD)] = 2 * found_KD / found_KD.square().sum(1, keepdim=True)
     first.bias[: len(found_KD)] = -1.0
     head: Any = gate.layers[1]
-    if head.out_features == 1:  # one prototype alone leaves the gate undecided, two open it
+    if head.out_features == 1:  # one prototype alone gives a logit of 0, two give 1
         head.weight[:, : len(found_KD)] = 1.0
         head.bias.fill_(-1.0)
 
@@ -179,10 +190,10 @@ def _prototypes(forget: GateFeatures, retain: GateFeatures, count: int, generato
     A token is drawn with a probability that grows with its squared distance from all centres (Arthur and Vassilvitskii,
     2007), so states that occur in retain prompts are never drawn, and none is drawn twice.
     """
-    h_UD, at_M, retain_at_N = forget.h_UD, forget.at_M, retain.at_M
-    compared = torch.randperm(len(retain_at_N), generator=generator)[:COMPARED_TOKENS].to(at_M.device)
-    centres_ND = retain.h_UD[retain_at_N[compared].unique()]
-    distance_U = torch.cat([torch.cdist(part, centres_ND).amin(1) for part in h_UD.split(256)]).square()
+    h_UD, at_M, retain_at_M = forget.h_UD, forget.at_M, retain.at_M
+    compared = torch.randperm(len(retain_at_M), generator=generator)[:COMPARED_TOKENS].to(at_M.device)
+    centres_UD = retain.h_UD[retain_at_M[compared].unique()]
+    distance_U = torch.cat([torch.cdist(part, centres_UD).amin(1) for part in h_UD.split(256)]).square()
     same_U = SAME_STATE * h_UD.square().sum(1)
     chosen: list[Tensor] = []
     for _ in range(count):
@@ -202,7 +213,7 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _fold_standardisation(first: nn.Module, mean_D: Tensor, std_D: Tensor) -> None:
-    """Make a first layer fitted on standardised features read the raw ones."""
+    """Change a first layer that was fitted on standardised features so that it reads raw ones."""
     assert isinstance(first, nn.Linear)
     first.weight.div_(std_D)
     first.bias.sub_(first.weight @ mean_D)

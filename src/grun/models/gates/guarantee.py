@@ -1,4 +1,4 @@
-"""Thresholds of gates with a guarantee for normal prompts that nobody has seen yet.
+"""Thresholds of gates with a guarantee for unseen normal prompts.
 
 Let a normal prompt's score be the margin by which its largest gate exceeds the gate's place, a number that does not depend on
 the calibration prompts. One threshold on the score then decides for all gates together. With the (k + 1)-th largest score of n
@@ -19,9 +19,9 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-LOW_QUANTILE = 0.05  # of forget logits: where a gate is to open, if normal prompts allow it
-SLACK = 1e-3  # relative: a prompt that is read by other code has another rounding
-POSITION = 2 / 3  # of a threshold in a gap: forget prompts are known, normal ones may be anything
+LOW_QUANTILE = 0.05  # of forget logits: the place of a gate where forget prompts are given
+SLACK = 1e-3  # relative; other code rounds the same prompt differently
+POSITION = 2 / 3  # of a threshold in the gap between normal and forget prompts; unseen normal prompts may score higher
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Guarantee:
     """At most a share `alpha` of normal prompts opens any gate, with confidence `1 - delta` over the calibration prompts.
 
     Attributes:
-        alpha, delta: as asked for, both in (0, 1).
+        alpha, delta: both in (0, 1).
     """
 
     alpha: float
@@ -37,13 +37,13 @@ class Guarantee:
 
     @property
     def prompts_needed(self) -> int:
-        """Fewest calibration prompts with which this can be promised; then none of them may open a gate."""
+        """Fewest calibration prompts for this guarantee; with so few, none of them may open a gate."""
         return math.ceil(math.log(self.delta) / math.log1p(-self.alpha))
 
     def allowed(self, prompts: int) -> int:
-        """How many of so many calibration prompts may open a gate: the largest k for which the bound holds; -1 for none.
+        """Largest number of the calibration prompts that may open a gate; -1 if there are too few prompts for the guarantee.
 
-        It is -1 where there are too few prompts for any threshold.
+        It is the largest k with `P(Binomial(prompts, alpha) <= k) <= delta`.
         """
         k = int(binom.ppf(self.delta, prompts, self.alpha))
         while k >= 0 and binom.cdf(k, prompts, self.alpha) > self.delta:
@@ -60,21 +60,21 @@ def guaranteed_thresholds(
     deviation_G: Tensor | None = None,
     lower: bool = False,
 ) -> Tensor:
-    """A float32 threshold (G,) for each gate, for which the guarantee holds for all gates together.
+    """Thresholds (G,), float32, with which the guarantee holds for all gates together.
 
-    A place is where a gate is to open if normal prompts allow it: thresholds are there, or higher.
+    The place of a gate is the logit at which it is to open if normal prompts allow it. Its threshold is the place, or higher.
 
     Args:
         normal_NG: logits of calibration prompts, which no gate was fitted on.
         place_G: float32; must not depend on the calibration prompts.
-        guarantee: what to promise.
-        slack: how far above the deciding prompt, relative to 1 + its distance from 0.
-        deviation_G: at least so far above it, absolutely: how much a logit changes with the batch that it is read in.
-        lower: places are where forget prompts begin. If normal prompts lie clear below, thresholds are put into the gap,
-            nearer to the places, since what is unknown may be anything.
+        guarantee: the guarantee to give.
+        slack: distance of a threshold above the deciding logit, relative to 1 + that logit's magnitude.
+        deviation_G: smallest distance above it, absolute: the change of a logit with the batch that it is read in.
+        lower: allow thresholds below the places, which are then the logits at which forget prompts begin. If normal prompts
+            lie clear below them, thresholds are put into the gap, nearer to the places.
 
     Raises:
-        ValueError: for too few prompts, or logits that are no finite numbers.
+        ValueError: for too few prompts, or logits that are not finite numbers.
     """
     if not bool(normal_NG.isfinite().all()):
         raise ValueError("the gates give no finite numbers for the normal prompts")
@@ -94,5 +94,5 @@ def guaranteed_thresholds(
 
 
 def usual_place(threshold_G: Tensor) -> Tensor:
-    """Where gates with these thresholds are to open: there, or half open at a logit of 0 if they have none (-inf)."""
+    """Places (G,) of gates with these thresholds: the thresholds, or 0 (half open) for a gate without one (-inf)."""
     return torch.where(threshold_G.isfinite(), threshold_G, 0.0)

@@ -1,4 +1,4 @@
-"""GRUN as a PEFT method. Importing this package makes PEFT know it."""
+"""GRUN as a PEFT method. Importing this package registers it with PEFT."""
 
 from __future__ import annotations
 

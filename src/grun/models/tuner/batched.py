@@ -1,4 +1,4 @@
-"""Several adapters at one layer as one product: what many small gates and edits cost is then nearly what one costs."""
+"""Gates and edits of several adapters at one layer as one product, which costs hardly more than those of one adapter."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class GateStack:
     """Gates of the same shape, side by side; N gates, K detectors each.
 
     Attributes:
-        weights, biases: of each layer of all gates; the first layer's are joined (N K, D), those above are stacked.
-        count: N.
-        window: of each gate.
+        weights, biases: parameters of each layer of all gates; those of the first layer are joined (N K, D), those of the
+            layers above are stacked.
+        count: number N of gates.
+        window: window of each gate.
     """
 
     weights: tuple[Tensor, ...]
@@ -31,7 +32,7 @@ class GateStack:
 
     @classmethod
     def of(cls, gates: Sequence[Gate]) -> GateStack | None:
-        """The stack; None for gates of different shapes."""
+        """The stack of gates; None if their shapes differ."""
         every: list[list[Any]] = [list(gate.layers) for gate in gates]
         shapes = {(gate.window, *(layer.weight.shape for layer in own)) for gate, own in zip(gates, every, strict=True)}
         if len(shapes) > 1:
@@ -43,7 +44,7 @@ class GateStack:
         return cls(tuple(weights), tuple(biases), len(gates), gates[0].window)
 
     def __call__(self, h_BTD: Tensor, prompt_BT: Tensor, before_NBS: Tensor | None) -> Tensor:
-        """Readings (N, B, S), each as `Gate` gives it."""
+        """Readings (N, B, S), each as `Gate.forward` returns it."""
         dtype = compute_dtype(h_BTD)
         x_BTK = nn.functional.linear(h_BTD.to(dtype), self.weights[0].to(dtype), self.biases[0].to(dtype))
         x_NBTK = x_BTK.unflatten(-1, (self.count, -1)).permute(2, 0, 1, 3)
@@ -65,10 +66,10 @@ class EditStack:
     """Edits side by side, `h + sum_i v_i R_i^T (W_i h + b_i - R_i h)` as two products.
 
     Attributes:
-        inner_MD: `W_i - R_i` of all edits, M the sum of their ranks.
-        bias_M: their biases.
-        outer_MD: their `R_i`.
-        owner_M: number of the edit that each of the M belongs to.
+        inner_MD: `W_i - R_i` of all edits; M is the sum of their ranks.
+        bias_M: biases of all edits.
+        outer_MD: `R_i` of all edits.
+        owner_M: index of the edit that each of the M rows belongs to.
     """
 
     inner_MD: Tensor
@@ -78,7 +79,7 @@ class EditStack:
 
     @classmethod
     def of(cls, edits: Sequence[LowRankEdit], dtype: torch.dtype) -> EditStack:
-        """The stack."""
+        """The stack of edits, in `dtype`."""
         ranks = [len(edit.bias) for edit in edits]
         if len(set(ranks)) == 1:
             rotation_NDR = orthonormal(torch.stack([edit.rotation.detach().to(dtype) for edit in edits]))
@@ -91,7 +92,12 @@ class EditStack:
         return cls(weight_MD - rotation_MD, bias_M, rotation_MD.contiguous(), owner_M)
 
     def __call__(self, h_BTD: Tensor, values_BTN: Tensor) -> Tensor:
-        """The states (B, T, D), in the stack's dtype, and the sum of the edits, each times its value (B, T or 1, N)."""
+        """The states plus all edits, each times its value: (B, T, D) in the stack's dtype.
+
+        Args:
+            h_BTD: hidden states in the stack's dtype.
+            values_BTN: values of the N edits; T may be 1.
+        """
         values_BTM = values_BTN if values_BTN.shape[-1] == 1 else values_BTN[..., self.owner_M]
         inner_BTM = nn.functional.linear(h_BTD, self.inner_MD, self.bias_M) * values_BTM.to(h_BTD.dtype)
         return torch.addmm(h_BTD.flatten(0, 1), inner_BTM.flatten(0, 1), self.outer_MD).view_as(h_BTD)

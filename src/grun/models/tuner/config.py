@@ -1,4 +1,4 @@
-"""`GrunConfig`: what a GRUN adapter looks like, checked when it is made."""
+"""`GrunConfig`: the configuration of a GRUN adapter, checked at construction."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class GrunConfig(PeftConfig):
         gate: `mlp`, `linear`, or `none` for a plain LoReFT without a gate (the ablation).
         gate_hidden: hidden sizes of an `mlp` gate.
         gate_reads: `last` reads the last prompt token (the paper), `prompt` every prompt token and takes the largest logit.
-        gate_window: tokens over which an mlp gate that reads the prompt pools its detectors (see `Gate`). None: 4 for such a
-            gate, 1 for any other. 1 judges every token alone.
+        gate_window: tokens over which an mlp gate that reads the prompt pools its detectors (see `Gate`); 1 reads every token
+            alone. None: 4 for such a gate, 1 for any other.
         gate_layer: layer whose input one gate, shared by all edits, reads (0: the embedding output). None: a gate of its own
             at the output of every edited layer (the paper).
         edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
@@ -46,10 +46,9 @@ class GrunConfig(PeftConfig):
         init_weights: start as the identity. False: random edit, as in the reference implementation.
         init_seed: seed of the initial weights, independent of the global random state.
         scale: factor of the edits.
-        gate_places: logits at which the gates opened as they were learnt, in layer order, where they were calibrated since;
-            filled in.
-        members: a stack of several adapters as one: their settings by name. All other settings here then mean nothing.
-        hidden_size, num_layers: of the base model; filled in when the adapter is attached and checked when it is loaded.
+        gate_places: logits at which the gates opened when they were learnt, in layer order; filled in by a calibration.
+        members: settings of the members of a stack of adapters, by name; all other settings are then ignored.
+        hidden_size, num_layers: shape of the base model; filled in when the adapter is attached, checked when it is loaded.
         target_modules: names of the wrapped decoder layers; filled in.
 
     Raises:
@@ -71,7 +70,7 @@ class GrunConfig(PeftConfig):
     init_seed: int = field(default=0, metadata={"help": "Seed of the initial weights."})
     scale: float = field(default=1.0, metadata={"help": "Factor of the edits."})
     gate_places: list[float] | None = field(
-        default=None, metadata={"help": "Where gates opened as learnt (filled in)."}
+        default=None, metadata={"help": "Logits at which gates opened as learnt (filled in)."}
     )
     members: dict[str, dict[str, Any]] | None = field(default=None, metadata={"help": "Adapters of a stack, by name."})
     hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of the base model."})
@@ -120,21 +119,21 @@ class GrunConfig(PeftConfig):
 
     @property
     def parts(self) -> dict[str, GrunConfig]:
-        """Configurations of the members of a stack by name; of any other adapter itself, without a name."""
+        """Configurations of the members of a stack by name; for any other adapter its own, under the empty name."""
         return self._members or {"": self}
 
     @classmethod
     def stack(cls, members: Mapping[str, GrunConfig], **common: Any) -> GrunConfig:
-        """Several adapters as one, which act side by side: each has gates and edits of its own, and the edits add up."""
+        """The configuration of a stack of adapters: each has gates and edits of its own, and the edits add up."""
         return cls(members={name: member.own_settings() for name, member in members.items()}, **common)
 
     def own_settings(self) -> dict[str, Any]:
-        """The settings of this adapter alone, without those that PEFT has of any adapter."""
+        """The settings of this adapter, without those that PEFT adds to every adapter."""
         inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules"}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
 
     def to_dict(self) -> dict[str, Any]:
-        """As PEFT saves it, members of a stack as they were resolved."""
+        """The settings as PEFT saves them, members of a stack with their resolved layers."""
         members = {name: member.own_settings() for name, member in self._members.items()}
         return {**super().to_dict(), "members": members or None}
 
@@ -186,7 +185,8 @@ class GrunConfig(PeftConfig):
                 f"members contains '{name}', expected names of letters, digits, - and _ (and not a reserved word)."
             )
         if not isinstance(given, Mapping) or given.get("members") is not None:
-            raise UserError(f"members: '{name}' holds no settings of an adapter.")
+            found = "a stack itself" if isinstance(given, Mapping) else type(given).__name__
+            raise UserError(f"members: '{name}' is {found}, expected the settings of a single adapter.")
         known = {f.name for f in dataclasses.fields(GrunConfig)}
         for setting in given:
             if setting not in known:
@@ -214,13 +214,13 @@ class GrunConfig(PeftConfig):
 
 
 def is_member_name(name: str) -> bool:
-    """Whether a member of a stack may be called so: modules are registered under its name."""
+    """Check whether a member of a stack may have this name: modules are registered under it."""
     free = not hasattr(nn.ModuleDict(), name) and "grun_" not in name  # PEFT cuts keys there
     return free and re.fullmatch(MEMBER_NAME, name) is not None
 
 
 def parsed_layer(text: str, flag: str) -> int | float:
-    """A layer as it is written on the command line: an index (int) or a fraction of depth (with a point in it).
+    """A layer given on the command line: an index (int), or a fraction of depth (float, with a decimal point).
 
     Raises:
         UserError: naming the flag.
@@ -234,7 +234,7 @@ def parsed_layer(text: str, flag: str) -> int | float:
 
 
 def resolved_layer(text: str, num_layers: int, flag: str) -> int:
-    """The index of a layer that is written as an index or as a fraction of depth.
+    """The index of a layer given on the command line as an index or as a fraction of depth.
 
     Raises:
         UserError: naming the flag, if it is neither, or out of range.

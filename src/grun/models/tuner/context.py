@@ -1,4 +1,4 @@
-"""What the layers of one model share during a forward call: where the prompt is, and what the gates said."""
+"""State that the layers of one model share during a forward call: the prompt positions and the readings of the gates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ __all__ = [
     "Gates",
     "GenerationScope",
     "Runtime",
+    "cached_columns",
     "keep_with_cache",
     "readings_of",
     "shut_of",
@@ -29,7 +30,7 @@ GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds
 
 @dataclass(frozen=True)
 class Gates:
-    """What the gates of one adapter said about each prompt: float32 logits and values, both (B, G), in layer order."""
+    """Decisions of the gates of one adapter for each prompt: float32 logits and values, both (B, G), in layer order."""
 
     logits_BG: Tensor
     values_BG: Tensor
@@ -37,16 +38,22 @@ class Gates:
 
 @dataclass(frozen=True)
 class GenerationScope:
-    """A `generate` call: the mask (B, T) of its prompts, valid for every step, and what is computed once for all steps.
+    """A `generate` call, with everything that is computed once for all of its steps.
 
     Attributes:
-        rotations: orthonormal matrices by adapter and layer; parameters do not change within the call.
-        stacks: of several adapters, by kind, layer and names.
+        mask_BT: mask of the prompts, valid for every step.
+        kept: rotations of edits, and stacks of gates and edits of several adapters, by kind, layer and names; parameters do
+            not change within the call.
     """
 
     mask_BT: Tensor
-    rotations: dict[GateKey, Tensor] = field(default_factory=dict)
-    stacks: dict[Any, Any] = field(default_factory=dict)
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
+        """The value under a key, built when it is first asked for."""
+        if key not in self.kept:
+            self.kept[key] = build()
+        return self.kept[key]
 
     @property
     def width(self) -> int:
@@ -54,7 +61,7 @@ class GenerationScope:
         return self.mask_BT.shape[1]
 
     def span(self, rows: int) -> PromptSpan:
-        """Prompt positions for a step of `rows` rows (beams and return sequences repeat rows)."""
+        """Prompt positions for a step with `rows` rows; beams and return sequences repeat the rows of the prompts."""
         return from_attention_mask(self.mask_BT).repeated(rows)
 
 
@@ -65,13 +72,13 @@ class CallContext:
     Attributes:
         span: prompt positions in absolute columns; None in decoding, when the whole prompt is in the cache.
         past: number of columns in the cache before this call.
-        readings: what each gate has read of the prompts so far (B, S), by adapter and layer; the first column is its logit.
+        readings: readings of the gates so far (B, S), by adapter and layer; the first column is the logit.
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
-        as_tuple: the caller wants a tuple, which is made once the hidden states are in place.
-        complete: gates whose readings are those of the whole prompts already.
-        values: gate values (B,) that were computed from readings, by adapter and layer, and (B, N) of several adapters, by the
-            layer that holds their gates or reads them and their names. In decoding they are kept with the cache.
-        shut: adapters known to leave every row of this call alone; only looked for where nothing is trained.
+        as_tuple: the caller asked for a tuple, which is made once the hidden states are replaced.
+        complete: gates whose readings cover the whole prompts already.
+        values: gate values (B,) times the adapter's scale, by adapter and layer, and (B, N) of several adapters, by the layer
+            that holds their gates or reads them and their names. In decoding they are kept with the cache.
+        shut: adapters whose gates are shut for every row of this call; found only without gradients.
     """
 
     span: PromptSpan | None
@@ -88,8 +95,19 @@ class CallContext:
         return torch.arange(self.past, self.past + width, device=device)
 
     def span_on(self, device: torch.device) -> PromptSpan | None:
-        """`span` on a device (models may be spread over several)."""
+        """`span` on a device; a model may be spread over several devices."""
         return None if self.span is None else self.span.to(device)
+
+    def with_edits(self, hidden_states: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """Hidden states with those of edited layers replaced: the model recorded them before the edit.
+
+        The last entry stays: it follows the final norm, after all edits.
+        """
+        edited = self.edited or {}
+        return tuple(
+            edited[i - 1] if i - 1 in edited and h is not None and i < len(hidden_states) - 1 else h
+            for i, h in enumerate(hidden_states)
+        )
 
 
 class Runtime(threading.local):
@@ -99,8 +117,8 @@ class Runtime(threading.local):
         layers: the wrapped layers, in order; the same list in every thread.
         call: the forward call in progress.
         generation: the `generate` call in progress.
-        idle: every adapter leaves every row of the call in progress alone.
-        continuation: what is known of the batch, where calls begin in the middle of the model.
+        idle: no adapter edits any row of the call in progress.
+        continuation: the known states of the batch, if calls begin in the middle of the model.
         last_logits: gate logits of the thread's last call that read prompts.
     """
 
@@ -113,7 +131,7 @@ class Runtime(threading.local):
         self.last_logits: dict[GateKey, Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies share nothing that belongs to a call in progress (nor its autograd graph)."""
+        """Copy the layers only: a call in progress, with its autograd graph, belongs to the original."""
         return Runtime, ([],), list(self.layers)
 
     def __setstate__(self, layers: list[Any]) -> None:
@@ -121,7 +139,7 @@ class Runtime(threading.local):
 
 
 class _GateKeeping:
-    """Mixed into the class of a key/value cache: gate readings follow their rows through every reordering of the cache."""
+    """Mixin for the class of a key/value cache: gate readings follow their rows through every reordering of the cache."""
 
     _grun_readings: dict[GateKey, Tensor]
     _grun_values: dict[Any, Tensor]
@@ -156,13 +174,18 @@ def _gate_keeping_class(cls: Any) -> type:
     return type(cls.__name__, (_GateKeeping, cls), {"__module__": cls.__module__})
 
 
+def cached_columns(cache: Any) -> int:
+    """Number of columns in a key/value cache, which may be None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor], shut: frozenset[str] = frozenset()) -> None:
-    """Keep gate readings with the sequence's cache, whatever its class: they are reordered, repeated and reset with it.
+    """Attach gate readings to a cache of any class: they are reordered, repeated and reset with it.
 
     Args:
-        cache: of keys and values.
-        readings: what gates have read of the prompts.
-        shut: adapters that leave every row alone from here on; no reordering of rows changes that.
+        cache: cache of keys and values.
+        readings: readings of the gates on the prompts.
+        shut: adapters that edit no row from here on; no reordering of rows changes that.
     """
     if not isinstance(cache, _GateKeeping):
         kept_class: Any = type(cache)
@@ -173,16 +196,16 @@ def keep_with_cache(cache: Any, readings: dict[GateKey, Tensor], shut: frozenset
 
 
 def readings_of(cache: Any) -> dict[GateKey, Tensor] | None:
-    """The gate readings kept with a cache; None if nothing in it was prefilled under an adapter."""
+    """The gate readings attached to a cache; None if it was not prefilled under an adapter."""
     return dict(cache._grun_readings) if isinstance(cache, _GateKeeping) else None
 
 
 def values_of(cache: Any) -> dict[Any, Tensor]:
-    """Gate values kept with a prefilled cache, to be added to: nothing that is decoded changes them."""
+    """The gate values attached to a prefilled cache; callers may add to them, decoding never changes them."""
     found: dict[Any, Tensor] = cache._grun_values
     return found
 
 
 def shut_of(cache: Any) -> frozenset[str] | None:
-    """Adapters that leave every row of a prefilled cache alone; None if nothing in it was prefilled under an adapter."""
+    """Adapters that edit no row of a prefilled cache; None if it was not prefilled under an adapter."""
     return cache._grun_shut if isinstance(cache, _GateKeeping) else None

@@ -1,8 +1,8 @@
-"""Forward calls that begin in the middle of the model: at the first edited layer, after the last prompt token but one.
+"""Forward calls that begin in the middle of the model: at the first edited layer and the last prompt token.
 
-Nothing below that layer and nothing before the last prompt token depends on an adapter, and the base model is frozen. What
-enters the trained part is therefore the same in every training step: the layers below are passed over, and the first edited
-one returns what it is known to return.
+Nothing below that layer and nothing before that token depends on an adapter, and the base model is frozen. The input of the
+trained part is therefore the same in every training step: the layers below are skipped, and the first edited layer returns
+its known output.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from grun.models.tuner.layer import GrunLayer
 
 @dataclass(frozen=True)
 class Continuation:
-    """What is known of a batch before the call.
+    """The states of a batch that are known before the call.
 
     Attributes:
         layer: index of the first edited layer.
-        hidden_BTD: its output before its edit, for the tokens of the call: the last prompt token and those after it.
-        as_tuple: whether decoder layers of this model return tuples.
-        readings: what gates have read of the tokens before the call, or, of those in `complete`, of the whole prompts.
-        complete: gates that need not read anything in the call.
+        hidden_BTD: output of that layer before its edit, for the last prompt token and those after it.
+        as_tuple: decoder layers of this model return tuples.
+        readings: readings of the gates on the tokens before the call; of the gates in `complete`, on the whole prompts.
+        complete: gates that read nothing in the call.
     """
 
     layer: int
@@ -40,11 +40,11 @@ class Continuation:
 
 
 class _Returning(nn.Module):
-    """Takes the place of a decoder layer and returns what is known, or what came in; it has the attributes of the layer."""
+    """Stands in for a decoder layer: it returns the known states, or its input, and has the attributes of the layer."""
 
     def __init__(self, layer: nn.Module, known_BTD: Tensor | None, as_tuple: bool) -> None:
         super().__init__()
-        object.__setattr__(self, "_in_place_of", layer)  # not a submodule: nobody shall find its parameters here
+        object.__setattr__(self, "_in_place_of", layer)  # not a submodule, so that its parameters are not found here
         self._known_BTD = known_BTD
         self._as_tuple = as_tuple
 
@@ -61,7 +61,7 @@ class _Returning(nn.Module):
 
 @contextmanager
 def continuing(layers: nn.ModuleList, continuation: Continuation) -> Iterator[None]:
-    """Inside, forward calls of the model that the decoder layers belong to begin where `continuation` says."""
+    """Context in which forward calls of the model with these decoder layers begin at a continuation."""
     first = layers[continuation.layer]
     assert isinstance(first, GrunLayer), "a continuation begins at an edited layer"
     below = {str(i): layers._modules[str(i)] for i in range(continuation.layer)}

@@ -1,8 +1,8 @@
-"""The two learnt parts of GRUN: a low-rank edit of a hidden state and a gate that decides whether to apply it."""
+"""The two learnt parts of GRUN: a low-rank edit of hidden states, and a gate that switches it on for a prompt."""
 
 from __future__ import annotations
 
-__all__ = ["Gate", "LowRankEdit", "compute_dtype", "orthonormal", "pooled", "windowed"]
+__all__ = ["Gate", "LowRankEdit", "compute_dtype", "gate_value", "is_open", "orthonormal", "pooled", "windowed"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,8 +14,29 @@ from torch import Tensor, nn
 
 
 def compute_dtype(h: Tensor) -> torch.dtype:
-    """The dtype that gates and edits compute in: float32, or that of the hidden states where it is wider."""
+    """The dtype in which gates and edits compute: float32, or the dtype of the hidden states if it is wider."""
     return torch.promote_types(torch.float32, h.dtype)
+
+
+def is_open(logits: Tensor, threshold: Tensor) -> Tensor:
+    """Gates whose logit is above the threshold, as a bool tensor. NaN is open: a broken gate must not pass for a shut one.
+
+    Args:
+        logits: of any shape.
+        threshold: in logits; its shape broadcasts with that of the logits.
+    """
+    return ~(logits <= threshold)
+
+
+def gate_value(logits: Tensor, threshold: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """`scale * sigmoid(logit)` where the gate is open, exactly 0 where it is shut. NaN stays NaN.
+
+    Args:
+        logits: of any shape.
+        threshold: in logits; its shape broadcasts with that of the logits.
+        scale: factor of the adapter's edits; a tensor's shape broadcasts likewise.
+    """
+    return torch.where(is_open(logits, threshold), scale * torch.sigmoid(logits), 0.0)
 
 
 def orthonormal(free_DR: Tensor) -> Tensor:
@@ -38,14 +59,14 @@ def windowed(x_XTK: Tensor, window: int) -> Tensor:
 def pooled(
     x_XTK: Tensor, prompt_BT: Tensor, before_XS: Tensor | None, window: int, logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The reading (..., B, S) of a gate, or of several, as `Gate` gives it.
+    """The reading (..., B, S) of one gate or of several (see `Gate.forward`).
 
     Args:
-        x_XTK: what the detectors say of the tokens (..., B, T, K).
+        x_XTK: detectors at every token (..., B, T, K).
         prompt_BT: bool, true on the tokens to read.
         before_XS: the reading of the part before this one; None at the beginning.
         window: tokens over which detectors are pooled.
-        logits: of every window (..., B, T) from (..., B, T + window - 1, K).
+        logits: function that gives the logit of every window (..., B, T) from detectors (..., B, T + window - 1, K).
     """
     x_XTK = x_XTK.masked_fill(~prompt_BT[..., None], 0.0)
     *rows, _, detectors = x_XTK.shape
@@ -91,7 +112,7 @@ class LowRankEdit(nn.Module):
     def forward(self, h_BTD: Tensor, rotation_DR: Tensor | None = None) -> Tensor:
         """The edit (..., D) for hidden states (..., D), in `compute_dtype` of theirs.
 
-        `rotation_DR` is what `rotation_DR()` returned for the same parameters, where a caller has it already.
+        `rotation_DR` is the output of `rotation_DR()` for the same parameters, if the caller has it already.
         """
         dtype = compute_dtype(h_BTD)
         rotation_DR = self.rotation_DR(dtype) if rotation_DR is None else rotation_DR
@@ -103,10 +124,10 @@ class LowRankEdit(nn.Module):
 class Gate(nn.Module):
     """A soft gate `g = sigmoid(f)` on the prompt tokens that it reads, exactly 0 where `f` is not above a threshold.
 
-    The first layer is a set of detectors that look at one token each. With a window, a detector counts as fired for `window`
-    tokens, so the layers above see what occurred close together: the pieces of a name, say, each of which a tokenizer shares
-    among many names. The logit of a prompt is the largest over its tokens, so what follows cannot lower it. A window of 1 is
-    a plain network per token with the maximum over tokens (multiple-instance learning).
+    The first layer is a set of detectors that read one token each. With a window, the output of a detector lasts for `window`
+    tokens, so the layers above see tokens that stand close together, such as the pieces of a name, each of which a tokenizer
+    shares among many names. The logit of a prompt is the largest over its tokens, so later tokens cannot lower it. A window
+    of 1 is a plain network per token with the maximum over tokens (multiple-instance learning).
 
     Args:
         hidden_size: D.
@@ -128,7 +149,7 @@ class Gate(nn.Module):
         self.register_buffer("threshold", torch.tensor(-math.inf, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
-        """Move, but never round: `model.to(torch.bfloat16)` would shift the threshold and what is compared with it."""
+        """Move, but never round: `model.to(torch.bfloat16)` would shift the threshold and the logits compared with it."""
 
         def precise(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -145,17 +166,17 @@ class Gate(nn.Module):
             before_BS: the reading of the part before this one; None at the beginning.
 
         Returns:
-            The reading so far (B, S), in `compute_dtype` of the states. Its first column is the logit, minus infinity while
-            no token was read; the others are the detectors on the last `window - 1` tokens.
+            The reading so far (B, S), in `compute_dtype` of the states. Its first column is the logit, minus infinity before
+            the first token was read; the others are the detectors at the last `window - 1` tokens.
         """
         return pooled(self.detect(h_BTD), prompt_BT, before_BS, self.window, self.windows)
 
     def detect(self, h_BTD: Tensor) -> Tensor:
-        """What the K detectors say of each state: (..., K) for states (..., D), in `compute_dtype` of theirs."""
+        """The K detectors at each state: (..., K) for states (..., D), in `compute_dtype` of the states."""
         return self._layer(0, h_BTD.to(compute_dtype(h_BTD)))
 
     def windows(self, x_BTK: Tensor) -> Tensor:
-        """The logit of every window (B, T - window + 1), from what the detectors say of the tokens (B, T, K)."""
+        """The logit of every window (B, T - window + 1), from the detectors at the tokens (B, T, K)."""
         x_BTK = windowed(x_BTK, self.window)
         for i in range(1, len(self.layers)):
             x_BTK = self._layer(i, x_BTK)
@@ -168,5 +189,5 @@ class Gate(nn.Module):
         return x if i == len(self.layers) - 1 else torch.relu(x)
 
     def value(self, logits: Tensor) -> Tensor:
-        """Gate values in [0, 1] for logits of any shape. NaN stays NaN: a broken gate must not pass for a closed one."""
-        return torch.where(logits <= self.threshold, 0.0, torch.sigmoid(logits))
+        """Gate values in [0, 1] for logits of any shape (see `gate_value`)."""
+        return gate_value(logits, self.threshold)

@@ -1,10 +1,10 @@
-"""A decoder layer wrapped so that a gate may read its input or output and edits may change its output."""
+"""The wrapper of a decoder layer: gates read its input or output, and edits change its output."""
 
 from __future__ import annotations
 
 __all__ = ["GrunLayer"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,26 +15,23 @@ from grun.core.errors import UserError
 from grun.models.tuner.batched import EditStack, GateStack
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.context import CallContext, Runtime
-from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype
-from grun.models.tuner.prompt_position import last_prompt_states
-
-NO_BOUNDARY = (
-    "GRUN cannot know where the prompts end in this forward call. Pass prompt_lengths=tensor of shape (batch,), the number "
-    "of real prompt tokens of each row, or labels that are -100 on the prompt; or call generate(), which knows."
-)
+from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype, gate_value, is_open
+from grun.models.tuner.prompt_position import NO_BOUNDARY, last_prompt_states
 
 
 class GrunLayer(nn.Module, BaseTunerLayer):
-    """Wraps one decoder layer; unknown attributes are those of the layer, tensor and tuple outputs pass through.
+    """Wraps one decoder layer and has all of its attributes; tensor and tuple outputs keep their form.
+
+    A *part* is an adapter, or a member of an adapter that is a stack (`adapter/member`).
 
     Args:
         base_layer: the decoder layer.
-        index: its 0-based number.
-        runtime: what the wrapped layers of the model share.
+        index: its 0-based index.
+        runtime: state that the wrapped layers of the model share.
 
     Attributes:
-        configs: of every part by name, a part being an adapter, or a member of one that is a stack (`adapter/member`).
-        gates, edits: those that this layer holds, by the names of their parts.
+        configs: configuration of every part, by its name.
+        gates, edits: gates and edits at this layer, by the names of their parts.
     """
 
     adapter_layer_names = ("grun_edit", "grun_gate")
@@ -54,7 +51,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        """Model loops read attributes off their layers (`attention_type`): unknown ones are the wrapped layer's."""
+        """Look unknown attributes up in the wrapped layer: model loops read some off their layers (`attention_type`)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -84,13 +81,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
 
     def _move_to_base_layer(self, adapter_name: str) -> None:
         device = next(self.base_layer.parameters()).device
-        for parts in (self.grun_edit, self.grun_gate):
-            if (
-                adapter_name in parts
-                and device.type != "meta"
-                and not any(p.is_meta for p in parts[adapter_name].parameters())
-            ):
-                parts[adapter_name].to(device)
+        held = [parts[adapter_name] for parts in (self.grun_edit, self.grun_gate) if adapter_name in parts]
+        for module in held:
+            if device.type != "meta" and not any(p.is_meta for p in module.parameters()):
+                module.to(device)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the adapters on or off. Unlike PEFT's own method it leaves frozen parts (a fitted gate) frozen."""
@@ -109,7 +103,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             return []
         return [part for name in self.active_adapters for part in self._parts.get(name, ())]
 
-    @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; what follows depends on the call
+    @torch.compiler.disable(recursive=False)  # the wrapped layer may be compiled; the rest depends on the call
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own output, with the edits of the active adapters where their gates are open."""
         names = [] if self.runtime.idle else self.active_here()
@@ -129,14 +123,14 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return (edited_BTD, *output[1:]) if isinstance(output, tuple) else edited_BTD
 
     def _gate_reads(self, name: str, *, at_input: bool) -> bool:
-        """Whether a gate of this adapter looks at the input of this layer, or at its output."""
+        """Check whether a gate of this part reads the input of this layer, or its output."""
         return name in self.gates and (self.configs[name].gate_layer is not None) == at_input
 
     @torch.compiler.disable
     def _read_all(self, names: list[str], h_BTD: Tensor, call: CallContext) -> None:
-        """Update the readings of gates that look at the layer's input, together where they can be.
+        """Update the readings of gates that read the layer's input, with one product if their shapes allow it.
 
-        Where nothing is trained, adapters that are open for no row are left out of what follows.
+        Without gradients, adapters whose gates are shut for every row are skipped from here on.
         """
         trained = torch.is_grad_enabled()
         if trained or not self._read_together(names, h_BTD, call):
@@ -145,17 +139,17 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if trained or not names:
             return
         logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
-        thresholds_N = torch.stack([gate.threshold for gate in _held(self.gates, names)])
-        open_N = (~(logits_NB <= thresholds_N[:, None])).any(1).tolist()  # NaN is not shut
-        call.shut.update(name for name, is_open in zip(names, open_N, strict=True) if not is_open)
+        thresholds_N = torch.stack([self.gates[name].threshold for name in names])
+        open_N = is_open(logits_NB, thresholds_N[:, None]).any(1).tolist()
+        call.shut.update(name for name, opens in zip(names, open_N, strict=True) if not opens)
 
     def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
-        """Read prompts with all gates in one product; False where they are too different for that, or there is only one."""
+        """Read prompts with all gates in one product; returns False if there is one gate only, or their shapes differ."""
         before: list[Any] = [call.readings.get((name, self.index)) for name in names]
         alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
-        stack = self._stack("gates", tuple(names), lambda: GateStack.of(_held(self.gates, names)))
+        stack = self._stack("gates", tuple(names), lambda: GateStack.of([self.gates[name] for name in names]))
         device = self.gates[names[0]].threshold.device  # the layer below may live on another one
         span = call.span_on(device)
         if stack is None or span is None or any((name, self.index) in call.complete for name in names):
@@ -205,8 +199,8 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 out_BTD = self._edit_last_only(out_BTD, h_BTD, name, call)
         return out_BTD
 
-    def gate_value(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
-        """What this layer's edit is multiplied by (B,): the gate's value, 1 without a gate, times the adapter's scale."""
+    def _factor(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
+        """Factor (B,) of this layer's edit: the gate's value, 1 without a gate, times the adapter's scale."""
         config = self.configs[name]
         if config.gate == "none":
             return torch.full((rows,), config.scale, device=device)
@@ -215,13 +209,14 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             raise UserError(NO_BOUNDARY)
         if (name, source) not in call.values or torch.is_grad_enabled():
             gate = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source)
-            call.values[name, source] = gate.value(call.readings[name, source][:, 0].to(gate.threshold.device))
-        return config.scale * call.values[name, source].to(device)
+            logits_B = call.readings[name, source][:, 0].to(gate.threshold.device)
+            call.values[name, source] = gate_value(logits_B, gate.threshold, config.scale)
+        return call.values[name, source].to(device)
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
         rows, width, _ = h_BTD.shape
-        value_BT = self.gate_value(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
+        value_BT = self._factor(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
         span = call.span_on(h_BTD.device)
         if span is not None:
             after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
@@ -231,7 +226,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _edit_together(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
         """The edits of several adapters from the last prompt token on, as one product."""
         dtype, span = compute_dtype(h_BTD), call.span_on(h_BTD.device)
-        stack = self._stack("edits", (dtype, *names), lambda: EditStack.of(_held(self.edits, names), dtype))
+        stack = self._stack("edits", (dtype, *names), lambda: EditStack.of([self.edits[n] for n in names], dtype))
         values_BTN = self._values_together(names, call, h_BTD)[:, None]
         if span is not None:
             after_BT = call.columns(h_BTD.shape[1], h_BTD.device) >= span.end_B[:, None]
@@ -241,66 +236,61 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
 
     def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
-        """What edits are multiplied by (B, N), as `gate_value`; once for all layers where one shared gate each decides."""
+        """Factors (B, N) of several edits, each as `_factor`; computed once for all layers with shared gates."""
         configs = [self.configs[name] for name in names]
         sources = {None if config.gate == "none" else config.gate_layer for config in configs}
         source = None if len(sources) > 1 else sources.pop()
         key = (self.index if source is None else source, *names)
         if key not in call.values:
             if source is None:
-                values = [self.gate_value(name, call, len(h_BTD), h_BTD.device) for name in names]
+                values = [self._factor(name, call, len(h_BTD), h_BTD.device) for name in names]
                 call.values[key] = torch.stack(values, dim=1)
             elif any((name, source) not in call.readings for name in names):
                 raise UserError(NO_BOUNDARY)
             else:
                 holder = next(layer for layer in self.runtime.layers if layer.index == source)
-                thresholds_N = torch.stack([gate.threshold for gate in _held(holder.gates, names)])
+                thresholds_N = torch.stack([holder.gates[name].threshold for name in names])
                 logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
                 scales_N = torch.tensor([config.scale for config in configs], device=logits_BN.device)
-                call.values[key] = torch.where(logits_BN <= thresholds_N, 0.0, scales_N * logits_BN.sigmoid())
+                call.values[key] = gate_value(logits_BN, thresholds_N, scales_N)
         return call.values[key].to(h_BTD.device)
 
     def _stack(self, kind: str, names: tuple[Any, ...], build: Callable[[], Any]) -> Any:
-        """The parts that this layer holds of several adapters as one, built once per `generate` call."""
-        kept = {} if self.runtime.generation is None else self.runtime.generation.stacks
-        key = (kind, self.index, names)
-        if key not in kept:
-            kept[key] = build()
-        return kept[key]
+        """The stack of this layer's gates or edits of several adapters, built once per `generate` call."""
+        scope = self.runtime.generation
+        return build() if scope is None else scope.once((kind, self.index, names), build)
 
     def _edit_last_only(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
-        """Edit the last prompt token; where it lies outside this call nothing changes."""
+        """Edit the last prompt token; rows whose last prompt token is outside this call do not change."""
         span = call.span_on(h_BTD.device)
         if span is None:
             return out_BTD
         rows, width, hidden = h_BTD.shape
         end_B = span.end_B - call.past
-        value_B = self.gate_value(name, call, rows, h_BTD.device)
+        value_B = self._factor(name, call, rows, h_BTD.device)
         value_B = torch.where((end_B >= 0) & (end_B < width), value_B, 0.0)
         at_B11 = end_B.clamp(0, width - 1)[:, None, None].expand(rows, 1, hidden)
         new_B1D = self._add(out_BTD.gather(1, at_B11), h_BTD.gather(1, at_B11), name, value_B[:, None])
         return out_BTD.scatter(1, at_B11, new_B1D)
 
     def _add(self, out_BTD: Tensor, h_BTD: Tensor, name: str, value_BT: Tensor) -> Tensor:
-        """`out + value * phi(h)`; where the value is 0 the result is `out` itself, to the bit."""
+        """`out + value * phi(h)`; exactly `out`, bit for bit, where the value is 0."""
         with torch.autocast(h_BTD.device.type, enabled=False):
             edit_BTD = self.edits[name](h_BTD, self._rotation(name, compute_dtype(h_BTD)))
             sum_BTD = (out_BTD.to(edit_BTD.dtype) + value_BT[..., None] * edit_BTD).to(out_BTD.dtype)
         return torch.where(value_BT[..., None] != 0, sum_BTD, out_BTD)
 
     def _rotation(self, name: str, dtype: torch.dtype) -> Tensor | None:
-        """The rotation of an edit, computed once per `generate` call; None outside of one (or while it is trained)."""
-        edit = self.edits[name]
-        kept = None if self.runtime.generation is None else self.runtime.generation.rotations
-        if kept is None or (torch.is_grad_enabled() and edit.rotation.requires_grad):
+        """The rotation of an edit, computed once per `generate` call; None outside of one, or if it is trained."""
+        edit, scope = self.edits[name], self.runtime.generation
+        if scope is None or (torch.is_grad_enabled() and edit.rotation.requires_grad):
             return None
-        if (name, self.index) not in kept:
-            kept[name, self.index] = edit.rotation_DR(dtype).detach()
-        return kept[name, self.index]
+        rotation_DR: Tensor = scope.once(("rotation", self.index, name), lambda: edit.rotation_DR(dtype).detach())
+        return rotation_DR
 
 
 def _hold(modules: nn.ModuleDict, adapter: str, member: str, module: nn.Module) -> None:
-    """Register a module under its adapter, or under the member of the adapter that it belongs to."""
+    """Register a module under its adapter, and below that under its member if the adapter is a stack."""
     if not member:
         modules[adapter] = module
         return
@@ -308,7 +298,3 @@ def _hold(modules: nn.ModuleDict, adapter: str, member: str, module: nn.Module) 
         modules[adapter] = nn.ModuleDict()
     members: Any = modules[adapter]
     members[member] = module
-
-
-def _held(parts: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    return [parts[name] for name in names]

@@ -1,4 +1,4 @@
-"""`GrunModel`: the PEFT tuner that wraps decoder layers and tells them, in every call, where the prompts end."""
+"""`GrunModel`: the PEFT tuner that wraps decoder layers and gives them the prompt positions of every call."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ from grun.models.tuner.context import (
     Gates,
     GenerationScope,
     Runtime,
+    cached_columns,
     keep_with_cache,
     readings_of,
     shut_of,
     values_of,
 )
-from grun.models.tuner.layer import NO_BOUNDARY, GrunLayer
-from grun.models.tuner.prompt_position import PromptSpan, from_labels, from_prompt_lengths, full_mask
+from grun.models.tuner.layer import GrunLayer
+from grun.models.tuner.prompt_position import (
+    NO_BOUNDARY,
+    PromptSpan,
+    from_labels,
+    from_prompt_lengths,
+    full_mask,
+    mask_from_padding,
+)
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -141,12 +149,12 @@ class GrunModel(BaseTuner):
         inputs = args[0] if args else inputs
         if inputs is None:
             raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
-        past = _cached(kwargs.get("past_key_values"))
+        past = cached_columns(kwargs.get("past_key_values"))
         if kwargs.get("attention_mask") is None and past == 0:
-            config = (
-                kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or self.model.generation_config
-            )
-            kwargs["attention_mask"] = _mask_from_padding(inputs, config, kwargs)
+            config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+            config = config or self.model.generation_config
+            pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
+            kwargs["attention_mask"] = mask_from_padding(inputs, pad, eos)
         mask_BT = kwargs.get("attention_mask")
         if mask_BT is None or mask_BT.shape[1] <= past:
             raise UserError(
@@ -158,14 +166,14 @@ class GrunModel(BaseTuner):
 
     @contextmanager
     def generating(self, mask_BT: Tensor) -> Iterator[None]:
-        """Inside, calls go on from prompts with this mask (B, T); what is the same in all of them is computed once."""
+        """Context for calls that continue prompts with this mask (B, T); values that are the same in all are computed once."""
         before, self.runtime.generation = self.runtime.generation, GenerationScope(mask_BT)
         try:
             yield
         finally:
             self.runtime.generation = before
 
-    @torch.compiler.disable  # what is traced once would be believed in later calls
+    @torch.compiler.disable  # a trace would fix the values of its first call
     def _begin_call(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
@@ -178,7 +186,7 @@ class GrunModel(BaseTuner):
         inputs = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if inputs is None:
             raise UserError("a forward call needs input_ids or inputs_embeds.")
-        past = _cached(given.get("past_key_values"))
+        past = cached_columns(given.get("past_key_values"))
         kept = readings_of(given["past_key_values"]) if past else None
         call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
         if call.span is None:
@@ -195,17 +203,17 @@ class GrunModel(BaseTuner):
         return args, kwargs
 
     def _is_idle(self, given: dict[str, Any]) -> bool:
-        """Whether this is a step of decoding in which no active adapter has anything to do."""
+        """Check whether this is a step of decoding in which no active adapter edits anything."""
         cache, scope = given.get("past_key_values"), self.runtime.generation
         shut = shut_of(cache)
         if not shut or given.get("labels") is not None or not shut.issuperset(self._active_parts()):
             return False
-        return scope is None or _cached(cache) >= scope.width
+        return scope is None or cached_columns(cache) >= scope.width
 
     def _span(
         self, inputs: Tensor, past: int, prompt_lengths: Tensor | None, given: dict[str, Any], prefilled: bool
     ) -> PromptSpan | None:
-        """Where the prompts are; None when they are in the cache already (decoding)."""
+        """Prompt positions of the call; None in decoding, when the whole prompts are in the cache."""
         rows, new = inputs.shape[:2]
         labels = given.get("labels")
         if prompt_lengths is None and labels is None:
@@ -234,7 +242,7 @@ class GrunModel(BaseTuner):
             keep_with_cache(cache, call.readings, self._shut(call))
         if call.edited is None:
             return output
-        output["hidden_states"] = _with_edits(output.hidden_states, call.edited)
+        output["hidden_states"] = call.with_edits(output.hidden_states)
         return output.to_tuple() if call.as_tuple else output
 
     def _active_parts(self) -> dict[str, GrunConfig]:
@@ -242,7 +250,7 @@ class GrunModel(BaseTuner):
         return {part: layer.configs[part] for layer in self.runtime.layers for part in layer.active_here()}
 
     def _shut(self, call: CallContext) -> frozenset[str]:
-        """Active parts that have nothing to do in decoding: they edit no generated token, or are open for no row."""
+        """Active parts that edit nothing in decoding: they edit no generated token, or their gates are shut for every row."""
         found = set()
         for name, config in self._active_parts().items():
             if config.edit_from == "last_prompt_only" or name in call.shut:
@@ -262,7 +270,7 @@ class GrunModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Keys of a checkpoint do not depend on the adapter's name: `...grun_gate.<name>.layers.0.weight` loses it."""
+        """Remove the adapter's name from a key of a checkpoint, such as `...grun_gate.<name>.layers.0.weight`."""
         for part in GrunLayer.adapter_layer_names:
             key = key.replace(f".{part}.{adapter_name}.", f".{part}.")
         return key
@@ -270,7 +278,7 @@ class GrunModel(BaseTuner):
     def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT's stub says None, its code returns the model
         self, *args: Any, merge: bool = True, **kwargs: Any
     ) -> nn.Module:
-        """The base model, exactly as it was: no wrapper, no hook."""
+        """Restore the base model: remove every wrapper and hook."""
         if merge:
             self._check_merge_allowed()
         _, layers = decoder_layers(self.model)
@@ -281,31 +289,6 @@ class GrunModel(BaseTuner):
         self.runtime.layers.clear()
         del self.model.peft_config
         return self.model
-
-
-def _with_edits(hidden_states: tuple[Tensor | None, ...], edited: dict[int, Tensor]) -> tuple[Tensor | None, ...]:
-    """Hidden states as the model recorded them (before the edit), with those of edited layers replaced.
-
-    The last entry follows the final norm and has seen every edit already.
-    """
-    return tuple(
-        edited[i - 1] if i - 1 in edited and h is not None and i < len(hidden_states) - 1 else h
-        for i, h in enumerate(hidden_states)
-    )
-
-
-def _cached(cache: Any) -> int:
-    """Columns in a key/value cache, which may be None."""
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def _mask_from_padding(inputs: Tensor, config: Any, kwargs: dict[str, Any]) -> Tensor:
-    """The mask that `generate` infers itself: pad tokens are padding, unless they also end sequences."""
-    pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
-    ends = {int(e) for e in (eos if isinstance(eos, (list, tuple)) else [eos]) if e is not None}
-    if pad is None or int(pad) in ends or inputs.is_floating_point():
-        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-    return inputs.ne(int(pad)).long()
 
 
 def _text_config(model: nn.Module) -> Any:

@@ -1,7 +1,7 @@
-"""Registration of GRUN with PEFT, in the one place that touches PEFT's tables.
+"""Registration of GRUN with PEFT; no other module touches PEFT's tables.
 
-`peft.register_peft_method` refuses names outside its enumeration, so an out-of-tree method cannot use it; the tables behind
-it are keyed by a string enumeration and take a plain string.
+`peft.register_peft_method` refuses names outside its enumeration, so a method outside PEFT cannot use it. The tables behind
+it are keyed by a string enumeration and accept a plain string.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PEFT_TYPE = "GRUN"
 
 
 def register_with_peft() -> None:
-    """Make `get_peft_model`, `PeftModel.from_pretrained` and the rest of PEFT know `GrunConfig`. Safe to call again.
+    """Register `GrunConfig` for `get_peft_model`, `PeftModel.from_pretrained` and the rest of PEFT. Safe to call again.
 
     Raises:
-        RuntimeError: if another package took the name.
+        RuntimeError: if another package has registered the name.
     """
     taken = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(PEFT_TYPE)  # type: ignore[call-overload]
     if taken is not None and taken is not GrunConfig:

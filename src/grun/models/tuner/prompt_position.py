@@ -1,21 +1,24 @@
-"""Where the prompt of each row begins and ends: pure functions on masks, labels and lengths.
+"""Prompt positions: first and last prompt token of each row, from masks, labels or lengths.
 
 The last prompt token is not "the last column": rows are padded on the right in training and on the left in generation, and
-with cached keys/values a call sees only the last part of a row. All positions here are *absolute* columns: column 0 is
-the first token that the cache ever saw, padding included.
+with cached keys/values a call sees only the last part of a row. All positions are *absolute* columns: column 0 is the first
+token in the cache, padding included.
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "NO_BOUNDARY",
     "PromptSpan",
     "from_attention_mask",
     "from_labels",
     "from_prompt_lengths",
     "full_mask",
     "last_prompt_states",
+    "mask_from_padding",
 ]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +27,20 @@ from torch import Tensor, nn
 from grun.core.errors import UserError
 
 IGNORED = -100
+NO_BOUNDARY = (
+    "GRUN cannot know where the prompts end in this forward call. Pass prompt_lengths=tensor of shape (batch,), the number "
+    "of real prompt tokens of each row, or labels that are -100 on the prompt; or call generate(), which knows."
+)
 
 
 @dataclass(frozen=True)
 class PromptSpan:
-    """Absolute columns of the first and the last prompt token of each row, int64 (B,), and a bool mask of real tokens.
+    """Prompt positions of a batch.
 
-    The mask (B, T) tells padding between the two (turns of a conversation in a batch) from prompt tokens.
+    Attributes:
+        start_B: int64, absolute column of the first prompt token of each row.
+        end_B: int64, absolute column of the last prompt token of each row.
+        mask_BT: bool, true on real tokens; between `start_B` and `end_B` there may be padding (turns of a conversation).
     """
 
     start_B: Tensor
@@ -38,7 +48,7 @@ class PromptSpan:
     mask_BT: Tensor
 
     def to(self, device: torch.device) -> PromptSpan:
-        """The same span on `device`."""
+        """The span on `device`."""
         return PromptSpan(self.start_B.to(device), self.end_B.to(device), self.mask_BT.to(device))
 
     def is_prompt(self, first: int, width: int) -> Tensor:
@@ -85,14 +95,28 @@ def full_mask(attention_mask: Tensor | None, rows: int, new: int, past: int, dev
     )
 
 
+def mask_from_padding(inputs: Tensor, pad: int | None, ends: int | Sequence[int] | None) -> Tensor:
+    """The mask (B, T), int64, that `generate` would infer: pad tokens are padding, unless they also end sequences.
+
+    Args:
+        inputs: token ids (B, T), or embeddings (B, T, D), which have no padding.
+        pad: the pad token; None if there is none.
+        ends: tokens that end a sequence.
+    """
+    ending = ends if isinstance(ends, Sequence) else [ends]
+    if pad is None or int(pad) in {int(end) for end in ending if end is not None} or inputs.is_floating_point():
+        return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+    return inputs.ne(int(pad)).long()
+
+
 def from_attention_mask(mask_BT: Tensor) -> PromptSpan:
-    """Every real token belongs to the prompt, as in the prefill of generation."""
+    """Prompt positions if every real token belongs to the prompt, as in the prefill of generation."""
     mask_BT = mask_BT.bool()
     return PromptSpan(_first(mask_BT), _last(mask_BT), mask_BT)
 
 
 def from_prompt_lengths(prompt_lengths_B: Tensor, mask_BT: Tensor) -> PromptSpan:
-    """The first `prompt_lengths_B` real tokens of each row are its prompt.
+    """Prompt positions if the first `prompt_lengths_B` real tokens of each row are its prompt.
 
     Raises:
         UserError: if there is not one length per row, or one is below 1 or above the number of real tokens of its row.
@@ -113,7 +137,7 @@ def from_prompt_lengths(prompt_lengths_B: Tensor, mask_BT: Tensor) -> PromptSpan
 
 
 def from_labels(labels_BT: Tensor, mask_BT: Tensor) -> PromptSpan:
-    """The prompt is what precedes the first label other than -100; its end is the last real token there.
+    """Prompt positions from labels: the prompt is all real tokens before the first label other than -100.
 
     Raises:
         UserError: if a row has no label, or its first token is labelled (then it has no prompt).
@@ -142,7 +166,7 @@ def _last(mask_BT: Tensor) -> Tensor:
 
 
 def last_prompt_states(h_BTD: Tensor, span: PromptSpan, past: int) -> tuple[Tensor, Tensor]:
-    """States (B, 1, D) at the last prompt token, and whether it lies in this call (B, 1)."""
+    """Hidden states (B, 1, D) at the last prompt token, and a bool mask (B, 1) of the rows where it lies in this call."""
     width = h_BTD.shape[1]
     end_B = span.end_B - past
     at_B = end_B.clamp(0, width - 1).to(h_BTD.device)

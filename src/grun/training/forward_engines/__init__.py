@@ -1,1 +1,1 @@
-"""The two ways of rows through the model in training: whole, or on from a cached prefix."""
+"""Forward engines: ways of rows through the model in training, whole or on from a cached prefix."""

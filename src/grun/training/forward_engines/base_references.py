@@ -1,4 +1,4 @@
-"""What the base model says about training rows, computed once per row and kept: no second model is ever in memory."""
+"""Quantities of the base model on training rows, computed once and kept, so that no second model is in memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from grun.models.forward import reference_signals
 from grun.models.row_encoder import RowEncoder
 
 logger = logging.getLogger("grun")
-IN_MEMORY = 2**30  # bytes of one quantity; what is larger goes to a temporary file that the system pages in
-WORTH_SAYING = 2**27
+IN_MEMORY = 2**30  # bytes of one quantity; larger ones go to a temporary file that the system pages in
+WORTH_SAYING = 2**27  # bytes of one quantity from which on its size is logged
 
 
 def base_model_references(
@@ -32,7 +32,8 @@ def base_model_references(
 ) -> dict[str, list[Tensor]]:
     """Quantities (answer tokens, ...) of the base model by name, one tensor per row; empty for rows that are not drawn.
 
-    Several processes share the work. Logits and hidden states are kept in the model's own dtype, which loses nothing.
+    Several processes share the work. Logits and hidden states are kept in the dtype of the model, in which they were computed;
+    log-probabilities are float32.
 
     Args:
         rows: makes batches.
@@ -78,7 +79,7 @@ def base_model_references(
 
 
 class _Store:
-    """Room for one quantity of all rows, in memory or in a temporary file."""
+    """Storage of one quantity of all rows, in memory or in a temporary file."""
 
     def __init__(self, total: int, like: Tensor) -> None:
         shape = (total, *like.shape[1:])
@@ -89,7 +90,7 @@ class _Store:
         if size <= IN_MEMORY:
             self._values = torch.empty(shape, dtype=like.dtype)
         else:
-            with tempfile.NamedTemporaryFile(prefix="grun-") as file:  # its name goes away, the mapped content stays
+            with tempfile.NamedTemporaryFile(prefix="grun-") as file:  # the mapping outlives the name of the file
                 file.truncate(size)
                 flat = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=like.dtype)
             self._values = flat.view(shape)

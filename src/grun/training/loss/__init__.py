@@ -1,1 +1,1 @@
-"""The loss of a run: its terms, their weights, and the recipe that a job's settings make."""
+"""The loss of a run: its terms, their weights, and the recipe that follows from the settings of a job."""

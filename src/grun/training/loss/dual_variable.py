@@ -1,4 +1,4 @@
-"""Keeping the rest as a constraint: the weight of the retain loss as a dual variable (arXiv 2506.05314, section 3)."""
+"""The weight of the retain loss as the dual variable of a constraint (arXiv 2506.05314, section 3)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class DualVariable(TrainerCallback, ExportableState):
     """`weight <- max(0, weight + step_size * (retain loss - bound))` after every step; checkpoints hold it.
 
     Args:
-        weight: at the beginning.
+        weight: weight at the beginning.
         bound: largest retain loss that is acceptable, in the units of the retain loss (nats per token for `ce` and `kl`).
-        step_size: of the update.
+        step_size: step size of the update.
         warmup: steps at the beginning during which the weight does not change.
     """
 
@@ -30,7 +30,7 @@ class DualVariable(TrainerCallback, ExportableState):
         self._observed: list[float] = []
 
     def observe(self, retain_loss: float) -> None:
-        """Note the retain loss of one part of a step."""
+        """Add the retain loss of one part of a step."""
         self._observed.append(retain_loss)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -40,6 +40,6 @@ class DualVariable(TrainerCallback, ExportableState):
             self.weight = max(0.0, self.weight + self.step_size * (retain - self.bound))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Content of a checkpoint."""
         fixed = {"bound": self.bound, "step_size": self.step_size, "warmup": self.warmup}
         return {"args": {"weight": self.weight, **fixed}, "attributes": {}}

@@ -1,4 +1,4 @@
-"""From the settings of a job to what it minimises, with pairs that cannot work refused."""
+"""Recipes: the loss that the settings of a job ask for. Combinations that cannot work are refused."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from grun.models.tuner.model import decoder_layers
 from grun.training.loss.terms import Recipe, Weights, steering_direction
 from grun.training.objectives import needs_of, objective_options, objectives, retain_losses
 
-WEIGHTS_LAYER = 0.22  # layer 7 of 32, as RMU has it, where weights are trained
+WEIGHTS_LAYER = 0.22  # hidden layer if weights are trained: layer 7 of 32, as in RMU
 
 
 def recipe_of(config: UnlearnConfig) -> Recipe:
-    """What a job minimises, before the model is known.
+    """The loss that a job minimises, before the model is known.
 
     Args:
-        config: with presets filled in.
+        config: settings of the job, presets filled in.
 
     Raises:
-        UserError: for an unknown objective, retain loss or option, or a pair that cannot work.
+        UserError: for an unknown objective, retain loss or option, or a combination that cannot work.
     """
     entry = objectives.get(config.objective)
     retain = retain_losses.get(config.retain_loss or entry.info["retain"])
@@ -60,10 +60,10 @@ def recipe_of(config: UnlearnConfig) -> Recipe:
 
 
 def resolved_hidden_layer(recipe: Recipe, config: UnlearnConfig, model: nn.Module) -> Recipe:
-    """The recipe with the layer that it looks at and the direction that it steers to, if it looks at hidden states.
+    """The recipe with its hidden layer and steering direction, if its loss reads hidden states.
 
     Raises:
-        UserError: if the layer is out of range, or one was given although nothing looks at it.
+        UserError: if the layer is out of range, or a layer was given although the loss reads no hidden states.
     """
     looks = any("hidden" in quantities for quantities in recipe.needs.values())
     if not looks:
@@ -86,17 +86,17 @@ def resolved_hidden_layer(recipe: Recipe, config: UnlearnConfig, model: nn.Modul
 
 
 def freeze_unreached(model: Any, recipe: Recipe, batch: Batch) -> None:
-    """Stop training parameters that the loss cannot reach because it only looks at a lower layer's output.
+    """Freeze parameters that the loss cannot reach because it only reads the output of a lower layer.
 
-    They would stay as they are in any case; but several processes wait for the gradients of everything that is trained.
+    They would not change in any case, but several processes wait for the gradients of all trained parameters.
 
     Args:
-        model: with its adapter.
-        recipe: what is minimised.
-        batch: any row.
+        model: the adapted model.
+        recipe: the loss that is minimised.
+        batch: any rows.
 
     Raises:
-        UserError: if an edit is among them: it would stay at its random start.
+        UserError: if an edit is among them, which would keep its random initial values.
     """
     if recipe.reads_tokens or recipe.hidden_layer is None:
         return

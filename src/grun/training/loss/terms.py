@@ -19,9 +19,9 @@ class Weights:
     """Weights of the loss terms: `L = forget * L_forget + retain * L_retain + gate * L_gate` (arXiv 2502.17823, eq. 5).
 
     Attributes:
+        forget, retain, gate: weights of the terms.
         forget_class: weight of forget prompts in the gate's cross-entropy; retain prompts have 1.
-        warmup: steps over which the forget and retain terms grow from 0 to their weights, while the gate's has its own from
-            the start.
+        warmup: number of steps over which the weights of the forget and retain terms grow from 0; the gate's is constant.
     """
 
     forget: float
@@ -31,21 +31,21 @@ class Weights:
     warmup: int = 0
 
     def warmed(self, step: int) -> float:
-        """Factor of the forget and retain terms at a step, counted from 0."""
+        """Factor of the forget and retain terms at a step; the first step is 0."""
         return 1.0 if self.warmup == 0 else min(1.0, (step + 1) / self.warmup)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is minimised.
+    """The loss that a run minimises.
 
     Attributes:
         objective: forget loss with its settings bound.
         retain_loss: loss on retain rows.
-        needs: quantities by side that both look at, in the order of the sides in a batch (see `needs_of`).
-        weights: of the terms.
-        hidden_layer: decoder layer whose output the quantity `hidden` is; None if nothing looks at it.
-        steering_D: fixed random direction; None likewise.
+        needs: quantities by side that both losses read, in the order of the sides in a batch (see `needs_of`).
+        weights: weights of the terms.
+        hidden_layer: decoder layer whose output the quantity `hidden` is; None if no loss reads it.
+        steering_D: fixed random direction; None if no loss reads hidden states.
     """
 
     objective: Callable[[Signals], Tensor]
@@ -57,21 +57,21 @@ class Recipe:
 
     @property
     def sides(self) -> list[str]:
-        """UnlearningRows of a batch; a gate that is being trained needs retain prompts whatever the retain loss."""
+        """Names of the sides of a batch; a trained gate needs retain prompts even if no loss reads them."""
         gated = self.weights.gate > 0 and "retain" not in self.needs
         return [*self.needs, "retain"] if gated else list(self.needs)
 
     def wanted(self) -> set[str]:
-        """Quantities of the model that is trained, of all sides together."""
+        """Quantities of the trained model that the losses read on any side."""
         return {quantity for side in self.needs.values() for quantity in side if not quantity.startswith("ref_")}
 
     def references(self, side: str) -> set[str]:
-        """Quantities of the base model that are needed of a side, without the prefix."""
+        """Quantities of the base model that the losses read on a side, without the prefix `ref_`."""
         return {q.removeprefix("ref_") for q in self.needs.get(side, ()) if q.startswith("ref_")}
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the loss looks at predictions; if not, nothing above the observed layer can be trained."""
+        """True if the losses read predictions; if not, no parameter above the hidden layer can be trained."""
         return bool(self.wanted() & {"logps", "logits"})
 
 
@@ -88,13 +88,13 @@ def split_sides(
     references: Mapping[str, Mapping[str, Tensor]],
     token_counts: Mapping[str, float] | None = None,
 ) -> dict[str, SideSignals]:
-    """Signals by side of a batch that holds the same number of rows of each, side after side.
+    """Signals by side of a batch that holds the same number of rows of every side, one side after the other.
 
     Args:
         joined: signals of the whole batch.
         sides: names of the sides.
         references: by side, the base model's quantities without the prefix `ref_`.
-        token_counts: by side, what means divide by where the batch is one part of several.
+        token_counts: by side, the divisor of means over tokens; None to divide by the number of tokens in the batch.
     """
     masks = joined.mask_BT.split(len(joined.mask_BT) // len(sides))
     counts = [int(mask_BT.sum()) for mask_BT in masks]
@@ -108,7 +108,7 @@ def split_sides(
 
 
 def _widened(values: Tensor, like: Tensor) -> Tensor:
-    """Kept values on the device of the batch, in float32 or wider."""
+    """Values on the device of `like`, in float32 or wider."""
     return values.to(like.device, torch.promote_types(torch.float32, values.dtype))
 
 
@@ -117,7 +117,7 @@ def gate_loss(logits_BG: Tensor, is_forget_B: Tensor, forget_class: float = 1.0)
 
     Args:
         logits_BG: gate logits.
-        is_forget_B: bool.
+        is_forget_B: bool, true for forget prompts.
         forget_class: weight of the forget rows' terms (the mean still divides by the number of rows).
     """
     target_BG = is_forget_B.to(logits_BG)[:, None].expand_as(logits_BG)
@@ -129,9 +129,9 @@ def loss_terms(recipe: Recipe, sides: Mapping[str, SideSignals], gate_logits_BG:
     """All terms of the loss of one batch, unweighted.
 
     Args:
-        recipe: what is minimised.
+        recipe: the loss that is minimised.
         sides: signals by side.
-        gate_logits_BG: of the whole batch, side after side; None if no gate is trained.
+        gate_logits_BG: gate logits of the whole batch, one side after the other; None if no gate is trained.
     """
     forget = recipe.objective(Signals(sides, recipe.steering_D))
     retain = recipe.retain_loss(sides["retain"]) if "retain" in sides else None

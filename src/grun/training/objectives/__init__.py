@@ -1,11 +1,11 @@
-"""Unlearning objectives and retain losses: pure functions of what a model says, all to be minimised.
+"""Unlearning objectives and retain losses: pure functions of the signals of a model, all to be minimised.
 
-An objective is a function `(Signals, *, settings) -> scalar`, a retain loss a function `SideSignals -> scalar`; any of one
-goes with any of the other. Both register with the paper they come from and the quantities that they need. Quantities are
-`logps`, `logits`, `hidden` (the output of one decoder layer) and the same from the base model with the prefix `ref_`; an
-objective names the side as well: `forget.logps`, `refusal.ref_logps`, `alternative.logps` (sides: see `Signals`). Neither ever
-calls a model. An objective's keyword-only arguments are its configuration: flags, documentation and validation come from the
-signature. It also says which retain loss it is used with unless the user wants another, and the weights of both terms.
+An objective is a function `(Signals, *, settings) -> scalar`, a retain loss a function `SideSignals -> scalar`. Every
+objective works with every retain loss, and neither calls a model. Both register with their paper and the quantities that they
+need. Quantities are `logps`, `logits`, `hidden` (the output of one decoder layer) and those of the base model with the prefix
+`ref_`; an objective names the side as well: `forget.logps`, `refusal.ref_logps`, `alternative.logps` (sides: see `Signals`).
+The keyword-only arguments of an objective are its configuration: flags, documentation and validation come from the signature.
+An objective also registers its default retain loss and the default weights of both terms.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIDES = ("forget", "refusal", "alternative", "retain")
 
 
 def needs_of(objective: Entry[Objective], retain_loss: Entry[RetainLoss]) -> dict[str, set[str]]:
-    """Quantities by side, in the fixed order of sides, that an objective and a retain loss look at together."""
+    """Quantities by side, in the fixed order of sides, that an objective and a retain loss need together."""
     needed: defaultdict[str, set[str]] = defaultdict(set)
     for need in objective.info["needs"]:
         side, _, quantity = need.partition(".")

@@ -1,4 +1,4 @@
-"""Objectives that treat keeping the rest as a constraint."""
+"""Objectives under a bound on the retain loss."""
 
 from __future__ import annotations
 

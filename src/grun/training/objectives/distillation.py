@@ -1,4 +1,4 @@
-"""Objectives that give the model a whole distribution over the next token to imitate."""
+"""Objectives that train the model towards a distribution over the next token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def undial(signals: Signals, *, beta: float = 10.0) -> Tensor:
 
     Args:
         signals: forget logits of the model and of the base model.
-        beta: by how much the true token's logit is lowered, at least 0.
+        beta: amount by which the true token's logit is lowered, at least 0.
     """
     side = signals.forget
     lowered_NV = side.ref_logits_NV - beta * one_hot(side.targets_N, side.ref_logits_NV.shape[1])

@@ -66,8 +66,8 @@ def satimp(signals: Signals, *, beta1: float = 5.0, beta2: float = 1.0) -> Tenso
 
     Args:
         signals: forget log-probabilities.
-        beta1: at least 0; how much less tokens count that are unlikely already (saturation).
-        beta2: at least 0; how much less tokens count that are certain (importance).
+        beta1: at least 0; the larger, the less tokens count that are unlikely already (saturation).
+        beta2: at least 0; the larger, the less tokens count that are certain (importance).
     """
     logps_N = signals.forget.logps_N
     p_N = logps_N.exp().detach()

@@ -1,4 +1,4 @@
-"""Objectives in the form of a preference between answers, or between the model and its former self."""
+"""Objectives in the form of a preference between answers, or between the trained model and the base model."""
 
 from __future__ import annotations
 

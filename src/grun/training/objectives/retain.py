@@ -1,4 +1,4 @@
-"""What keeps the rest as it was: losses on retain rows, any of which goes with any objective."""
+"""Losses on retain rows, which preserve the other abilities of the model; each works with every objective."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training from a cached prefix: what is the same in every step is computed once."""
+"""Training on from a cached prefix: states that are the same in every step are computed once."""

@@ -1,8 +1,8 @@
-"""What the base model says about rows, each prompt read once for all its answers: the content of a prefix cache."""
+"""Passes of the base model that make the content of a prefix cache; each prompt is read once for all its answers."""
 
 from __future__ import annotations
 
-__all__ = ["AS_TUPLE", "ENTERING", "KEYS_VALUES", "base_model_parts", "in_chunks"]
+__all__ = ["base_model_parts"]
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,18 +16,10 @@ from grun.models.encoding.encode import Encoded
 from grun.models.forward import Enough, adapters_off, evaluating, forward_parameters
 from grun.models.scoring import selected_rows
 from grun.models.tuner.model import decoder_layers
-from grun.training.forward_engines.prefix.signals import continued_signals, parts_by_length
-from grun.training.forward_engines.prefix.store import Parts
-
-AS_TUPLE = "as_tuple"  # whether decoder layers of the model return tuples
-ENTERING = "entering"  # output of the first edited layer, from the last prompt token on
-KEYS_VALUES = "keys_values"  # of the prompt tokens before it, in the layers above
-
-
-def in_chunks(rows: Sequence[Encoded], size: int) -> list[list[Encoded]]:
-    """Rows in chunks of so many, those with the same prompt next to each other, long prompts first."""
-    order = sorted(rows, key=lambda row: (-row.prompt_length, row.input_ids))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+from grun.training.forward_engines.prefix.batching import parts_by_length
+from grun.training.forward_engines.prefix.requirements import check_cache
+from grun.training.forward_engines.prefix.signals import continued_signals
+from grun.training.forward_engines.prefix.store import AS_TUPLE, ENTERING, KEYS_VALUES, Parts
 
 
 @torch.no_grad()
@@ -41,21 +33,24 @@ def base_model_parts(
     pad: int,
     overhead: float,
 ) -> Parts:
-    """Everything that is kept of some rows, on the CPU: `<row>.entering`, `<row>.<quantity>`, `prompt <row>.keys_values`.
+    """Tensors to keep of some rows, on the CPU: `<row>.entering`, `<row>.<quantity>` and `prompt <row>.keys_values`.
 
-    The last is there for the first row of each prompt only.
+    Only the first row of each prompt has keys and values.
 
     Args:
-        model: PEFT model; its adapters are off meanwhile.
+        model: PEFT model; its adapters are switched off during the pass.
         rows: encoded rows.
         names: quantities of the answers: `logps`, `logits`, `hidden`.
         first: index of the first edited layer.
         observed: decoder layer whose output the quantity `hidden` is.
         pad: token that fills rows up.
-        overhead: what another batch costs, in columns (see `parts_by_length`).
+        overhead: cost of another batch, in columns (see `parts_by_length`).
+
+    Raises:
+        CannotContinue: if the model's cache does not hold the keys and values of every token.
     """
     base = model.get_base_model()
-    layer = decoder_layers(base)[1][first]
+    layers = decoder_layers(base)[1]
     device = next(base.parameters()).device
     prefixes = [row.input_ids[: row.prompt_length - 1] for row in rows]
     prompts = {prefix: i for i, prefix in enumerate(dict.fromkeys(prefixes))}
@@ -64,13 +59,16 @@ def base_model_parts(
     ids_BP = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prompts], device=device)
     found: Parts = {}
     with adapters_off(model), evaluating(model):
-        cache = _read(base, ids_BP, real_BP.sum(1))
+        cache = _read(base, ids_BP, real_BP.sum(1), first)
         for part in parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], overhead):
             index_C = torch.tensor([prompts[prefixes[i]] for i in part], device=device)
             copies = selected_rows(cache, index_C) if width else DynamicCache()
             answers = {i: rows[i].input_ids[rows[i].prompt_length - 1 :] for i in part}
-            found |= _answered(base, layer, answers, real_BP[index_C], copies, names, observed, pad)
-    above: list[Any] = cache.layers[first + 1 :] if width else copies.layers[first + 1 :]
+            found |= _answered(base, layers[first], answers, real_BP[index_C], copies, names, observed, pad)
+    if not width:  # no prompt was read, so the shape of keys and values comes from the answers
+        cache = copies
+        check_cache(cache.layers, len(layers), max(map(len, answers.values())), first)
+    above: list[Any] = cache.layers[first + 1 :]
     for prefix, b in prompts.items():
         parts = [
             values[b, :, width - len(prefix) : width] for kind in ("keys", "values") for values in _each(above, kind)
@@ -90,15 +88,15 @@ def _answered(
     observed: nn.Module | None,
     pad: int,
 ) -> Parts:
-    """What is kept of answers, by row, each with the last token of its prompt before it; the prompts are in `copies`."""
+    """Parts of answers, by row, each read after the last token of its prompt; the tokens before that are in `copies`."""
     longest, device = max(map(len, answers.values())), real_BP.device
     ids_BC = torch.tensor([[*a, *[pad] * (longest - len(a))] for a in answers.values()], device=device)
     lengths_B = torch.tensor([len(a) - 1 for a in answers.values()], device=device)
     answer_BA = torch.arange(longest - 1, device=device) < lengths_B[:, None]
     quantities: dict[str, Tensor] = {}
-    stop = not names and real_BP.shape[1] > 0  # nothing is asked of the layers above, and their shapes are known
+    stop = not names and real_BP.shape[1] > 0  # the layers above the first edited one have no part in this
     with _output_of(layer, stop) as kept, suppress(Enough):
-        # the last token of an answer enters the trained part too, so all columns are read
+        # `hidden` makes it run the last token of each answer as well, which enters the trained part too
         side = continued_signals(base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer)
         quantities = {name: side.quantities[name] for name in names}
     as_tuple, entering_BCD = kept
@@ -111,11 +109,11 @@ def _answered(
     return found
 
 
-def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor) -> DynamicCache:
-    """Keys and values of prompts, which are padded on the right, moved to the right end of their rows.
+def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor, first: int) -> DynamicCache:
+    """Keys and values of prompts that come padded on the right, moved to the right end of their rows.
 
-    A token before which there is nothing but padding would have nothing to attend to, which is not a number in some dtypes;
-    and what follows must come right after them, for windows to reach as far as they should.
+    Prompts are read with the padding behind them, because a padding token in front has nothing to attend to, which gives NaN
+    in some dtypes. They are moved because answers must follow them directly for sliding windows to cover the right tokens.
     """
     cache = DynamicCache()
     width = ids_BP.shape[1]
@@ -126,6 +124,7 @@ def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor) -> DynamicCache:
     if "logits_to_keep" in forward_parameters(base):
         inputs["logits_to_keep"] = 1
     base(**inputs, past_key_values=cache, use_cache=True)
+    check_cache(cache.layers, len(decoder_layers(base)[1]), width, first)
     from_BP = columns_P - (width - lengths_B[:, None])
     layers: list[Any] = cache.layers
     for layer in layers:
@@ -134,7 +133,7 @@ def _read(base: nn.Module, ids_BP: Tensor, lengths_B: Tensor) -> DynamicCache:
 
 
 def _moved(values_BHPK: Tensor, from_BP: Tensor) -> Tensor:
-    """Values whose column p comes from column `from_BP`; 0 where that lies before the first."""
+    """Values whose column p comes from column `from_BP`; 0 where that is negative."""
     index_B1P1 = from_BP.clamp_min(0)[:, None, :, None].expand_as(values_BHPK)
     return values_BHPK.gather(2, index_B1P1).masked_fill(from_BP[:, None, :, None] < 0, 0.0)
 
@@ -149,7 +148,12 @@ def _kept(value: Tensor) -> Tensor:
 
 @contextmanager
 def _output_of(layer: nn.Module, stop: bool) -> Iterator[list[Any]]:
-    """Inside, a list that will hold whether the layer returns a tuple, and its hidden states; the pass may stop there."""
+    """Yield a list that a pass fills with two entries: True if the layer returns a tuple, and its hidden states.
+
+    Args:
+        layer: to observe.
+        stop: raise `Enough` after it.
+    """
     kept: list[Any] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:

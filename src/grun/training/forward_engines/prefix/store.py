@@ -1,8 +1,8 @@
-"""Where cached prefixes are kept: in memory, or in files that are mapped into it and shared between runs."""
+"""Storage of cached prefixes: memory, or files that are mapped into it and shared between runs."""
 
 from __future__ import annotations
 
-__all__ = ["PartStore", "Parts"]
+__all__ = ["AS_TUPLE", "ENTERING", "KEYS_VALUES", "PartStore", "Parts"]
 
 import fcntl
 import hashlib
@@ -19,27 +19,31 @@ from torch import Tensor
 from grun.core.storage.atomic_files import atomic_file
 from grun.models.encoding.encode import Encoded
 
-Parts = dict[str, Tensor]  # of the rows of one batch, by "<number of the row>.<name>", and what holds for all of them
+# Tensors of one batch of rows: "<row>.<name>", "prompt <row>.<name>", or "<name>" for what holds for all rows
+Parts = dict[str, Tensor]
+AS_TUPLE = "as_tuple"  # bool, true if decoder layers of the model return tuples
+ENTERING = "entering"  # output of the first edited layer, from the last prompt token on
+KEYS_VALUES = "keys_values"  # of the prompt tokens before it, in the layers above
 
 
 @dataclass(frozen=True)
 class PartStore:
-    """A file for every batch of rows, whole or not there, so that building goes on after a kill; or nothing but memory.
+    """One file for every batch of rows, so that an interrupted build resumes; without a folder nothing is written.
 
     Attributes:
-        folder: named by everything besides the rows that decides the content; None to keep everything in memory.
+        folder: its name depends on everything besides the rows that the tensors depend on; None to stay in memory.
     """
 
     folder: Path | None = None
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """Place in words, for messages."""
         return "in memory" if self.folder is None else f"in {self.folder}"
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Inside, no other process builds in the same folder: it waits, and then finds what is there."""
+        """Lock the folder while rows are built; other processes wait and then find the files."""
         if self.folder is None:
             yield
             return
@@ -49,7 +53,7 @@ class PartStore:
             yield
 
     def read(self, rows: Sequence[Encoded], names: Collection[str]) -> Parts | None:
-        """What is kept of a batch, mapped into memory; None if there is nothing, or it was damaged."""
+        """Stored tensors of a batch, mapped into memory; None if they are missing or damaged."""
         file = self._file(rows, names)
         if file is None or not file.is_file():
             return None
@@ -59,7 +63,7 @@ class PartStore:
             return None
 
     def write(self, rows: Sequence[Encoded], names: Collection[str], parts: Parts) -> None:
-        """Keep a batch, all of it or nothing."""
+        """Store the tensors of a batch atomically; without a folder nothing happens."""
         file = self._file(rows, names)
         if file is not None:
             with atomic_file(file) as temporary:

@@ -1,0 +1,173 @@
+"""Names of everything that registers itself, read from source files without importing them.
+
+Help texts and `grun list` name every objective, metric and so on, but importing these takes seconds because of torch. So the
+decorators are read instead. A leaf declares its name as a literal, in the decorator itself,
+
+    @objectives.register("npo", ...)
+
+or in a decorator that its file defines, which registers under its first argument or under an f-string of it:
+
+    @_attack("mia_loss", ...)
+
+Other distributions bring leaves through entry points, of which only the names are known before they are imported.
+"""
+
+from __future__ import annotations
+
+__all__ = ["KINDS", "Kind", "declared", "flag_of_kind", "has_extensions"]
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+
+from grun.core.package import CODE
+
+REGISTER = "register"
+DOC = "__doc__"
+Found = tuple[str, str, str]  # registry, name, first line of the docstring
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of leaves.
+
+    Attributes:
+        name: singular, as in the messages of its registry.
+        title: plural.
+        package: dotted name of the package whose modules are the leaves.
+        flag: command-line flag of the setting that takes a name.
+    """
+
+    name: str
+    title: str
+    package: str
+    flag: str
+
+    @property
+    def group(self) -> str:
+        """The entry-point group of other distributions ("grun.objectives")."""
+        return f"grun.{self.package.rpartition('.')[2]}"
+
+
+# By the name of the registry, an attribute of the package.
+KINDS = {
+    "objectives": Kind("objective", "objectives", "grun.training.objectives", "--objective"),
+    "retain_losses": Kind("retain loss", "retain losses", "grun.training.objectives", "--retain-loss"),
+    "adaptations": Kind("adaptation", "adaptations", "grun.models.adaptations", "--adapt"),
+    "benchmarks": Kind("benchmark", "benchmarks", "grun.data.benchmarks", "--benchmark"),
+    "metrics": Kind("metric", "metrics", "grun.evaluation.metrics", "--metrics"),
+    "engines": Kind("engine", "engines", "grun.jobs.engines", "--engine"),
+}
+
+
+def declared(registry: str) -> dict[str, str]:
+    """Names of all leaves of a registry ("objectives"), sorted, with the first lines of their docstrings.
+
+    Entry points of other distributions count for the registry that their group is named after; their docstrings are unknown
+    and empty.
+    """
+    kind = KINDS[registry]
+    found = {name: summary for where, name, summary in _declarations(kind.package) if where == registry}
+    if kind.group.endswith(f".{registry}"):
+        found = {name: "" for name in _extensions(kind.group)} | found
+    return dict(sorted(found.items()))
+
+
+def has_extensions(registry: str) -> bool:
+    """True if another distribution brings leaves of this kind; only an import shows all that it registers."""
+    return bool(_extensions(KINDS[registry].group))
+
+
+def flag_of_kind(name: str) -> str | None:
+    """The flag of the setting whose values are leaves of a kind, given in the singular; None for an unknown kind."""
+    return next((kind.flag for kind in KINDS.values() if kind.name == name), None)
+
+
+@cache
+def _extensions(group: str) -> tuple[str, ...]:
+    return tuple(point.name for point in metadata.entry_points(group=group))
+
+
+@cache
+def _declarations(package: str) -> tuple[Found, ...]:
+    """All registrations in the modules of a package, with any registry."""
+    folder = CODE.joinpath(*package.split(".")[1:])
+    files = [file for file in folder.glob("*.py") if file.name != "__init__.py"] + [*folder.glob("*/__init__.py")]
+    found: list[Found] = []
+    for file in sorted(files):
+        source = file.read_text(encoding="utf-8")
+        if f".{REGISTER}(" in source:
+            found += _registrations(ast.parse(source))
+    return tuple(found)
+
+
+def _registrations(module: ast.Module) -> Iterator[Found]:
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    for node in (node for node in module.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))):
+        for decorator in node.decorator_list:
+            if not isinstance(decorator, ast.Call) or not decorator.args:
+                continue
+            name, doc = _text(decorator.args[0]), ast.get_docstring(node, clean=False) or ""
+            registry = _registry(decorator)
+            if registry and name is not None:
+                yield registry, name, _first_line(doc)
+            elif isinstance(decorator.func, ast.Name) and decorator.func.id in functions and name is not None:
+                yield from _registered_by(functions[decorator.func.id], name, doc)
+
+
+def _registered_by(factory: ast.FunctionDef, argument: str, doc: str) -> Iterator[Found]:
+    """Registrations by a decorator that the file defines: `registry.register(name, ...)(function)`.
+
+    Args:
+        factory: function that makes the decorator.
+        argument: its first argument.
+        doc: docstring of the decorated function.
+    """
+    names = {factory.args.args[0].arg: argument}
+    docs: dict[str, str] = {}
+    for node in ast.walk(factory):
+        if isinstance(node, ast.FunctionDef):
+            docs.setdefault(node.name, ast.get_docstring(node, clean=False) or "")
+        elif isinstance(node, ast.Assign) and (function := _documented(node.targets[0])):
+            docs[function] = _text(node.value, names, doc) or ""
+    for node in ast.walk(factory):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Call) and isinstance(node.args[0], ast.Name):
+            registry, name = _registry(node.func), _text(node.func.args[0], names)
+            if registry and name is not None:
+                yield registry, name, _first_line(docs[node.args[0].id])
+
+
+def _registry(call: ast.Call) -> str | None:
+    """The registry of a call `registry.register(...)`; None for any other call."""
+    function = call.func
+    if isinstance(function, ast.Attribute) and function.attr == REGISTER and isinstance(function.value, ast.Name):
+        return function.value.id
+    return None
+
+
+def _documented(target: ast.expr) -> str | None:
+    """The function of a target `function.__doc__`; None for any other."""
+    if isinstance(target, ast.Attribute) and target.attr == DOC and isinstance(target.value, ast.Name):
+        return target.value.id
+    return None
+
+
+def _text(node: ast.expr, names: dict[str, str] | None = None, doc: str | None = None) -> str | None:
+    """The text that an expression stands for: a literal, a known name, the docstring, or an f-string of these."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Name):
+        return (names or {}).get(node.id)
+    if isinstance(node, ast.Attribute) and node.attr == DOC:
+        return doc
+    if isinstance(node, ast.JoinedStr):
+        parts = [_text(v.value if isinstance(v, ast.FormattedValue) else v, names, doc) for v in node.values]
+        return None if None in parts else "".join(part or "" for part in parts)
+    return None
+
+
+def _first_line(doc: str) -> str:
+    return inspect.cleandoc(doc).partition("\n")[0]

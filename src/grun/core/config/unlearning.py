@@ -1,0 +1,154 @@
+"""The settings of `grun unlearn`; see `grun.core.config.jobs`."""
+
+from __future__ import annotations
+
+__all__ = ["UnlearnConfig"]
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grun.core.config.schema import check_choice, option
+from grun.core.config.shared import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnConfig(TrainConfig):
+    """Settings of `grun unlearn`: learn an adapter that makes the model forget."""
+
+    MAIN: ClassVar[tuple[str, ...]] = ("model", "forget", "retain", "objective", "output")
+
+    output: str = option("unlearned", "Directory to write the adapter and the run's records to.", group="run")
+    model: str = option("", "Hub id or folder of the model that is to forget.", group="method")
+    forget: list[str] = option([], "Files or hub ids of rows to forget.", group="data")
+    retain: list[str] = option([], "Files or hub ids of rows to keep.", group="data")
+    objective: str = option("npo", "Unlearning objective.", group="method", choices_from="objectives")
+    adapt: str = option("grun", "Way of adapting the model.", group="method", choices_from="adaptations")
+    preset: str = option(
+        "default",
+        "Values of the settings that show no default: default, or paper (the published setting).",
+        group="method",
+    )
+    rank: int | None = option(None, "Rank of the edit (lora: of the update).", group="method", minimum=1)
+    layers: str | None = option(
+        None,
+        "Layers to edit, comma-separated: indices (20,25,31) or fractions of depth (0.65,0.8,1.0).",
+        group="method",
+    )
+    edit_from: str | None = option(
+        None, "Tokens to edit: last_prompt_only, or last_prompt_on (generated ones too).", group="method"
+    )
+    retain_loss: str | None = option(
+        None,
+        "Loss on retain rows. Default: the one that the objective is published with.",
+        group="method",
+        choices_from="retain_losses",
+    )
+    forget_weight: float | None = option(
+        None, "Weight of the forget term. Default: the objective's.", group="method", minimum=0.0
+    )
+    retain_weight: float | None = option(
+        None, "Weight of the retain term. Default: the objective's.", group="method", minimum=0.0
+    )
+    retain_bound: float | None = option(
+        None,
+        "Largest acceptable retain loss: its weight becomes a dual variable that grows while the loss is larger. Default: "
+        "none; for pdu 1.1 times the base model's loss.",
+        group="method",
+        minimum=0.0,
+    )
+    dual_step: float = option(1.0, "Step size of the dual variable.", group="method", minimum=0.0)
+    dual_warmup: float = option(
+        5.0, "Passes over the forget rows before the dual variable moves.", group="method", minimum=0.0
+    )
+    hidden_layer: str | None = option(
+        None,
+        "Layer whose output rmu and mse look at: index (7) or fraction of depth (0.22). Default: the last edited layer; "
+        "lora, dora, full: 0.22 of depth.",
+        group="method",
+    )
+    refusals: str | None = option(
+        None, "File of refusals, one per line. Default: those that come with grun.", group="method"
+    )
+    alternatives: str = option(
+        "column",
+        "Alternative answers (altpo): column (alternative_answers of your file), perturbed (TOFU's), or generate (the model "
+        "makes them up).",
+        group="method",
+    )
+    objective_options: dict[str, str] = option(
+        {}, "Keyword arguments of the objective, as name=value (beta=0.1).", group="method"
+    )
+    gate: str | None = option(None, "Gate: linear, mlp or none.", group="gate")
+    gate_reads: str | None = option(
+        None, "Tokens that the gate reads: last (last prompt token) or prompt (every prompt token).", group="gate"
+    )
+    gate_layer: int | None = option(
+        None,
+        "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer.",
+        group="gate",
+    )
+    fit_gate_first: bool | None = option(
+        None, "Fit the gate to convergence before the edit is trained, and freeze it.", group="gate"
+    )
+    calibrate: bool | None = option(
+        None, "Set the gate's threshold on withheld retain rows; below it the gate is exactly 0.", group="gate"
+    )
+    false_positive_rate: float = option(
+        0.01, "Share of withheld normal prompts that may open a gate.", group="gate", minimum=0.0, maximum=1.0
+    )
+    gate_weight: float | None = option(
+        None,
+        "Weight of the gate's cross-entropy when gate and edit are trained together.",
+        group="gate",
+        minimum=0.0,
+    )
+    gate_class_weight: float = option(
+        1.0, "Weight of forget prompts in the gate's cross-entropy.", group="gate", minimum=0.0
+    )
+    gate_warmup: int = option(
+        0,
+        "Steps over which the forget and retain terms grow to their weights while the gate learns.",
+        group="gate",
+        minimum=0,
+    )
+    shut_for: list[str] = option(
+        [],
+        "Files of gate features that runs with --keep-features wrote: the gate learns to stay shut for their prompts.",
+        group="gate",
+    )
+    keep_features: bool = option(
+        False,
+        "Keep the features that the gate reads of the forget prompts, for later runs to stay shut for. They give the "
+        "prompts away: at the embeddings, every token can be read off.",
+        group="gate",
+    )
+    steps: int | None = option(None, "Optimiser steps. Default: as the preset says.", group="training", minimum=1)
+    epochs: float | None = option(
+        None, "Passes over the forget rows, instead of steps.", group="training", minimum=0.01
+    )
+    learning_rate: float | None = option(
+        None, "Peak learning rate (AdamW, linear decay).", group="training", minimum=0.0
+    )
+    withhold: float = option(
+        0.2, "Share of the retain subjects set aside for validation.", group="training", minimum=0.0, maximum=0.9
+    )
+    evaluate_every: int | None = option(
+        None, "Steps between validations, each a candidate for the best state.", group="training", minimum=1
+    )
+    patience: int | None = option(
+        None, "Stop after so many validations without a better state. Default: never.", group="training", minimum=1
+    )
+    prefix_cache: bool = option(
+        True,
+        "Compute once whatever is the same in every step (grun, reft): the same losses and gradients, several times faster.",
+        group="machine",
+    )
+    cache_dir: str | None = option(
+        None,
+        "Folder for the prefix cache, shared between runs on the same model and rows. Default: memory.",
+        group="machine",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("alternatives", self.alternatives, ("column", "perturbed", "generate"))

@@ -1,0 +1,1 @@
+"""Measuring a model on splits of rows: everything that metrics read, once per row."""

@@ -1,0 +1,169 @@
+"""Batches of rows from a prefix cache, in parts of similar length."""
+
+from __future__ import annotations
+
+__all__ = ["Batcher", "PrefixBatch", "PrefixBatches", "part_overhead", "parts_by_length"]
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grun.models.encoding.encode import Encoded
+from grun.models.tuner.context import GateKey
+from grun.training.forward_engines.prefix.content import KnownRows
+from grun.training.forward_engines.prefix.gate_states import GateStates
+
+PART_OVERHEAD = 1e9  # cost of one more part on a CPU, in multiplications and additions
+
+
+@dataclass(frozen=True)
+class PrefixBatch:
+    """A batch of rows cut before their last prompt tokens. The C columns hold that token and the answer.
+
+    Attributes:
+        ids_BC: int64, padded on the right.
+        answer_BA: bool, true in those of the A = C - 1 columns after the first that hold an answer token.
+        hidden_BCD: output of the first edited layer in the base model.
+        keys_values_LBHPK: keys, then values, of every layer above it, for the P prompt tokens before the cut, padded on the
+            left; H heads of K numbers.
+        prefix_BP: bool, true on real tokens before the cut.
+        gate_states: of gates that are trained or read edited layers: the states (B, S, D) that they read in the base model,
+            padded on the left, and a mask (B, S) of the real ones.
+        gate_logits: of gates that are frozen and read nothing edited: their logits (B,).
+    """
+
+    ids_BC: Tensor
+    answer_BA: Tensor
+    hidden_BCD: Tensor
+    keys_values_LBHPK: Tensor
+    prefix_BP: Tensor
+    gate_states: Mapping[GateKey, tuple[Tensor, Tensor]]
+    gate_logits: Mapping[GateKey, Tensor]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatch:
+        """The same batch on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PrefixBatch:
+        """The same batch in memory that an accelerator can read while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PrefixBatch:
+        return PrefixBatch(
+            change(self.ids_BC),
+            change(self.answer_BA),
+            change(self.hidden_BCD),
+            change(self.keys_values_LBHPK),
+            change(self.prefix_BP),
+            {key: (change(h), change(mask)) for key, (h, mask) in self.gate_states.items()},
+            {key: change(logits) for key, logits in self.gate_logits.items()},
+        )
+
+
+@dataclass(frozen=True)
+class PrefixBatches:
+    """The rows of a step in parts of similar length, so that little padding is computed.
+
+    Attributes:
+        parts: batches.
+        places: place in the step of each row, in the order of the parts.
+    """
+
+    parts: tuple[PrefixBatch, ...]
+    places: tuple[int, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatches:
+        """The same on `device`."""
+        return PrefixBatches(tuple(part.to(device, non_blocking) for part in self.parts), self.places)
+
+    def pin_memory(self) -> PrefixBatches:
+        """The same in memory that an accelerator can read while it computes."""
+        return PrefixBatches(tuple(part.pin_memory() for part in self.parts), self.places)
+
+
+class Batcher:
+    """Makes batches of known rows and counts their padding.
+
+    Args:
+        rows: content of the cache.
+        gates: gate states of the prompts of all these rows.
+        pad: token that fills rows up.
+        overhead: cost of one more part, in columns (see `parts_by_length`).
+    """
+
+    def __init__(self, rows: KnownRows, gates: GateStates, pad: int, overhead: float) -> None:
+        self._rows = rows
+        self._gates = gates
+        self._pad = pad
+        self._overhead = overhead
+        self._real_columns = 0
+        self._columns = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the columns of all batches so far that hold no token."""
+        return 1.0 - self._real_columns / self._columns if self._columns else 0.0
+
+    def batch(self, rows: Sequence[Encoded]) -> PrefixBatches:
+        """The rows of a step, on the CPU, in as many parts as cost the least."""
+        parts = parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], self._overhead)
+        return PrefixBatches(
+            tuple(self._part([rows[i] for i in part]) for part in parts), tuple(i for part in parts for i in part)
+        )
+
+    def _part(self, rows: Sequence[Encoded]) -> PrefixBatch:
+        known = [self._rows[row] for row in rows]
+        prompts = [row.prompt_length - 1 for row in rows]
+        answers = [len(row.input_ids) - row.prompt_length for row in rows]
+        width, columns = max(prompts), max(answers) + 1
+        ids_BC = torch.full((len(rows), columns), self._pad)
+        hidden_BCD = known[0].hidden_CD.new_zeros(len(rows), columns, known[0].hidden_CD.shape[1])
+        layers, heads, _, size = known[0].keys_values_LHPK.shape
+        keys_values_LBHPK = known[0].keys_values_LHPK.new_zeros(layers, len(rows), heads, width, size)
+        for i, (row, one, prompt, answer) in enumerate(zip(rows, known, prompts, answers, strict=True)):
+            ids_BC[i, : answer + 1] = torch.tensor(row.input_ids[row.prompt_length - 1 :])
+            hidden_BCD[i, : answer + 1] = one.hidden_CD
+            keys_values_LBHPK[:, i, :, width - prompt :] = one.keys_values_LHPK
+        self._real_columns += sum(prompts) + sum(answers)
+        self._columns += len(rows) * (width + columns - 1)
+        return PrefixBatch(
+            ids_BC,
+            torch.arange(columns - 1) < torch.tensor(answers)[:, None],
+            hidden_BCD,
+            keys_values_LBHPK,
+            torch.arange(width) >= width - torch.tensor(prompts)[:, None],
+            *self._gates.of([row.input_ids[: row.prompt_length] for row in rows]),
+        )
+
+
+def part_overhead(device: torch.device, trained_parameters: int) -> float:
+    """Cost of one more part in columns; infinite on accelerators, which run one large part faster than several small ones.
+
+    Args:
+        device: device of the model.
+        trained_parameters: number of weights that every column passes in a step.
+    """
+    return PART_OVERHEAD / (4 * trained_parameters) if device.type == "cpu" else math.inf
+
+
+def parts_by_length(lengths: Sequence[int], overhead: float) -> list[list[int]]:
+    """Rows in parts of similar length, split at the least cost; a part costs its columns, padding included, and `overhead`.
+
+    Args:
+        lengths: columns of each row.
+        overhead: cost of a part besides its columns, in columns.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first rows, start of their last part
+    for end in range(1, len(order) + 1):
+        best.append(min((best[a][0] + lengths[order[a]] * (end - a) + overhead, a) for a in range(end)))
+    parts: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        parts.insert(0, order[start:end])
+        end = start
+    return parts
