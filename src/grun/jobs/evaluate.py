@@ -17,7 +17,7 @@ from torch import nn
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
-from grun.core.storage.content_hash import content_of_folder, subject_folder
+from grun.core.storage.content_hash import content_of_path, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.evaluation.measuring.evidence_store import EvidenceStore
@@ -176,5 +176,5 @@ def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str 
         if (whole / "config.json").is_file() and not holds_adapter:
             other = _loaded(str(whole), config)
             return other.model, other.content() if config.cache else None
-    content = content_of_folder(adapter_folder(str(config.adapter))) if config.cache else None
+    content = content_of_path(adapter_folder(str(config.adapter))) if config.cache else None
     return load_adapter(model, str(config.adapter)), content
