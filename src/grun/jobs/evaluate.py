@@ -73,7 +73,13 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     wait()
     evidence = {
         one.label: measure(
-            one, data.splits, settings, forget_split=data.forget, holdout=data.holdout, retain_log=retain_log
+            one,
+            data.splits,
+            settings,
+            forget_split=data.forget,
+            unseen_forget=data.unseen_forget,
+            holdout=data.holdout,
+            retain_log=retain_log,
         )
         for one in subjects
     }
@@ -141,10 +147,11 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
         draw_figures(run.path / "figures", found, data.forget, config.seed)
     shown = found.scores if config.metrics else in_the_table(found.scores, data.shown)
     lines = summary_lines(found.summaries)
-    run.write_text("table.md", to_markdown(shown) + "".join(f"\n{line}\n" for line in lines))
+    to_forget = [split for split, evidence in found.splits.items() if evidence.to_forget]
+    run.write_text("table.md", to_markdown(shown, to_forget) + "".join(f"\n{line}\n" for line in lines))
     if not show:
         return
-    show_whole(before_after_table(shown))
+    show_whole(before_after_table(shown, to_forget=to_forget))
     console = Console()
     for line in lines:
         console.print(line, highlight=False)
