@@ -20,6 +20,7 @@ from grun.core.errors import UserError
 from grun.core.storage.content_hash import content_of_path, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
+from grun.data.paraphrases import Splits
 from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.plan import HOLDOUT
@@ -29,6 +30,7 @@ from grun.evaluation.report.table import before_after_table, in_the_table, show_
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
+from grun.jobs.inputs.own_answers import with_own_answers
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.loading.pretrained import adapter_folder, load_adapter
 
@@ -67,14 +69,14 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
         return run.path
     started = time.monotonic()
     needs = needs_of_metrics(names, summaries=not config.metrics)
-    subjects, settings = _prepared(config, data, needs, run)
+    subjects, settings, splits = _prepared(config, data, needs, run)
     if is_main():
         run.start()
     wait()
     evidence = {
         one.label: measure(
             one,
-            data.splits,
+            splits,
             settings,
             forget_split=data.forget,
             unseen_forget=data.unseen_forget,
@@ -94,9 +96,10 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
 
 def _prepared(
     config: EvaluateConfig, data: ToMeasure, needs: frozenset[str], run: RunDirectory
-) -> tuple[Sequence[Subject], MeasureSettings]:
-    """The models, loaded, and the settings for all of them. Nothing is written."""
+) -> tuple[Sequence[Subject], MeasureSettings, Splits]:
+    """The models, loaded, the settings for all of them, and the splits with all answers. No result is written."""
     base = _loaded(config.model, config)
+    splits = {name: with_own_answers(base, rows) for name, rows in data.splits.items()}
     model, tokenizer = base.model, base.tokenizer
     content = base.content() if config.cache else None
     settings = MeasureSettings(
@@ -127,7 +130,7 @@ def _prepared(
     if adapted is not None:
         other = None if isinstance(adapted, PeftModel) else model
         subjects.append(Subject(adapted, tokenizer, "after", base=other, store=store("after", own_content)))
-    return subjects, settings
+    return subjects, settings, splits
 
 
 def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:

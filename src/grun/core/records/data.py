@@ -14,7 +14,8 @@ class Example:
 
     Attributes:
         prompt: the question as a person would ask it, without any template. Never empty.
-        answer: the expected answer, without leading space or end-of-sequence token. Never empty.
+        answer: the expected answer, without leading space or end-of-sequence token. Empty where the base model's own answer
+            stands for it, which jobs fill in.
         subject: subject of the row (an author, a person). Rows of one subject are withheld together.
         turns: earlier `(role, content)` turns of a conversation that precede the prompt.
         paraphrased_prompts: other phrasings of the prompt, never used in training.
