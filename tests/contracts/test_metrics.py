@@ -34,7 +34,7 @@ FLUENCY = ("distinct_bigrams", "word_entropy", "perplexity_under_base")
 Rows = tuple[RowEvidence, ...]
 
 
-def score(name: str, *rows: RowEvidence, **others: tuple[RowEvidence, ...]) -> Score:
+def score(name: str, *rows: RowEvidence, **others: Any) -> Score:
     return metrics.get(name).target(Evidence("retain", rows, **others))
 
 
@@ -141,7 +141,7 @@ def several(kind: Callable[[int], RowEvidence]) -> Rows:
     return tuple(kind(i) for i in range(6))
 
 
-def beside() -> dict[str, Rows]:
+def beside() -> dict[str, Any]:
     """What metrics compare with: other rows, and models that never saw any of them."""
     strangers = several(lambda i: unknown(i + 1))
     forgotten = {"forget": several(unknown), "forget_paraphrased": several(unknown)}
@@ -174,7 +174,9 @@ def test_the_better_model_has_the_better_value(name: str, role: str) -> None:
     better, worse = (unknown, known) if role == "forget" else (known, unknown)
     if name in FLUENCY:
         better, worse = known, garbled
-    good, bad = (value_of(metrics.get(name).target(complete(name, kind))) for kind in (better, worse))
+    roles: dict[str, Any] = {"to_forget": True, "normal": several(known)} if role == "forget" else {}
+    split = [replace(complete(name, kind), **roles) for kind in (better, worse)]
+    good, bad = (value_of(metrics.get(name).target(one)) for one in split)
     assert good < bad if metrics.get(name).info[role] == "lower" else good > bad
     low, high = metrics.get(name).info["range"]
     assert all(low <= value <= high for value in (good, bad))

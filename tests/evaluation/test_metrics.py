@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from grun.evaluation.metrics import auroc, metrics, tpr_at_low_fpr
 from support.evidence_kit import compared, row
 
 
-def score(name: str, *rows: RowEvidence, **others: tuple[RowEvidence, ...]) -> Score:
+def score(name: str, *rows: RowEvidence, **others: Any) -> Score:
     return metrics.get(name).target(Evidence("retain", rows, **others))
 
 

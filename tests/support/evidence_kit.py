@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from grun.core.records import Example, RowEvidence
 
@@ -29,7 +30,7 @@ def row(
     )
 
 
-def compared(*rows: RowEvidence) -> dict[str, tuple[RowEvidence, ...]]:
+def compared(*rows: RowEvidence) -> dict[str, Any]:
     """Something to compare with, of every kind."""
     names = ("forget", "forget_paraphrased", "holdout", "retain_log", "holdout_retain_log")
     return dict.fromkeys(names, rows)

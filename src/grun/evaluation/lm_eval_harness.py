@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from grun.models.encoding.batching import pad_token_id
 from grun.models.forward import evaluating
-from grun.models.loading.pretrained import load_adapter, model_folder
+from grun.models.loading.pretrained import load_adapter
+from grun.models.loading.sources import model_source
 from grun.models.scoring import TOKENS_PER_BATCH, Prompted, score_rows
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, tokens of the prompt, tokens of the continuation
@@ -40,7 +41,8 @@ class GrunLM(HFLM):
     def __init__(
         self, pretrained: str, adapter: str | None = None, tokens_per_batch: int = TOKENS_PER_BATCH, **others: Any
     ) -> None:
-        super().__init__(pretrained=model_folder(pretrained), **others)
+        source = model_source(pretrained)
+        super().__init__(pretrained=source.place, **source.arguments, **others)
         self.tokens_per_batch = int(tokens_per_batch)
         if adapter is not None:
             self._model: Any = load_adapter(self.model, adapter)

@@ -67,6 +67,7 @@ def _values(found: Found, seed: int) -> dict[str, Any]:
     """The content of `metrics.json`: by split its size and the score of each metric and subject; and the summaries."""
     splits = {
         split: {
+            "role": "forget" if evidence.to_forget else "keep",
             "rows": len(evidence.rows),
             "truncated": sum(row.truncated for row in evidence.rows),
             "metrics": _by_name({subject: scores[split] for subject, scores in found.scores.items()}, seed),

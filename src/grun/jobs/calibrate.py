@@ -13,7 +13,7 @@ from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
 from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
-from grun.core.storage.content_hash import content_of_folder
+from grun.core.storage.content_hash import content_of_path
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import CONFIG, RunDirectory
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
@@ -21,7 +21,8 @@ from grun.models.gates.calibration import Calibration, calibrated, learnt_places
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
 from grun.models.loading.loaded import content_if_given, load
-from grun.models.loading.pretrained import adapter_folder, load_adapter, model_folder
+from grun.models.loading.pretrained import adapter_folder, load_adapter
+from grun.models.loading.sources import model_source
 from grun.models.tuner.config import GrunConfig
 
 logger = logging.getLogger("grun")
@@ -49,7 +50,7 @@ def calibrate(config: CalibrateConfig) -> Path:
     folder = adapter_folder(config.adapter)
     learnt = read_json(Path(folder).parent / CONFIG)
     normal = unseen(normal, {config.adapter: learnt if isinstance(learnt, dict) else {}}, guarantee)
-    contents = [content_of_folder(name) for name in (folder, model_folder(config.model))]
+    contents = [content_of_path(path) for path in (folder, model_source(config.model).path)]
     data = " ".join([fingerprint({"normal": normal, "forget": forget}), *map(str, contents)]) + content_if_given(
         config.model
     )

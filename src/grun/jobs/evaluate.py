@@ -17,9 +17,10 @@ from torch import nn
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
-from grun.core.storage.content_hash import content_of_folder, subject_folder
+from grun.core.storage.content_hash import content_of_path, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
+from grun.data.paraphrases import Splits
 from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.plan import HOLDOUT
@@ -29,6 +30,7 @@ from grun.evaluation.report.table import before_after_table, in_the_table, show_
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
+from grun.jobs.inputs.own_answers import with_own_answers
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.loading.pretrained import adapter_folder, load_adapter
 
@@ -67,13 +69,19 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
         return run.path
     started = time.monotonic()
     needs = needs_of_metrics(names, summaries=not config.metrics)
-    subjects, settings = _prepared(config, data, needs, run)
+    subjects, settings, splits = _prepared(config, data, needs, run)
     if is_main():
         run.start()
     wait()
     evidence = {
         one.label: measure(
-            one, data.splits, settings, forget_split=data.forget, holdout=data.holdout, retain_log=retain_log
+            one,
+            splits,
+            settings,
+            forget_split=data.forget,
+            unseen_forget=data.unseen_forget,
+            holdout=data.holdout,
+            retain_log=retain_log,
         )
         for one in subjects
     }
@@ -88,9 +96,10 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
 
 def _prepared(
     config: EvaluateConfig, data: ToMeasure, needs: frozenset[str], run: RunDirectory
-) -> tuple[Sequence[Subject], MeasureSettings]:
-    """The models, loaded, and the settings for all of them. Nothing is written."""
+) -> tuple[Sequence[Subject], MeasureSettings, Splits]:
+    """The models, loaded, the settings for all of them, and the splits with all answers. No result is written."""
     base = _loaded(config.model, config)
+    splits = {name: with_own_answers(base, rows) for name, rows in data.splits.items()}
     model, tokenizer = base.model, base.tokenizer
     content = base.content() if config.cache else None
     settings = MeasureSettings(
@@ -121,7 +130,7 @@ def _prepared(
     if adapted is not None:
         other = None if isinstance(adapted, PeftModel) else model
         subjects.append(Subject(adapted, tokenizer, "after", base=other, store=store("after", own_content)))
-    return subjects, settings
+    return subjects, settings, splits
 
 
 def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:
@@ -141,10 +150,11 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
         draw_figures(run.path / "figures", found, data.forget, config.seed)
     shown = found.scores if config.metrics else in_the_table(found.scores, data.shown)
     lines = summary_lines(found.summaries)
-    run.write_text("table.md", to_markdown(shown) + "".join(f"\n{line}\n" for line in lines))
+    to_forget = [split for split, evidence in found.splits.items() if evidence.to_forget]
+    run.write_text("table.md", to_markdown(shown, to_forget) + "".join(f"\n{line}\n" for line in lines))
     if not show:
         return
-    show_whole(before_after_table(shown))
+    show_whole(before_after_table(shown, to_forget=to_forget))
     console = Console()
     for line in lines:
         console.print(line, highlight=False)
@@ -176,5 +186,5 @@ def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str 
         if (whole / "config.json").is_file() and not holds_adapter:
             other = _loaded(str(whole), config)
             return other.model, other.content() if config.cache else None
-    content = content_of_folder(adapter_folder(str(config.adapter))) if config.cache else None
+    content = content_of_path(adapter_folder(str(config.adapter))) if config.cache else None
     return load_adapter(model, str(config.adapter)), content

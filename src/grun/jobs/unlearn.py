@@ -24,6 +24,7 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.run_directory import FEATURES, RunDirectory
+from grun.jobs.inputs.own_answers import with_own_answers
 from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, open_run, other_answers
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
@@ -181,7 +182,7 @@ def _prepared(
     model, rows = base.model, base.encoder
     recipe = resolved_hidden_layer(recipe, config, model)
     forget, retain, held_out = (
-        chunk_running_text(part, rows.tokenizer, rows.max_length)
+        chunk_running_text(with_own_answers(base, part), rows.tokenizer, rows.max_length)
         for part in (data.forget, data.retain, data.validation)
     )
     if "alternative" in recipe.sides and config.alternatives == "generate":

@@ -28,13 +28,14 @@ from grun.core.config.requests import CalibrateConfig, RequestConfig
 from grun.core.errors import UserError
 from grun.core.python_objects import PREFIX, python_object
 from grun.core.records import Example
-from grun.core.storage.content_hash import content_of_folder
+from grun.core.storage.content_hash import content_of_path
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
 from grun.models.loading.loaded import load
-from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer, model_folder
+from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
+from grun.models.loading.sources import model_source
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import LedgerState
 from grun.requests.ledger_record import BaseModel
@@ -72,13 +73,13 @@ def identity(name: str, trust_remote_code: bool = False) -> BaseModel:
         raise UserError("--model is missing: give the hub id or the folder of the model.")
     if (given := python_object(name)) is not None:
         _check_as_saved(name, given.model)
-    folder = model_folder(name)
+    source = model_source(name)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source.place, trust_remote_code=trust_remote_code, **source.arguments)
     except (OSError, ValueError) as error:
         raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
     text = config.get_text_config()
-    content = content_of_folder(folder, MODEL_FILES) or getattr(config, "_commit_hash", None)
+    content = content_of_path(source.path, MODEL_FILES) or getattr(config, "_commit_hash", None)
     return BaseModel(name, content, text.hidden_size, text.num_hidden_layers)
 
 

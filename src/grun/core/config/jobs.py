@@ -82,7 +82,8 @@ class EvaluateConfig(DataConfig):
     adapter: str | None = option(None, "Adapter directory; without it only the model is measured.", group="measuring")
     data: list[str] = option(
         [],
-        "Your own splits, as name=file: forget=..., any others, and holdout=..., rows like forget that no model saw.",
+        "Your own splits, as name=file: forget=..., the rows that unlearning saw; forget:NAME=..., more rows of what must be "
+        "forgotten; any others, to keep; and holdout=..., rows like forget that no model saw.",
         group="data",
     )
     splits: list[str] = option([], "Only these splits of the benchmark.", group="measuring")

@@ -14,7 +14,8 @@ class Example:
 
     Attributes:
         prompt: the question as a person would ask it, without any template. Never empty.
-        answer: the expected answer, without leading space or end-of-sequence token. Never empty.
+        answer: the expected answer, without leading space or end-of-sequence token. Empty where the base model's own answer
+            stands for it, which jobs fill in.
         subject: subject of the row (an author, a person). Rows of one subject are withheld together.
         turns: earlier `(role, content)` turns of a conversation that precede the prompt.
         paraphrased_prompts: other phrasings of the prompt, never used in training.
@@ -61,6 +62,7 @@ class Benchmark:
         full: names of the splits that a target model is trained on (forget and retain among them).
         evaluation: names of the splits to report on, in order.
         unseen: names of the normal splits that unlearning must never be given (for held-out figures).
+        unseen_forget: names of splits of what must be forgotten too, and that unlearning must never be given either.
         holdout: name of a split of rows like the forget rows that no model is trained on (for membership inference).
         utility: names of the splits that measure the usefulness of the model; True where the answer probability is normalised
             over the perturbed answers.
@@ -76,6 +78,7 @@ class Benchmark:
     full: tuple[str, ...]
     evaluation: tuple[str, ...]
     unseen: tuple[str, ...] = ()
+    unseen_forget: tuple[str, ...] = ()
     holdout: str | None = None
     utility: Mapping[str, bool] = field(default_factory=dict)
     members: str | None = None

@@ -55,11 +55,13 @@ class Evidence:
     """All rows of one split for one model, and the rows that comparing metrics need.
 
     Attributes:
+        to_forget: True if this split is to be forgotten: the forget split, or more rows of what it is about.
         forget: rows of the forget split; None if this split itself is to be forgotten.
         forget_paraphrased: the same in other phrasings; None likewise, or where there are none.
         holdout: rows like the forget rows that the model never saw; None unless this split is to be forgotten.
         retain_log: the rows of this split under a model trained on retain data only; None if there is no such log.
         holdout_retain_log: the hold-out rows under that model; None likewise.
+        normal: rows of all splits to keep; None unless this split is to be forgotten and unlearning never saw it.
     """
 
     split: str
@@ -69,6 +71,8 @@ class Evidence:
     holdout: tuple[RowEvidence, ...] | None = None
     retain_log: tuple[RowEvidence, ...] | None = None
     holdout_retain_log: tuple[RowEvidence, ...] | None = None
+    normal: tuple[RowEvidence, ...] | None = None
+    to_forget: bool = False
 
 
 @dataclass(frozen=True)

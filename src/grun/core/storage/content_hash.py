@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["cache_directory", "content_of_folder", "content_of_model", "content_of_weights", "subject_folder"]
+__all__ = ["cache_directory", "content_of_model", "content_of_path", "content_of_weights", "subject_folder"]
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -32,9 +32,8 @@ def cache_directory() -> Path:
 
 def content_of_model(model: PreTrainedModel) -> str | None:
     """Identity of a loaded model: a hash of its folder, or hub id and commit; None if neither is known."""
-    folder = Path(str(model.name_or_path))
-    if folder.is_dir():
-        return _digest_of_folder(folder)
+    if (known := content_of_path(str(model.name_or_path))) is not None:
+        return known
     commit = getattr(model.config, "_commit_hash", None)
     return f"{model.name_or_path}@{commit}" if commit else None
 
@@ -51,9 +50,12 @@ def content_of_weights(model: nn.Module) -> str:
     return f"weights {digest.hexdigest()}"
 
 
-def content_of_folder(folder: str, files: Sequence[str] = ("*",)) -> str | None:
-    """A hash of a folder, or of those files in it that match; None if there is no such folder (a hub id)."""
-    return _digest_of_folder(Path(folder), files) if Path(folder).is_dir() else None
+def content_of_path(path: str, files: Sequence[str] = ("*",)) -> str | None:
+    """A hash of a file, of a folder, or of those files in it that match; None if there is neither (a hub id)."""
+    where = Path(path)
+    if where.is_file():
+        return _digest_of_files([where])
+    return _digest_of_files({file for pattern in files for file in where.glob(pattern)}) if where.is_dir() else None
 
 
 def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) -> Path | None:
@@ -72,12 +74,11 @@ def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) 
     return cache_directory() / "evidence" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _digest_of_folder(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
-    """Hash over all matching files; files that did not change since they were last read are not read again."""
+def _digest_of_files(found: Collection[Path]) -> str:
+    """Hash over files; a file that did not change since it was last read is not read again."""
     register = cache_directory() / DIGESTS
     known = read_json(register) or {}
     digest, fresh = hashlib.sha256(), {}
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
     for file in sorted(path for path in found if path.is_file() and not path.name.startswith(".")):
         state = file.stat()
         key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"

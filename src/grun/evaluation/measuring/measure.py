@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["measure"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tqdm.auto import tqdm
 
@@ -25,6 +25,7 @@ def measure(
     settings: MeasureSettings,
     *,
     forget_split: str | None,
+    unseen_forget: Collection[str] = (),
     holdout: Sequence[Example] = (),
     retain_log: EvidenceStore | None = None,
 ) -> dict[str, Evidence]:
@@ -35,6 +36,7 @@ def measure(
         splits: rows by split.
         settings: settings of the measurement.
         forget_split: name of the split that is to be forgotten; others are compared with it. None if there is none.
+        unseen_forget: names of further splits of what must be forgotten, which unlearning never saw.
         holdout: rows like those of the forget split that no model was trained on.
         retain_log: evidence of a model trained on retain data only, of the same rows.
 
@@ -50,7 +52,7 @@ def measure(
     ) as bar:
         for split in plan:
             rows[split.name] = _evidence_of(subject, split, bar.update)
-    return assembled(rows, logs, forget_split)
+    return assembled(rows, logs, forget_split, unseen_forget)
 
 
 def _evidence_of(subject: Subject, split: PlannedSplit, progress: Callable[[int], object]) -> tuple[RowEvidence, ...]:

@@ -38,19 +38,23 @@ def gate_open(evidence: Evidence) -> Score:
     "gate_auroc",
     label="gate AUROC",
     range=(0.0, 1.0),
-    forget=None,
+    forget="higher",
     normal="higher",
     needs=("gates",),
     statistic=auroc,
 )
 def gate_auroc(evidence: Evidence) -> Score:
-    """Area under the ROC curve of the gate logits: forget rows against the rows of this split.
+    """Area under the ROC curve of the gate logits: rows to be forgotten against rows to be kept.
 
-    The chance that a forget row's gate logit lies above that of a row of this split.
+    The chance that the gate logit of a row to be forgotten lies above that of a row to be kept. On a split to be kept, the
+    rows of the forget split are compared with its own; on further rows of what must be forgotten, its own with all rows to be
+    kept. It has no value on the forget split itself, which the gate was fitted on.
 
     Blind spot: the threshold. A perfect ranking with a bad threshold still harms.
     """
-    return _separation(evidence, evidence.forget)
+    if evidence.to_forget:
+        return _separation(len(evidence.rows), evidence.rows if evidence.normal else None, evidence.normal or ())
+    return _separation(len(evidence.rows), evidence.forget, evidence.rows)
 
 
 @metrics.register(
@@ -67,7 +71,7 @@ def gate_auroc_paraphrased(evidence: Evidence) -> Score:
 
     Blind spot: that of `gate_auroc`.
     """
-    return _separation(evidence, evidence.forget_paraphrased)
+    return _separation(len(evidence.rows), evidence.forget_paraphrased, evidence.rows)
 
 
 def _of_values(evidence: Evidence, count: Callable[[float], float]) -> Score:
@@ -81,11 +85,11 @@ def _of_values(evidence: Evidence, count: Callable[[float], float]) -> Score:
     return replace(score, per_gate=tuple(math.fsum(gate) / len(gate) for gate in zip(*counted, strict=True)))
 
 
-def _separation(evidence: Evidence, forget: Sequence[RowEvidence] | None) -> Score:
-    n = len(evidence.rows)
+def _separation(n: int, forget: Sequence[RowEvidence] | None, normal: Sequence[RowEvidence]) -> Score:
+    """How well gate logits rank rows to be forgotten above rows to be kept, for a split of `n` rows."""
     if not forget:
         return missing("there are no forget rows to compare this split with", n)
-    ours, theirs = _gates(evidence.rows, "gate_logits"), _gates(forget, "gate_logits")
+    ours, theirs = _gates(normal, "gate_logits"), _gates(forget, "gate_logits")
     if ours is None or theirs is None:
         return missing(NO_GATES, n)
     if any(math.isnan(value) for row in (*ours, *theirs) for value in row):

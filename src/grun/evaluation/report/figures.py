@@ -74,7 +74,7 @@ def _forget_utility(found: Found, forget: str, seed: int) -> Figure | None:
     points = {}
     for subject, scores in found.scores.items():
         left = scores[forget].get("probability")
-        kept, info, label = _kept(found, subject, forget)
+        kept, info, label = _kept(found, subject)
         x, y = _place(left, registry.get("probability").info, seed), _place(kept, info, seed)
         if x is None or y is None:
             return None
@@ -103,12 +103,12 @@ def _forget_utility(found: Found, forget: str, seed: int) -> Figure | None:
     return figure
 
 
-def _kept(found: Found, subject: str, forget: str) -> tuple[Score | None, Mapping[str, Any], str]:
+def _kept(found: Found, subject: str) -> tuple[Score | None, Mapping[str, Any], str]:
     """Utility with its registered information and label: model utility, or else the answer probability on other rows."""
     utility = found.summaries.get(subject, {}).get("model_utility")
     if utility is not None and utility.value is not None:
         return utility, summaries.get("model_utility").info, "model utility"
-    splits = [split for split in found.splits if split not in (forget, f"{forget}_paraphrased")]
+    splits = [split for split, evidence in found.splits.items() if not evidence.to_forget]
     scores = [found.scores[subject][split].get("probability") for split in splits]
     rows = tuple(value for score in scores if score is not None for value in score.per_row)
     score = Score(math.fsum(rows) / len(rows), len(rows), rows) if rows else None

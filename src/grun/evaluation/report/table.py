@@ -17,7 +17,7 @@ __all__ = [
     "to_markdown",
 ]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -45,13 +45,14 @@ class Answered:
     answers: Mapping[str, str]
 
 
-def before_after_table(results: Subjects, title: str | None = None) -> Table:
+def before_after_table(results: Subjects, title: str | None = None, to_forget: Collection[str] = ()) -> Table:
     """Scores of one or more subjects side by side: a block of lines per split, one line per subject.
 
     Metrics that have no value anywhere are left out and named, with the reason, below the table.
 
     Args:
         results: scores by subject, split and metric; subjects in the order to show them.
+        to_forget: splits to be forgotten, which are marked unless their names say it.
         title: title above the table.
     """
     shown, left_out = _columns(results)
@@ -64,12 +65,17 @@ def before_after_table(results: Subjects, title: str | None = None) -> Table:
     splits = _by_split(results)
     for split, subjects in splits.items():
         base = split.removesuffix("_paraphrased")
-        name = "  paraphrased" if base != split and base in splits else split
+        name = "  paraphrased" if base != split and base in splits else _with_role(split, to_forget)
         for i, (subject, scores) in enumerate(subjects.items()):
             cells = [_cell(scores.get(metric)) for metric in shown]
             last = i == len(subjects) - 1
             table.add_row(*map(plain_text, ("" if i else name, subject, *cells)), end_section=last)
     return table
+
+
+def _with_role(split: str, to_forget: Collection[str]) -> str:
+    """The name of a split, marked if it is to be forgotten and is not called so."""
+    return f"{split} (to forget)" if split in to_forget and not split.startswith("forget") else split
 
 
 def in_the_table(results: Subjects, wanted: Sequence[str] = ()) -> dict[str, dict[str, dict[str, Score]]]:
@@ -112,15 +118,19 @@ def number(value: float, sign: bool = False) -> str:
     return format(value, ("+" if sign else "") + (".3f" if abs(value) < LARGE else ".2e"))
 
 
-def to_markdown(results: Subjects) -> str:
-    """Scores as a Markdown table, with the number of rows of each split."""
+def to_markdown(results: Subjects, to_forget: Collection[str] = ()) -> str:
+    """Scores as a Markdown table, with the number of rows of each split; `to_forget` as of `before_after_table`."""
     shown, left_out = _columns(results)
     head = ["split", "rows", "", *map(metric_label, shown)]
     lines = [escaped_line(head), escaped_line(["---", "---:", "---", *["---:"] * len(shown)])]
     for split, subjects in _by_split(results).items():
         for subject, scores in subjects.items():
             n = max((score.n for score in scores.values()), default=0)
-            lines.append(escaped_line([split, str(n), subject, *(_cell(scores.get(metric)) for metric in shown)]))
+            lines.append(
+                escaped_line(
+                    [_with_role(split, to_forget), str(n), subject, *(_cell(scores.get(metric)) for metric in shown)]
+                )
+            )
     note = _note(left_out)
     return "\n".join([*lines, *(["", _escaped(note)] if note else [])]) + "\n"
 

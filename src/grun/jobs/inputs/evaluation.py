@@ -19,6 +19,7 @@ from grun.evaluation.measuring.plan import HOLDOUT
 from grun.evaluation.metrics import metrics
 
 logger = logging.getLogger("grun")
+ROLES = ("", "forget", "keep")  # of a split of one's own; a split is kept unless it is called forget
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class ToMeasure:
     Attributes:
         splits: rows by split; with each split in which every row has other phrasings comes `<split>_paraphrased`.
         forget: name of the split that is to be forgotten; None if it is not among them.
+        unseen_forget: names of further splits of what must be forgotten, which unlearning never saw.
         holdout: rows like the forget rows that no model was trained on; there may be none.
         utility, answer_tokens, shown: see `Benchmark`.
     """
 
     splits: dict[str, tuple[Example, ...]]
     forget: str | None
+    unseen_forget: tuple[str, ...]
     holdout: tuple[Example, ...]
     utility: Mapping[str, bool]
     answer_tokens: Mapping[str, int]
@@ -65,6 +68,7 @@ def load_splits(config: EvaluateConfig) -> ToMeasure:
     return ToMeasure(
         splits=_asked(chosen, config.questions),
         forget=members if members in chosen else None,
+        unseen_forget=tuple(name for name in data.unseen_forget if name in chosen),
         holdout=data.splits[data.holdout][: config.max_rows] if data.holdout and members in chosen else (),
         utility=data.utility,
         answer_tokens=data.answer_tokens,
@@ -126,14 +130,30 @@ def _of_benchmark(config: EvaluateConfig) -> Benchmark:
 def _of_files(config: EvaluateConfig) -> Benchmark:
     """Files of one's own, as a benchmark."""
     splits: dict[str, tuple[Example, ...]] = {}
+    also_forget: list[str] = []
     for given in config.data:
-        name, equals, file = given.partition("=")
+        named, equals, file = given.partition("=")
+        role, _, name = named.rpartition(":")
         if not equals or not file or not re.fullmatch(r"[\w.-]+", name):
             raise UserError(f"--data is '{given}', expected name=file, such as forget=forget.jsonl.")
+        if role not in ROLES:
+            raise UserError(
+                f"--data is '{given}': the role '{role}' is unknown.{nearest(role, ROLES[1:])} Expected forget:{name}=file "
+                f"for more rows of what must be forgotten, or keep:{name}=file."
+            )
+        if role == "forget" and name != "forget":
+            also_forget.append(name)
         if name in splits:
             raise UserError(f"--data names the split '{name}' twice; give each file a name of its own.")
         splits[name] = tuple(read_examples(file, columns=config.columns))
     evaluation = tuple(name for name in splits if name != HOLDOUT)
     return Benchmark(
-        "files", splits, "forget", "retain", (), evaluation, holdout=HOLDOUT if HOLDOUT in splits else None
+        "files",
+        splits,
+        "forget",
+        "retain",
+        (),
+        evaluation,
+        unseen_forget=tuple(also_forget),
+        holdout=HOLDOUT if HOLDOUT in splits else None,
     )

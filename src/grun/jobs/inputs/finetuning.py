@@ -32,4 +32,10 @@ def load_rows(config: FinetuneConfig) -> list[Example]:
     names = {"full": data.full, "retain": tuple(name for name in data.full if name != data.forget)}
     if config.split not in names:
         raise UserError(f"--split is '{config.split}', expected full or retain.")
-    return [row for name in names[config.split] for row in data.splits[name]]
+    rows = [row for name in names[config.split] for row in data.splits[name]]
+    if not rows:
+        raise UserError(
+            f"--benchmark {config.benchmark} has nothing to train a target model on: it asks for what pretrained models know; "
+            "give one to grun unlearn."
+        )
+    return rows

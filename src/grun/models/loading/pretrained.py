@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "model_folder", "resolve_device"]
+__all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "resolve_device"]
 
 import importlib.util
 import os
@@ -26,6 +26,7 @@ from transformers import (
 
 import grun.models.tuner  # noqa: F401  (makes PEFT know GRUN adapters)
 from grun.core.errors import UserError
+from grun.models.loading.sources import ModelSource, model_source
 
 
 def resolve_device(device: str) -> torch.device:
@@ -63,38 +64,56 @@ def load_model_and_tokenizer(
     default of transformers).
 
     Args:
-        name: hub id or folder.
-        dtype: of the weights; `auto` as they were saved.
+        name: see `model_source`.
+        dtype: of the weights; `auto` as they were saved, float32 for a GGUF file.
         device: see `resolve_device`.
         trust_remote_code: run code that comes with a hub repository.
         quantize: `8bit` (LLM.int8) or `4bit` (NF4): linear layers are quantised by bitsandbytes as they are loaded.
 
     Raises:
-        UserError: if there is no such folder or hub model, or it holds no causal language model.
+        UserError: if there is no such file, folder or hub model, or it holds no causal language model.
     """
-    if not name:
-        raise UserError("--model is missing: give the hub id or the folder of the model.")
-    path = Path(name)
-    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not path.is_dir():
-        raise UserError(f"--model '{name}': there is no such folder.")
-    name = model_folder(name)
-    path = Path(name)
-    if looks_local and not (path / "config.json").is_file():
-        raise UserError(f"--model '{name}': the folder has no config.json, so it holds no Hugging Face model.")
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    source = model_source(name)
+    if source.gguf_file is not None and quantize is not None:
+        raise UserError(f"--quantize is {quantize}, but --model '{name}' is a GGUF file, which is quantised already.")
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code, **source.arguments}
     place = resolve_device(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **common)
         if quantize is not None:
-            config = AutoConfig.from_pretrained(name, **common)
+            config = AutoConfig.from_pretrained(source.place, **common)
             common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **common)
+        model = AutoModelForCausalLM.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model '{name}' cannot be loaded: {reason}") from error
+        raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if source.gguf_file is None:
+            raise
+        reason = " ".join(str(error).split())  # its reader raises whatever a damaged header leads it to
+        raise UserError(
+            f"--model '{name}': {source.gguf_file} is damaged, or of a kind that transformers cannot read "
+            f"({type(error).__name__}: {reason})."
+        ) from error
+    if source.gguf_file is not None:
+        _forget_quantization(model, source)
     placed: Any = _in_full_precision(model) if quantize is not None else model.to(place)  # type: ignore[arg-type]
     return placed.eval(), tokenizer
+
+
+def _dtype(asked: str, source: ModelSource) -> str:
+    """The data type of weights; those of a GGUF file are written out, and were never saved in another one."""
+    return "float32" if asked == "auto" and source.gguf_file is not None else asked
+
+
+def _forget_quantization(model: Any, source: ModelSource) -> None:
+    """Make a model whose quantised weights were written out an ordinary one, and name the file that it came from."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for name in ("hf_quantizer", "quantization_method"):
+        if name in model.__dict__:
+            delattr(model, name)
+    model.is_quantized = False
+    model.name_or_path = model.config.name_or_path = source.path
 
 
 def _quantization(quantize: str, dtype: str, config: PretrainedConfig) -> BitsAndBytesConfig:
@@ -118,13 +137,6 @@ def _in_full_precision(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
-
-
-def model_folder(name: str) -> str:
-    """The folder that holds a model, where the run that made it was named; anything else stays as it is."""
-    inner = Path(name) / "model"
-    named_run = not (Path(name) / "config.json").is_file() and (inner / "config.json").is_file()
-    return str(inner) if named_run else name
 
 
 def adapter_folder(directory: str) -> str:

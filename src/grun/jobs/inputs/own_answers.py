@@ -1,0 +1,61 @@
+"""The base model's own answers, for rows that come without any."""
+
+from __future__ import annotations
+
+__all__ = ["LONGEST", "with_own_answers"]
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from tqdm.auto import tqdm
+
+from grun.core.distributed import is_main
+from grun.core.records import Example
+from grun.core.storage.atomic_files import read_json, write_json
+from grun.core.storage.content_hash import cache_directory
+from grun.models.encoding.encode import encode_prompt
+from grun.models.forward import adapters_off
+from grun.models.generation import greedy
+from grun.models.loading.loaded import LoadedModel
+
+logger = logging.getLogger("grun")
+LONGEST = 32  # tokens of an answer
+
+
+def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LONGEST) -> list[Example]:
+    """The rows, those without an answer with the base model's greedy one; it is kept in the user's cache.
+
+    Args:
+        base: the model; its adapters, if it has any, are off.
+        rows: rows with or without answers.
+        limit: longest answer, in tokens.
+
+    Raises:
+        UserError: if a prompt is too long for the model.
+    """
+    missing = [i for i, row in enumerate(rows) if not row.answer]
+    if not missing:
+        return list(rows)
+    prompts = [encode_prompt(rows[i], base.tokenizer, base.template, base.max_length) for i in missing]
+    content = base.content()
+    key = json.dumps([content, asdict(base.template), limit, prompts])
+    file = cache_directory() / "own_answers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    answers = None if content is None else read_json(file)
+    if not isinstance(answers, list) or len(answers) != len(missing):
+        bar = tqdm(total=len(missing), desc="answers of the model", unit="row", disable=None if is_main() else True)
+        with bar, adapters_off(base.model):
+            size = 4 * base.encoder.batch_size
+            answers = greedy(base.model, base.tokenizer, prompts, limit, size, bar.update)
+        if content is not None and is_main():
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, answers)
+            except OSError as error:
+                logger.warning("The answers are not kept in %s: %s.", file.parent, error.strerror or error)
+    found = list(rows)
+    for i, answer in zip(missing, answers, strict=True):
+        found[i] = replace(rows[i], answer=answer)
+    return found
