@@ -282,3 +282,23 @@ def test_too_high_a_learning_rate_keeps_the_last_good_state(
     kept = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name.rpartition("-")[2]))
     state = load_file(kept / "adapter_model.safetensors")
     assert all(not torch.isnan(value).any() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["calibrate", "--model", "m", "--adapter", "a"], "--normal is missing: give a file of normal prompts"),
+        (["calibrate", "--model", "m"], "--adapter is missing"),
+        (["unlearn", "--model", "m"], "--forget is missing"),
+        (["evaluate", "--model", "m"], "--benchmark or --data: neither was given"),
+        (["finetune"], "--benchmark and --data are both missing"),
+        (["request", "add", "--ledger", "l", "--model", "m"], "FILES is missing"),
+        (["request", "calibrate", "--ledger", "l", "--model", "m"], "--normal is missing"),
+        (["request", "add", "rows.jsonl", "--model", "m"], "--ledger is missing"),
+    ],
+)
+def test_what_was_not_given_is_named_by_its_flag(
+    arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert missing in capsys.readouterr().err

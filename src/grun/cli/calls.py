@@ -12,10 +12,14 @@ from typing import Any
 
 
 def given_settings(config: Any, function: Callable[..., Any]) -> dict[str, Any]:
-    """Keyword arguments for a function from a configuration: everything that is not empty, and what it cannot do without."""
+    """Keyword arguments for a function from a configuration: everything that is not empty, and what it cannot do without.
+
+    An empty list is None there: nothing was given, and the job says what is missing.
+    """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    values = {name: None if value in ([], {}) else value for name, value in values.items()}
     needed = {n for n, p in inspect.signature(function).parameters.items() if p.default is inspect.Parameter.empty}
-    return {name: value for name, value in values.items() if name in needed or value not in (None, [], {})}
+    return {name: value for name, value in values.items() if name in needed or value is not None}
 
 
 def called(name: str, config: Any, **more: Any) -> Any:
