@@ -19,7 +19,6 @@ from grun.core.registry import Entry
 from grun.training.objectives import SIDES, objectives
 
 ROWS, TOKENS, VOCABULARY, HIDDEN = 2, 3, 7, 5  # of the trial batch
-QUANTITIES = ("logps", "logits", "hidden")
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _prepared(
     base = _loaded(config.model, config)
     splits = {name: with_own_answers(base, rows) for name, rows in data.splits.items()}
     model, tokenizer = base.model, base.tokenizer
-    content = base.content() if config.cache else None
+    content = base.content if config.cache else None
     settings = MeasureSettings(
         template=base.template,
         needs=needs,
@@ -185,6 +185,6 @@ def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str 
     for whole in (folder, folder / "model"):
         if (whole / "config.json").is_file() and not holds_adapter:
             other = _loaded(str(whole), config)
-            return other.model, other.content() if config.cache else None
+            return other.model, other.content if config.cache else None
     content = content_of_path(adapter_folder(str(config.adapter))) if config.cache else None
     return load_adapter(model, str(config.adapter)), content

@@ -40,7 +40,7 @@ def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LO
     if not missing:
         return list(rows)
     prompts = [encode_prompt(rows[i], base.tokenizer, base.template, base.max_length) for i in missing]
-    content = base.content()
+    content = base.content
     key = json.dumps([content, asdict(base.template), limit, prompts])
     file = cache_directory() / "own_answers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     answers = None if content is None else read_json(file)

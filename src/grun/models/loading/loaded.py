@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["GivenModel", "LoadedModel", "content_if_given", "load"]
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class LoadedModel:
         """Device of the model."""
         return self.encoder.device
 
+    @cached_property
     def content(self) -> str | None:
         """Hash or revision that tells this model from all others; None if neither is known."""
         return content_of_weights(self.model) if self.was_given else content_of_model(self.model)
