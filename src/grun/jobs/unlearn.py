@@ -29,10 +29,11 @@ from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlea
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
-from grun.models.gates.features import concatenated, features_of_rows, load_features, readings_of_gates, save_features
-from grun.models.gates.fitting import fit_gates, set_thresholds
-from grun.models.loading.loaded import content_if_given, load
+from grun.models.gates.all_gates import JobRows, fit_all_gates
+from grun.models.gates.features import features_of_rows, held_gates, load_features, readings_of_gates, save_features
+from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.topic import TopicGate
 from grun.training.arguments import training_arguments
 from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.forward_engines.selection import chosen_engine
@@ -62,12 +63,13 @@ class _Job:
     recipe: Recipe
     run: RunDirectory
     rows: RowEncoder
-    forget: list[Example]
+    examples: dict[str, list[Example]]
     encoded: dict[str, list[Encoded]]
     items: PairedRows
     arguments: TrainingArguments
     dual: DualVariable | None
     model: Any
+    base: LoadedModel
 
     def engine(self) -> ForwardEngine:
         """The engine that runs rows through the model."""
@@ -187,7 +189,8 @@ def _prepared(
     )
     if "alternative" in recipe.sides and config.alternatives == "generate":
         forget = _with_alternatives(config, rows, model, forget, run)
-    encoded = {"forget": rows.encode(forget), "retain": rows.encode(retain), "validation": rows.encode(held_out)}
+    examples = {"forget": forget, "retain": retain, "validation": held_out}
+    encoded = {kind: rows.encode(part) for kind, part in examples.items()}
     arguments = _arguments(config, run, len(forget), model.device)
     count = arguments.max_steps * _rows_per_step(arguments)
     items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
@@ -196,7 +199,7 @@ def _prepared(
     torch.manual_seed(config.seed)
     adapted = adaptations.get(config.adapt).target(model, config)
     freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
-    return _Job(config, recipe, run, rows, forget, encoded, items, arguments, dual, adapted)
+    return _Job(config, recipe, run, rows, examples, encoded, items, arguments, dual, adapted, base)
 
 
 def _with_alternatives(
@@ -220,7 +223,7 @@ def _with_alternatives(
 def _keep_alternatives(job: _Job) -> None:
     """Write down what the model made up, to be read and for the next start."""
     if job.config.alternatives == "generate" and job.run.read_json(ALTERNATIVES) is None:
-        job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.forget])
+        job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.examples["forget"]])
 
 
 def _rows_per_step(arguments: TrainingArguments) -> int:
@@ -245,18 +248,27 @@ def _fit(job: _Job) -> dict[str, Any]:
     config, model, run = job.config, job.model, job.run
     resumed = run.last_checkpoint() is not None
     facts: dict[str, Any] = run.read_json(GATES) if resumed else {}
-    if not resumed:
-        features = {name: features_of_rows(model, job.rows, part) for name, part in job.encoded.items() if part}
-        normal = features.get("validation", features["retain"])
-        others = [load_features(file, readings_of_gates(model), job.rows.device) for file in config.shut_for]
-        shut_for = [concatenated(parts) for parts in zip(features["retain"], *others, strict=True)]
-        fits = fit_gates(model, features["forget"], shut_for, normal, seed=config.seed)
+    if resumed:
+        _make_room(model, facts)
+    else:
+        found = fit_all_gates(
+            model,
+            job.rows,
+            {kind: JobRows(job.examples[kind], encoded) for kind, encoded in job.encoded.items()},
+            content=job.base.content,
+            shut_for=[load_features(file, readings_of_gates(model), job.rows.device) for file in config.shut_for],
+            false_positive_rate=config.false_positive_rate if config.calibrate else None,
+            seed=config.seed,
+        )
+        found.say()
         if config.keep_features and is_main():
-            save_features(run.path / FEATURES, features["forget"], readings_of_gates(model))
-        facts["gates"] = [dataclasses.asdict(fit) for fit in fits]
-        if config.calibrate:
-            rate = set_thresholds(model, features["forget"], normal, config.false_positive_rate)
-            facts["validation_false_positive_rate"] = rate
+            forget = features_of_rows(model, job.rows, job.encoded["forget"])
+            save_features(run.path / FEATURES, forget, readings_of_gates(model))
+        facts["gates"] = [dataclasses.asdict(fit) for fit in found.fits]
+        facts["topic_kept"] = {part: list(layer.configs[part].topic_kept) for layer, part in held_gates(model)}
+        if "normal" in found.opened:
+            facts["validation_false_positive_rate"] = found.opened["normal"].share
+            facts["recognition"] = found.as_json()
         same_everywhere(tensor for name, tensor in model.state_dict().items() if ".grun_gate." in name)
         if is_main():
             run.write_json(GATES, facts)
@@ -264,6 +276,15 @@ def _fit(job: _Job) -> dict[str, Any]:
         if ".grun_gate." in name:
             parameter.requires_grad = False
     return facts
+
+
+def _make_room(model: Any, facts: dict[str, Any]) -> None:
+    """Give gates for topics the size that they had when they were fitted: a checkpoint is loaded into them."""
+    for layer, part in held_gates(model):
+        gate = layer.gates[part]
+        if isinstance(gate, TopicGate):
+            sizes = layer.configs[part].topic_kept = facts["topic_kept"][part]
+            gate.keep(*(gate.offset.new_zeros(size, len(gate.offset)) for size in sizes))
 
 
 def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:

@@ -19,15 +19,25 @@ from grun.models.gates.features import (
     GateFeatures,
     concatenated,
     gate_features,
+    gate_logits,
     gates_of,
     load_features,
     readings_of_gates,
     save_features,
 )
 from grun.models.gates.fitting import fit_gates, set_thresholds
-from grun.models.tuner.edit import Gate
+from grun.models.tuner.edit import Gate, is_open
 from support.adapter_kit import attach
 from support.tiny_models import tiny_model
+
+
+def share_set(model: Any, forget: list[GateFeatures], normal: list[GateFeatures], rate: float) -> float:
+    """Set thresholds from features, and tell the share of the normal prompts that opens a gate."""
+    gates = [gate for _, gate in gates_of(model)]
+    normal_NG = gate_logits(normal, gates)
+    threshold_G = set_thresholds(model, gate_logits(forget, gates), [(normal_NG, rate)])
+    return float(is_open(normal_NG, threshold_G).any(1).float().mean())
+
 
 NAMES, OTHERS = range(20, 28), range(40, 72)  # tokens: a name is two of them
 WORDS = range(100, 130)
@@ -132,7 +142,7 @@ def fitted(seed: int = 0, **options: Any) -> tuple[Any, dict[str, list[GateFeatu
 def test_a_fitted_gate_opens_for_the_names_and_for_no_others(options: dict, least: float) -> None:
     model, parts = fitted(**options)
     gate = gates_of(model, "default")[0][1]
-    rate = set_thresholds(model, parts["forget"], parts["withheld"], 0.01)
+    rate = share_set(model, parts["forget"], parts["withheld"], 0.01)
     with torch.no_grad():
         opened = {name: gate.value(part[0].logits(gate)) for name, part in parts.items()}
     assert rate == 0.0
@@ -146,7 +156,7 @@ def test_a_fitted_gate_opens_for_the_names_and_for_no_others(options: dict, leas
 
 def test_a_windowed_gate_wants_both_parts_of_a_name() -> None:
     model, parts = fitted()
-    set_thresholds(model, parts["forget"], parts["withheld"], 0.01)
+    share_set(model, parts["forget"], parts["withheld"], 0.01)
     gate = gates_of(model, "default")[0][1]
     whole = prompts(NAMES, 16, 9)
     half = [Encoded(tuple(101 if i in NAMES and i % 2 else i for i in r.input_ids), r.prompt_length, 0) for r in whole]
@@ -193,7 +203,7 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
     normal_NG = torch.tensor(logits)[: len(logits) // gates * gates].view(-1, gates)
     forget_NG = torch.randn(20, gates, generator=torch.Generator().manual_seed(seed)) + 3
     model: Any = Stub(gates)
-    told = set_thresholds(model, model.features(forget_NG), model.features(normal_NG), rate)
+    told = share_set(model, model.features(forget_NG), model.features(normal_NG), rate)
     values = [gate.value(normal_NG[:, i]) for i, (_, gate) in enumerate(gates_of(model, "default"))]
     observed = float((torch.stack(values).amax(0) > 0).float().mean())
     assert observed == pytest.approx(told)
@@ -203,8 +213,8 @@ def test_the_bound_on_false_positives_holds_for_the_union_of_gates(
 def test_the_threshold_lies_in_a_gap_nearer_to_the_forget_prompts() -> None:
     model: Any = Stub(1)
     normal, forget = torch.linspace(-5, -1, 50)[:, None], torch.full((20, 1), 3.0)
-    assert set_thresholds(model, model.features(forget), model.features(normal), 0.0) == 0.0
+    assert share_set(model, model.features(forget), model.features(normal), 0.0) == 0.0
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(5 / 3, abs=1e-5)
-    set_thresholds(model, model.features(-forget), model.features(normal), 0.0)
+    share_set(model, model.features(-forget), model.features(normal), 0.0)
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(-1.0)
     assert math.isfinite(float(gates_of(model, "default")[0][1].threshold))

@@ -87,6 +87,12 @@ class UnlearnConfig(TrainConfig):
         "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer.",
         group="gate",
     )
+    topic_layer: str | None = option(
+        None,
+        "Layer whose input a second gate reads, which recognises topics in words that it was never shown: index (12) or "
+        "fraction of depth (0.4); none leaves it out.",
+        group="gate",
+    )
     fit_gate_first: bool | None = option(
         None, "Fit the gate to convergence before the edit is trained, and freeze it.", group="gate"
     )
@@ -94,7 +100,7 @@ class UnlearnConfig(TrainConfig):
         None, "Set the gate's threshold on withheld retain rows; below it the gate is exactly 0.", group="gate"
     )
     false_positive_rate: float = option(
-        0.01, "Share of withheld normal prompts that may open a gate.", group="gate", minimum=0.0, maximum=1.0
+        0.005, "Share of withheld normal prompts that may open a gate.", group="gate", minimum=0.0, maximum=1.0
     )
     gate_weight: float | None = option(
         None,

@@ -6,6 +6,7 @@ Tensor names end in the letters of their dimensions, one legend for the whole pa
     B  batch (rows)
     C  columns of a batch that are computed, of its T
     D  hidden size
+    E  prompts that a gate for topics keeps
     G  gates
     H  heads of the attention to keys and values
     K  features of a token or row: detectors of a gate, entries of a key or value, values that a metric combines

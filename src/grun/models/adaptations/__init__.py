@@ -22,7 +22,17 @@ from grun.core.python_objects import PREFIX
 from grun.core.registry import Registry
 
 Adapt = Callable[[nn.Module, UnlearnConfig], nn.Module]
-SETTINGS = ("rank", "layers", "gate", "gate_reads", "gate_layer", "edit_from", "fit_gate_first", "calibrate")
+SETTINGS = (
+    "rank",
+    "layers",
+    "gate",
+    "gate_reads",
+    "gate_layer",
+    "topic_layer",
+    "edit_from",
+    "fit_gate_first",
+    "calibrate",
+)
 adaptations: Registry[Adapt] = Registry("adaptation", "grun.models.adaptations")
 
 

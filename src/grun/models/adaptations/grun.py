@@ -12,12 +12,14 @@ from grun.core.config.jobs import UnlearnConfig
 from grun.models.adaptations import SETTINGS, adaptations, base_name
 from grun.models.tuner.config import GrunConfig, parsed_layer
 
+NO_TOPICS = "none"
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
 DEFAULT: dict[str, Any] = COMMON | {
     "steps": 200,
     "learning_rate": 2e-2,
     "gate_reads": "prompt",
     "gate_layer": 0,
+    "topic_layer": "0.4",
     "edit_from": "last_prompt_on",
     "fit_gate_first": True,
     "calibrate": True,
@@ -28,12 +30,19 @@ PAPER: dict[str, Any] = COMMON | {
     "learning_rate": 4e-3,
     "gate_reads": "last",
     "gate_layer": -1,
+    "topic_layer": NO_TOPICS,
     "edit_from": "last_prompt_only",
     "fit_gate_first": False,
     "calibrate": False,
     "evaluate_every": 50,
 }
-UNGATED: dict[str, Any] = {"gate": "none", "fit_gate_first": False, "calibrate": False, "gate_weight": 0.0}
+UNGATED: dict[str, Any] = {
+    "gate": "none",
+    "topic_layer": NO_TOPICS,
+    "fit_gate_first": False,
+    "calibrate": False,
+    "gate_weight": 0.0,
+}
 
 
 def grun_config(config: UnlearnConfig) -> GrunConfig:
@@ -49,9 +58,17 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
         "gate": config.gate,
         "gate_reads": config.gate_reads,
         "gate_layer": None if config.gate_layer == -1 else config.gate_layer,
+        "topic_layer": _topic_layer(config),
         "edit_from": config.edit_from,
     }
     return make(**settings, init_seed=config.seed, base_model_name_or_path=base_name(config))
+
+
+def _topic_layer(config: UnlearnConfig) -> int | float | None:
+    """The layer that a gate for topics reads; none where the settings leave no shared gate to stand beside."""
+    if config.topic_layer in (None, NO_TOPICS):
+        return None
+    return parsed_layer(str(config.topic_layer), "--topic-layer")
 
 
 @adaptations.register(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.models.gates.features import GateFeatures, gate_logits, gates_of, joined
+from grun.models.gates.features import GateFeatures, gates_of, joined
 from grun.models.gates.guarantee import LOW_QUANTILE, POSITION
 from grun.models.tuner.edit import Gate, is_open
 
@@ -52,8 +52,9 @@ def fit_gates(
     *,
     seed: int = 0,
     adapter: str = "default",
+    only: Sequence[int] | None = None,
 ) -> list[GateFit]:
-    """Fit every gate of `adapter`: forget prompts open it, retain prompts close it, both classes weigh the same.
+    """Fit gates for names of `adapter`: forget prompts open it, retain prompts close it, both classes weigh the same.
 
     A gate that pools over several tokens also learns to stay closed for retain prompts in which one token was replaced by one
     of a forget prompt: names share pieces with other names, so no single piece may open it. Half of its detectors start as
@@ -66,21 +67,19 @@ def fit_gates(
         validation: features of normal prompts that the fit never learns from; the best state on them is kept.
         seed: seed of the replaced tokens and of the prototypes.
         adapter: name of the adapter.
+        only: positions of the gates to fit; None for all.
     """
-    parts = zip(gates_of(model, adapter), forget, retain, validation, strict=True)
+    gates = gates_of(model, adapter)
+    gates = gates if only is None else [gates[i] for i in only]
+    parts = zip(gates, forget, retain, validation, strict=True)
     return [_fit(gate, index, f, r, v, seed) for (index, gate), f, r, v in parts]
 
 
 @torch.no_grad()
 def set_thresholds(
-    model: nn.Module,
-    forget: Sequence[GateFeatures],
-    normal: Sequence[GateFeatures],
-    false_positive_rate: float,
-    *,
-    adapter: str = "default",
-) -> float:
-    """Set thresholds so that at most the given share of withheld normal prompts opens any gate.
+    model: nn.Module, forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]], *, adapter: str = "default"
+) -> Tensor:
+    """Set thresholds so that at most a given share of withheld normal prompts opens any gate.
 
     A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
     into the gap, nearer to the forget prompts, which only lowers the share. With several gates, the same number of prompts
@@ -88,27 +87,32 @@ def set_thresholds(
 
     Args:
         model: PEFT model with a GRUN adapter whose gates are fitted.
-        forget: features of the forget prompts, one entry per gate.
-        normal: features of normal prompts that no gate was fitted on.
-        false_positive_rate: largest share of `normal` that may open a gate, in [0, 1].
+        forget_NG: logits of the forget prompts.
+        normal: logits (N, G) of normal prompts that no gate was fitted on, one entry for each kind of them, each with the
+            largest share that may open a gate, in [0, 1].
         adapter: name of the adapter.
 
     Returns:
-        The share of `normal` that opens a gate.
+        The thresholds (G,).
     """
     gates = [gate for _, gate in gates_of(model, adapter)]
-    normal_NG, forget_NG = gate_logits(normal, gates), gate_logits(forget, gates)
+    low_G = torch.stack([_lowest_thresholds(logits_NG, rate) for logits_NG, rate in normal]).amax(0)
+    high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
+    threshold_G = low_G + POSITION * (high_G - low_G).clamp_min(0.0)
+    for gate, threshold in zip(gates, threshold_G, strict=True):
+        gate.threshold.copy_(threshold)
+    return threshold_G
+
+
+def _lowest_thresholds(normal_NG: Tensor, false_positive_rate: float) -> Tensor:
+    """Thresholds (G,) that at most the given share exceeds in any gate, the same number of prompts in each."""
     allowed = int(false_positive_rate * len(normal_NG))
     descending_NG = normal_NG.sort(dim=0, descending=True).values
     for exceeding in range(min(allowed, len(normal_NG) - 1), -1, -1):
         low_G = descending_NG[exceeding]
         if int(is_open(normal_NG, low_G).any(1).sum()) <= allowed:
             break
-    high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    threshold_G = low_G + POSITION * (high_G - low_G).clamp_min(0.0)
-    for gate, threshold in zip(gates, threshold_G, strict=True):
-        gate.threshold.copy_(threshold)
-    return float(is_open(normal_NG, threshold_G).any(1).float().mean())
+    return low_G
 
 
 def _balanced_loss(gate: Gate, forget: GateFeatures, *normal: GateFeatures) -> Tensor:

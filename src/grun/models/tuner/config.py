@@ -41,6 +41,11 @@ class GrunConfig(PeftConfig):
             alone. None: 4 for such a gate, 1 for any other.
         gate_layer: layer whose input one gate, shared by all edits, reads (0: the embedding output). None: a gate of its own
             at the output of every edited layer (the paper).
+        topic_layer: layer whose input a second shared gate reads, which recognises topics (see `TopicGate`): an index, or a
+            fraction of depth. An edit acts where either gate opens. None: no such gate. It is fitted before edits are trained.
+        topic_width: size of the embedding that it compares.
+        topic_nearest: number of nearest prompts that it looks at on either side.
+        topic_kept: numbers of prompts to forget and of normal prompts that it keeps; filled in by the fit.
         edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
         dropout: dropout probability on the edit, in training.
         init_weights: start as the identity. False: random edit, as in the reference implementation.
@@ -64,6 +69,14 @@ class GrunConfig(PeftConfig):
     gate_reads: str = field(default="prompt", metadata={"help": "last or prompt."})
     gate_window: int | None = field(default=None, metadata={"help": "Tokens over which detectors are pooled."})
     gate_layer: int | None = field(default=0, metadata={"help": "Layer whose input the shared gate reads, or None."})
+    topic_layer: int | float | None = field(
+        default=None, metadata={"help": "Layer whose input the gate for topics reads, or None."}
+    )
+    topic_width: int = field(default=128, metadata={"help": "Size of the embedding of a topic."})
+    topic_nearest: int = field(default=3, metadata={"help": "Nearest prompts that the gate for topics looks at."})
+    topic_kept: list[int] = field(
+        default_factory=lambda: [0, 0], metadata={"help": "Prompts that the gate for topics keeps (filled in)."}
+    )
     edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
@@ -95,6 +108,7 @@ class GrunConfig(PeftConfig):
         self._check_number("scale", 0.0, None)
         if self.gate_layer is not None:
             self._check_number("gate_layer", 0, None)
+        self._check_topic_settings()
         if self.gate_window is not None:
             self._check_number("gate_window", 1, None)
             if self.gate_window > 1 and (self.gate != "mlp" or self.gate_reads != "prompt"):
@@ -150,6 +164,12 @@ class GrunConfig(PeftConfig):
         return cls(**{**published, **overrides})
 
     @property
+    def shared_gates(self) -> list[int]:
+        """Layers whose input a gate reads that is shared by all edits, ascending; empty where each edit has its own gate."""
+        layers = (self.gate_layer, self.topic_layer)
+        return [int(layer) for layer in layers if layer is not None and self.gate != "none"]
+
+    @property
     def hidden_sizes_of_gate(self) -> list[int]:
         """Hidden sizes of the gate network; empty for a linear one."""
         return self.gate_hidden if self.gate == "mlp" else []
@@ -177,6 +197,44 @@ class GrunConfig(PeftConfig):
                 "the gate must be decided before the first edit."
             )
         return indices
+
+    def resolved_topic_layer(self, num_layers: int) -> int | None:
+        """Index of the layer that the gate for topics reads; a fraction of depth keeps clear of the other gate's layer.
+
+        Raises:
+            UserError: if it is not between the other gate's layer and the first edited one.
+        """
+        if self.topic_layer is None:
+            return None
+        assert self.gate_layer is not None
+        first, index = self.resolved_layers(num_layers)[0], _index(self.topic_layer, num_layers)
+        if isinstance(self.topic_layer, float):
+            index = min(max(index, self.gate_layer + 1), first)
+        if not self.gate_layer < index <= first:
+            raise UserError(
+                f"topic_layer is {self.topic_layer}, expected a layer above {self.gate_layer}, the other gate's, and at most "
+                f"{first}, the first edited one; None leaves the gate for topics out."
+            )
+        return index
+
+    def _check_topic_settings(self) -> None:
+        for name in ("topic_width", "topic_nearest"):
+            self._check_number(name, 1, None)
+        kept = self.topic_kept
+        if not (isinstance(kept, Sequence) and len(kept) == 2 and all(_is_int(count) and count >= 0 for count in kept)):
+            raise UserError(f"topic_kept is {kept!r}, expected two numbers of prompts.")
+        if self.topic_layer is None:
+            return
+        fraction = isinstance(self.topic_layer, float) and 0.0 < self.topic_layer <= 1.0
+        if not fraction and not (_is_int(self.topic_layer) and self.topic_layer >= 0):
+            raise UserError(
+                f"topic_layer is {self.topic_layer!r}, expected an index (int, from 0), a fraction of depth (float, 0 to 1) "
+                "or None."
+            )
+        if self.gate == "none" or self.gate_layer is None:
+            raise UserError(
+                f"topic_layer is {self.topic_layer}, but topics are recognised beside a shared gate: set gate and gate_layer."
+            )
 
     @staticmethod
     def _checked_member(name: str, given: Any) -> GrunConfig:

@@ -15,8 +15,10 @@ from grun.core.errors import UserError
 from grun.models.tuner.batched import EditStack, GateStack
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.context import CallContext, Runtime
-from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype, gate_value, is_open
+from grun.models.tuner.decision import GateLogits, any_open, beside, largest_value
+from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype
 from grun.models.tuner.prompt_position import NO_BOUNDARY, last_prompt_states
+from grun.models.tuner.topic import TopicGate, TopicStack
 
 
 class GrunLayer(nn.Module, BaseTunerLayer):
@@ -76,6 +78,9 @@ class GrunLayer(nn.Module, BaseTunerLayer):
                 if own.gate != "none" and gated:
                     self.gates[part] = Gate(own.hidden_size, own.hidden_sizes_of_gate, own.window)
                     _hold(self.grun_gate, adapter_name, member, self.gates[part])
+                if self.index == own.topic_layer:
+                    self.gates[part] = TopicGate(own.hidden_size, own.topic_width, own.topic_kept, own.topic_nearest)
+                    _hold(self.grun_gate, adapter_name, member, self.gates[part])
         self._move_to_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
@@ -133,23 +138,41 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         Without gradients, adapters whose gates are shut for every row are skipped from here on.
         """
         trained = torch.is_grad_enabled()
-        if trained or not self._read_together(names, h_BTD, call):
-            for name in names:
-                self._read(name, h_BTD, call)
-        if trained or not names:
+        topics = [name for name in names if isinstance(self.gates[name], TopicGate)]
+        for alike in ([name for name in names if name not in topics], topics):
+            if trained or not self._read_together(alike, h_BTD, call):
+                for name in alike:
+                    self._read(name, h_BTD, call)
+        complete = [name for name in names if self.configs[name].shared_gates[-1] == self.index]
+        if trained or not complete:
             return
-        logits_NB = torch.stack([call.readings[name, self.index][:, 0] for name in names])
-        thresholds_N = torch.stack([self.gates[name].threshold for name in names])
-        open_N = is_open(logits_NB, thresholds_N[:, None]).any(1).tolist()
-        call.shut.update(name for name, opens in zip(names, open_N, strict=True) if not opens)
+        open_NB = torch.stack([any_open(self._gate_logits(name, call), h_BTD.device) for name in complete])
+        shut = zip(complete, open_NB.any(1).tolist(), strict=True)
+        call.shut.update(name for name, opens in shut if not opens)
+
+    def _gate_logits(self, name: str, call: CallContext) -> list[GateLogits]:
+        """Logits of the gates that open this layer's edit of a part.
+
+        Raises:
+            UserError: if they have not read the prompt.
+        """
+        found = []
+        for source in self.configs[name].shared_gates or [self.index]:
+            if (name, source) not in call.readings:
+                raise UserError(NO_BOUNDARY)
+            threshold = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source).threshold
+            found.append(GateLogits(call.readings[name, source][:, 0].to(threshold.device), threshold))
+        return found
 
     def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
         """Read prompts with all gates in one product; returns False if there is one gate only, or their shapes differ."""
         before: list[Any] = [call.readings.get((name, self.index)) for name in names]
-        alike = len(names) > 1 and all(self.configs[name].gate_reads == "prompt" for name in names)
+        topics = all(isinstance(self.gates[name], TopicGate) for name in names)
+        alike = len(names) > 1 and (topics or all(self.configs[name].gate_reads == "prompt" for name in names))
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
-        stack = self._stack("gates", tuple(names), lambda: GateStack.of([self.gates[name] for name in names]))
+        kind: Any = TopicStack if topics else GateStack
+        stack = self._stack("gates", tuple(names), lambda: kind.of([self.gates[name] for name in names]))
         device = self.gates[names[0]].threshold.device  # the layer below may live on another one
         span = call.span_on(device)
         if stack is None or span is None or any((name, self.index) in call.complete for name in names):
@@ -172,7 +195,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         before_BS = call.readings.get(key)
         before_BS = None if before_BS is None else before_BS.to(device)
         with torch.autocast(device.type, enabled=False):
-            if self.configs[name].gate_reads == "last":
+            if self.configs[name].gate_reads == "last" and not isinstance(gate, TopicGate):
                 h_B1D, here_B1 = last_prompt_states(h_BTD, span, call.past)
                 reading_BS = gate(h_B1D.to(device), here_B1)
                 call.readings[key] = reading_BS if before_BS is None else torch.where(here_B1, reading_BS, before_BS)
@@ -204,14 +227,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         config = self.configs[name]
         if config.gate == "none":
             return torch.full((rows,), config.scale, device=device)
-        source = self.index if config.gate_layer is None else config.gate_layer
-        if (name, source) not in call.readings:
-            raise UserError(NO_BOUNDARY)
-        if (name, source) not in call.values or torch.is_grad_enabled():
-            gate = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source)
-            logits_B = call.readings[name, source][:, 0].to(gate.threshold.device)
-            call.values[name, source] = gate_value(logits_B, gate.threshold, config.scale)
-        return call.values[name, source].to(device)
+        key = (name, (config.shared_gates or [self.index])[-1])
+        if key not in call.values or torch.is_grad_enabled():
+            call.values[key] = largest_value(self._gate_logits(name, call), float(config.scale), device)
+        return call.values[key].to(device)
 
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
@@ -238,21 +257,17 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
         """Factors (B, N) of several edits, each as `_factor`; computed once for all layers with shared gates."""
         configs = [self.configs[name] for name in names]
-        sources = {None if config.gate == "none" else config.gate_layer for config in configs}
-        source = None if len(sources) > 1 else sources.pop()
-        key = (self.index if source is None else source, *names)
+        shared = {tuple(config.shared_gates) for config in configs}
+        sources = shared.pop() if len(shared) == 1 else ()
+        key = (*(sources or (self.index,)), *names)
         if key not in call.values:
-            if source is None:
+            if not sources:
                 values = [self._factor(name, call, len(h_BTD), h_BTD.device) for name in names]
                 call.values[key] = torch.stack(values, dim=1)
-            elif any((name, source) not in call.readings for name in names):
-                raise UserError(NO_BOUNDARY)
             else:
-                holder = next(layer for layer in self.runtime.layers if layer.index == source)
-                thresholds_N = torch.stack([holder.gates[name].threshold for name in names])
-                logits_BN = torch.stack([call.readings[name, source][:, 0] for name in names], dim=1)
-                scales_N = torch.tensor([config.scale for config in configs], device=logits_BN.device)
-                call.values[key] = gate_value(logits_BN, thresholds_N, scales_N)
+                gates = zip(*(self._gate_logits(name, call) for name in names), strict=True)
+                scales = [float(config.scale) for config in configs]
+                call.values[key] = largest_value([beside(alike) for alike in gates], scales, h_BTD.device)
         return call.values[key].to(h_BTD.device)
 
     def _stack(self, kind: str, names: tuple[Any, ...], build: Callable[[], Any]) -> Any:

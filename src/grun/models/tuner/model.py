@@ -95,8 +95,8 @@ class GrunModel(BaseTuner):
                 )
             own.layers = list(own.resolved_layers(count))
             wrapped.update(int(index) for index in own.layers)
-            if own.gate != "none" and own.gate_layer is not None:
-                wrapped.add(own.gate_layer)
+            own.topic_layer = own.resolved_topic_layer(count)
+            wrapped.update(own.shared_gates)
         prefix, _ = decoder_layers(self.model)
         resolved.target_modules = [f"{prefix}.{index}" for index in sorted(wrapped)]
         self.peft_config.update({name: resolved for name, given in self.peft_config.items() if given is peft_config})

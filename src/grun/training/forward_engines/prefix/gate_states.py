@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from grun.models.encoding.encode import Encoded
-from grun.models.gates.features import gate_features, held_gates
+from grun.models.gates.features import gate_features, held_gates, logit_of_prompt
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.context import GateKey
-from grun.models.tuner.edit import Gate
 
 Prompt = tuple[int, ...]  # token ids
 
@@ -72,16 +71,15 @@ class GateStates:
         return states, logits
 
     @torch.no_grad()
-    def _logit(self, gate: Gate, key: GateKey, prompt: Prompt) -> Tensor:
+    def _logit(self, gate: Any, key: GateKey, prompt: Prompt) -> Tensor:
         """Logit of a frozen gate, computed again after its weights were changed, as by loading a checkpoint."""
-        version = sum(parameter._version for parameter in gate.parameters())
+        version = sum(tensor._version for tensor in (*gate.parameters(), *gate.buffers()))
         if self._versions.get(key) != version:
             self._versions[key] = version
             self._logits.clear()
         known = self._logits.setdefault(prompt, {})
         if key not in known:
-            h_1PD = self._states[prompt][key][None].to(gate.threshold.device)
-            known[key] = gate(h_1PD, torch.ones(h_1PD.shape[:2], dtype=torch.bool, device=h_1PD.device))[0, 0].cpu()
+            known[key] = logit_of_prompt(gate, self._states[prompt][key].to(gate.threshold.device)).cpu()
         return known[key]
 
 

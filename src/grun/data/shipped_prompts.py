@@ -1,0 +1,69 @@
+"""Normal prompts that ship with the package: ordinary ones of every shape, and texts on many topics."""
+
+from __future__ import annotations
+
+__all__ = ["ShippedPrompt", "clashing", "shipped_prompts"]
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+ORDINARY = files("grun.data") / "ordinary_prompts.jsonl"
+TOPICS = files("grun.data") / "background_topics.jsonl"
+LONG_WORD, STEM = 6, 5  # letters; words that are longer count as the same if they begin alike
+SHARE = 0.04  # of the prompts to forget, and at least SEVERAL of them, that have a telling word
+SEVERAL = 3
+RATIO = 20.0  # how much more often prompts to forget have a telling word than prompts that ship
+
+
+@dataclass(frozen=True)
+class ShippedPrompt:
+    """A prompt that nobody asks to forget, as long as it is not about what is to be forgotten.
+
+    Attributes:
+        text: the prompt.
+        topic: name of its topic; None for an ordinary prompt, which stands alone.
+    """
+
+    text: str
+    topic: str | None = None
+
+
+@cache
+def shipped_prompts() -> tuple[ShippedPrompt, ...]:
+    """All prompts that ship: ordinary ones first, then those of each topic in turn."""
+    ordinary = [ShippedPrompt(row["prompt"]) for row in _lines(ORDINARY)]
+    topics = [ShippedPrompt(text, row["topic"]) for row in _lines(TOPICS) for text in row["prompts"]]
+    return (*ordinary, *topics)
+
+
+def clashing(prompts: Sequence[str], forget: Sequence[str]) -> set[int]:
+    """Numbers of the prompts that have a telling word of the prompts to forget: they may be about the same thing.
+
+    A word is telling if several prompts to forget have it, and far more of them than of the prompts compared with.
+    """
+    words, usual = [_words(text) for text in prompts], Counter[str]()
+    for one in words:
+        usual.update(one)
+    counts = Counter(word for text in forget for word in _words(text))
+    telling = {
+        word
+        for word, count in counts.items()
+        if count >= max(SEVERAL, SHARE * len(forget)) and count / len(forget) > RATIO * usual[word] / len(prompts)
+    }
+    return {i for i, one in enumerate(words) if one & telling}
+
+
+def _words(text: str) -> set[str]:
+    """Words of four letters or more in lower case, long ones by their stem."""
+    words: Iterable[str] = re.findall(r"[^\W\d_]{4,}", text.lower())
+    return {word[:STEM] if len(word) > LONG_WORD else word for word in words}
+
+
+def _lines(file: Any) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line)

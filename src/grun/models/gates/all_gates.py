@@ -1,0 +1,222 @@
+"""Fit of all gates of an adapter on the rows of a job, and their thresholds."""
+
+from __future__ import annotations
+
+__all__ = ["JobRows", "fit_all_gates"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grun.core.records import Example
+from grun.data.shipped_prompts import clashing, shipped_prompts
+from grun.models.encoding.encode import Encoded
+from grun.models.gates.background import background
+from grun.models.gates.features import GateFeatures, concatenated, features_of_rows, gates_of, held_gates
+from grun.models.gates.fitting import GateFit, fit_gates, set_thresholds
+from grun.models.gates.recognition import Judged, Recognition
+from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
+from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.topic import TopicGate
+
+TOPICS_RATE = 2.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
+NEIGHBOUR_RATE = 0.05  # share of withheld neighbouring prompts that may open a gate
+LONGEST_TO_FIT = 512  # characters of a shipped prompt that gates for names are fitted on
+
+
+@dataclass(frozen=True)
+class JobRows:
+    """Rows of one kind: as examples, and as they are encoded."""
+
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts of one kind, as the gates read them.
+
+    Attributes:
+        texts: the prompts.
+        names: features that each gate for names reads.
+        topics: embeddings and groups, for the gate for topics; None without one.
+    """
+
+    texts: tuple[str, ...]
+    names: list[GateFeatures]
+    topics: KeptPrompts | None
+
+    def at(self, numbers: Sequence[int]) -> _Prompts:
+        """The prompts with these numbers."""
+        topics = None if self.topics is None else self.topics.at(numbers)
+        return _Prompts(tuple(self.texts[i] for i in numbers), [part.at(numbers) for part in self.names], topics)
+
+    def halves(self) -> tuple[_Prompts, _Prompts]:
+        """Every second prompt, and the others."""
+        everything = range(len(self.texts))
+        return self.at(everything[::2]), self.at(everything[1::2])
+
+
+@dataclass
+class _Fit:
+    """A fit in progress.
+
+    Attributes:
+        model: PEFT model with a gated adapter.
+        rows: encoder of prompts.
+        names: positions of the gates for names.
+        topic: position of the gate for topics; None without one.
+        to_fit, to_judge: prompts by kind, for gates for names; the gate for topics compares with all of them.
+        left_out: topics of shipped prompts that may be about what is to be forgotten.
+    """
+
+    model: Any
+    rows: RowEncoder
+    names: list[int]
+    topic: int | None
+    to_fit: dict[str, _Prompts] = field(default_factory=dict)
+    to_judge: dict[str, _Prompts] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Any, rows: RowEncoder) -> _Fit:
+        """A fit of all gates of a model."""
+        gates = [gate for _, gate in gates_of(model)]
+        topic = next((i for i, gate in enumerate(gates) if isinstance(gate, TopicGate)), None)
+        return cls(model, rows, [i for i in range(len(gates)) if i != topic], topic)
+
+    @property
+    def gates(self) -> list[Any]:
+        """All gates."""
+        return [gate for _, gate in gates_of(self.model)]
+
+    def take_shipped(self, forget: Sequence[Example], content: str | None) -> None:
+        """Give the gate for topics its head, and take the shipped prompts over that are not about what is to be forgotten."""
+        assert self.topic is not None
+        (layer, _), gate = held_gates(self.model)[self.topic], self.gates[self.topic]
+        known = background(self.model, self.rows, layer, len(gate.offset), content)
+        gate.set_head(known.head)
+        prompts = [shipped_prompts()[i] for i in known.numbers]
+        dropped = clashing([prompt.text for prompt in prompts], [f"{row.prompt} {row.answer}" for row in forget])
+        at = [i for i in range(len(prompts)) if i not in dropped]
+        self.left_out = sorted({topic for i in dropped if (topic := prompts[i].topic) is not None})
+        groups = tuple(f"topic {prompts[i].topic}" if prompts[i].topic else f"ordinary {i}" for i in at)
+        texts = tuple(prompts[i].text for i in at)
+        encoded = self.rows.encode([Example(text, "") for text in texts])
+        names = features_of_rows(self.model, self.rows, encoded, only=self.names)
+        shipped = _Prompts(texts, names, KeptPrompts(known.embedding_NK[at], groups))
+        fitted = [k for k, i in enumerate(at) if not prompts[i].topic and len(texts[k]) <= LONGEST_TO_FIT][::2]
+        self.to_fit["shipped"] = shipped.at(fitted)
+        ordinary = [k for k, i in enumerate(at) if not prompts[i].topic]
+        self.to_judge["ordinary"] = shipped.at(sorted(set(ordinary) - set(fitted)))
+        self.to_judge["topics"] = shipped.at([k for k, i in enumerate(at) if prompts[i].topic])
+
+    def read(self, kind: str, part: JobRows) -> _Prompts:
+        """Rows as the gates read them; rows of one subject, if it is not the only one, are one group."""
+        features = features_of_rows(self.model, self.rows, part.encoded)
+        topics = None
+        if self.topic is not None:
+            several = len({row.subject for row in part.examples}) > 1
+            groups = (row.subject if several and row.subject else f"row {i}" for i, row in enumerate(part.examples))
+            topics = KeptPrompts(features[self.topic].first_ND.cpu(), tuple(f"{kind} {group}" for group in groups))
+        return _Prompts(tuple(row.prompt for row in part.examples), [features[i] for i in self.names], topics)
+
+    def fit_names(self, shut_for: Sequence[Sequence[GateFeatures]], seed: int) -> list[GateFit]:
+        """Fit the gates for names; they are validated on normal prompts of the kinds that are judged."""
+        normal = [part.names for kind, part in self.to_fit.items() if kind != "forget"]
+        normal += [[part[i] for i in self.names] for part in shut_for]
+        judged = [part.names for kind, part in self.to_judge.items() if kind != "topics"]
+        together = [[concatenated(parts) for parts in zip(*side, strict=True)] for side in (normal, judged)]
+        return fit_gates(self.model, self.to_fit["forget"].names, *together, seed=seed, only=self.names)
+
+    def fit_topics(self, shut_for: Sequence[Sequence[GateFeatures]], rate: float, seed: int) -> KeptPrompts:
+        """Fit the gate for topics.
+
+        Returns:
+            The normal prompts that it keeps.
+        """
+        assert self.topic is not None
+        sides = [part for kind, part in (*self.to_fit.items(), *self.to_judge.items()) if kind != "forget"]
+        normal = [part.topics for part in sides if part.topics is not None]
+        for i, part in enumerate(shut_for):
+            embedding_NK = part[self.topic].first_ND.cpu()
+            normal.append(KeptPrompts(embedding_NK, (f"shut for {i}",) * len(embedding_NK)))
+        forget = self.to_fit["forget"].topics
+        assert forget is not None
+        kept = fit_topic_gate(self.gates[self.topic], forget, KeptPrompts.of(normal), rate, seed=seed)
+        layer, name = held_gates(self.model)[self.topic]
+        layer.configs[name].topic_kept = [len(forget.groups), len(kept.groups)]
+        return kept
+
+    def judged(self, part: _Prompts, kept: KeptPrompts | None) -> Judged:
+        """Prompts with the logits of all gates; that of the gate for topics as if their own group were not kept."""
+        columns: list[Tensor] = [
+            features.logits(self.gates[i]).cpu() for i, features in zip(self.names, part.names, strict=True)
+        ]
+        if self.topic is not None and kept is not None:
+            forget = self.to_fit["forget"].topics
+            assert part.topics is not None and forget is not None
+            columns.insert(self.topic, withheld_logits(self.gates[self.topic], part.topics, forget, kept))
+        return Judged(part.texts, torch.stack(columns, dim=1))
+
+
+@torch.no_grad()
+def _thresholds(fit: _Fit, kept: KeptPrompts | None, rate: float, found: Recognition) -> Recognition:
+    """Set all thresholds, and record what opens the gates."""
+    forget = fit.judged(fit.to_fit["forget"], kept)
+    judged = {kind: fit.judged(part, kept) for kind, part in fit.to_judge.items()}
+    normal = [part for kind, part in judged.items() if kind in ("ordinary", "validation")]
+    if normal:
+        judged = {"normal": Judged.of(normal)} | {
+            kind: judged[kind] for kind in ("topics", "neighbours") if kind in judged
+        }
+    rates = {"normal": rate, "topics": TOPICS_RATE * rate, "neighbours": NEIGHBOUR_RATE}
+    bounds = [(part.logits_NG, rates[kind]) for kind, part in judged.items()]
+    threshold_G = set_thresholds(fit.model, forget.logits_NG, bounds).cpu()
+    opened = {kind: part.open(threshold_G) for kind, part in judged.items()}
+    nearest = {kind: part.nearest(threshold_G) for kind, part in {"forget": forget, **judged}.items()}
+    if fit.topic is not None:
+        alone = Judged(forget.texts, forget.logits_NG[:, [fit.topic]])
+        opened["forget"] = alone.open(threshold_G[[fit.topic]])
+    return replace(found, opened=opened, nearest=nearest)
+
+
+def fit_all_gates(
+    model: Any,
+    rows: RowEncoder,
+    parts: Mapping[str, JobRows],
+    *,
+    content: str | None = None,
+    shut_for: Sequence[Sequence[GateFeatures]] = (),
+    false_positive_rate: float | None = None,
+    seed: int = 0,
+) -> Recognition:
+    """Fit all gates of a model, and set their thresholds.
+
+    With a gate for topics, the prompts that ship with the package are normal prompts too, apart from those that may be about
+    what is to be forgotten. Gates for names are fitted on half of the ordinary ones; all others are withheld from them.
+
+    Args:
+        model: PEFT model with a gated adapter.
+        rows: encoder of prompts.
+        parts: rows by kind: `forget`, and any of `retain`, `validation` (normal rows to withhold) and `neighbours`.
+        content: identity of the base model's weights, for what is kept between runs.
+        shut_for: features of further prompts, one entry per gate, that the gates learn to stay shut for.
+        false_positive_rate: share of withheld normal prompts that may open a gate; None leaves the thresholds as they are.
+        seed: of the fits.
+    """
+    fit = _Fit.of(model, rows)
+    if fit.topic is not None:
+        fit.take_shipped(parts["forget"].examples, content)
+    read = {kind: fit.read(kind, part) for kind, part in parts.items() if part.encoded}
+    fit.to_fit |= {kind: read[kind] for kind in ("forget", "retain") if kind in read}
+    if "validation" in read or "retain" in read:
+        fit.to_judge["validation"] = read.get("validation", read.get("retain"))  # type: ignore[assignment]
+    if "neighbours" in read:
+        fit.to_fit["neighbours"], fit.to_judge["neighbours"] = read["neighbours"].halves()
+    found = Recognition(fit.fit_names(shut_for, seed), left_out=fit.left_out)
+    kept = None if fit.topic is None else fit.fit_topics(shut_for, false_positive_rate or 0.0, seed)
+    return found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
