@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
@@ -84,7 +85,7 @@ class _Job:
         items = self.items
         drawn = {side: {item[side] for item in items.order} for side in items.sides}
         references = {
-            side: engine.references(rows, drawn[side], self.recipe.references(side))
+            side: engine.references(rows, drawn[side], self.recipe.references(side), self.recipe.wanted_of(side))
             for side, rows in items.sides.items()
         }
         items = dataclasses.replace(items, references=references)
@@ -241,11 +242,13 @@ def _dual_variable(
 
 
 def _fit(job: _Job) -> dict[str, Any]:
-    """Fit, calibrate and freeze the gates. After an interruption the checkpoint holds them already."""
+    """Fit, calibrate and freeze the gates. After an interruption those of the checkpoint are taken."""
     config, model, run = job.config, job.model, job.run
-    resumed = run.last_checkpoint() is not None
-    facts: dict[str, Any] = run.read_json(GATES) if resumed else {}
-    if not resumed:
+    checkpoint = run.last_checkpoint()
+    facts: dict[str, Any] = {} if checkpoint is None else run.read_json(GATES)
+    if checkpoint is not None:  # now, because rows whose gates are shut need no states
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
+    else:
         features = {name: features_of_rows(model, job.rows, part) for name, part in job.encoded.items() if part}
         normal = features.get("validation", features["retain"])
         others = [load_features(file, readings_of_gates(model), job.rows.device) for file in config.shut_for]

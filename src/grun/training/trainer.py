@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["JoinSides", "UnlearnTrainer"]
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +29,19 @@ class JoinSides:
 
     Attributes:
         engine: makes the batch.
+        wanted: by side, the quantities that the losses read; None for all that the engine is asked for, of every side.
     """
 
     engine: ForwardEngine
+    wanted: Mapping[str, Collection[str]] | None = None
 
     def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
         sides = list(items[0])
         rows = [item[side][0] for side in sides for item in items]
         return {
-            **self.engine.batch(rows),
+            **self.engine.batch(rows, None if self.wanted is None else [self.wanted[s] for s in sides for _ in items]),
             "sides": sides,
+            "wanted": self.wanted,
             "references": {
                 side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
                 for side in sides
@@ -68,7 +71,8 @@ class UnlearnTrainer(Trainer):
         engine: ForwardEngine,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=JoinSides(engine), **kwargs)
+        wanted = {side: sorted(recipe.wanted_of(side)) for side in recipe.sides}
+        super().__init__(data_collator=JoinSides(engine, wanted), **kwargs)
         self.engine = engine
         self.recipe = recipe
         self.validate = validate
@@ -103,7 +107,7 @@ class UnlearnTrainer(Trainer):
             TrainingDiverged: if the loss is not finite; no weight has changed then.
         """
         joined = self.engine.signals(model, inputs, self.recipe.wanted())
-        sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
+        sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"], inputs["wanted"])
         gates = gates_of_last_call(model) if self.recipe.weights.gate else None
         loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
         if not all_true(bool(torch.isfinite(loss))):

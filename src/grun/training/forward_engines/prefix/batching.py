@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["Batcher", "PrefixBatch", "PrefixBatches", "part_overhead", "parts_by_length"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from grun.models.encoding.encode import Encoded
 from grun.models.tuner.context import GateKey
 from grun.training.forward_engines.prefix.content import KnownRows
 from grun.training.forward_engines.prefix.gate_states import GateStates
+from grun.training.forward_engines.prefix.still import StillBatch, StillRows
 
 PART_OVERHEAD = 1e9  # cost of one more part on a CPU, in multiplications and additions
 
@@ -69,19 +70,25 @@ class PrefixBatches:
 
     Attributes:
         parts: batches.
-        places: place in the step of each row, in the order of the parts.
+        places: place in the step of each row, in the order of the parts, then of `still`.
+        wanted: by part, the quantities that are read of its rows; None for all that are asked for.
+        still: rows that no edit changes; None if there are none.
     """
 
     parts: tuple[PrefixBatch, ...]
     places: tuple[int, ...]
+    wanted: tuple[frozenset[str] | None, ...]
+    still: StillBatch | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatches:
         """The same on `device`."""
-        return PrefixBatches(tuple(part.to(device, non_blocking) for part in self.parts), self.places)
+        still = None if self.still is None else self.still.to(device, non_blocking)
+        return replace(self, parts=tuple(part.to(device, non_blocking) for part in self.parts), still=still)
 
     def pin_memory(self) -> PrefixBatches:
         """The same in memory that an accelerator can read while it computes."""
-        return PrefixBatches(tuple(part.pin_memory() for part in self.parts), self.places)
+        still = None if self.still is None else self.still.pin_memory()
+        return replace(self, parts=tuple(part.pin_memory() for part in self.parts), still=still)
 
 
 class Batcher:
@@ -89,13 +96,15 @@ class Batcher:
 
     Args:
         rows: content of the cache.
+        still: the same of rows that no edit changes.
         gates: gate states of the prompts of all these rows.
         pad: token that fills rows up.
         overhead: cost of one more part, in columns (see `parts_by_length`).
     """
 
-    def __init__(self, rows: KnownRows, gates: GateStates, pad: int, overhead: float) -> None:
+    def __init__(self, rows: KnownRows, still: StillRows, gates: GateStates, pad: int, overhead: float) -> None:
         self._rows = rows
+        self._still = still
         self._gates = gates
         self._pad = pad
         self._overhead = overhead
@@ -107,12 +116,34 @@ class Batcher:
         """Share of the columns of all batches so far that hold no token."""
         return 1.0 - self._real_columns / self._columns if self._columns else 0.0
 
-    def batch(self, rows: Sequence[Encoded]) -> PrefixBatches:
-        """The rows of a step, on the CPU, in as many parts as cost the least."""
-        parts = parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], self._overhead)
+    def batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None = None) -> PrefixBatches:
+        """The rows of a step, on the CPU, in as many parts as cost the least.
+
+        Args:
+            rows: known rows.
+            wanted: by row, the quantities that are read; None for all that are asked for. Rows whose gates are shut for good
+                are `still` if these are known of the base model.
+        """
+        names = [None if wanted is None else frozenset(wanted[i]) for i in range(len(rows))]
+        shut = self._gates.shut([row.input_ids[: row.prompt_length] for row in rows])
+        still = [i for i, own in enumerate(names) if shut[i] and own is not None and self._still.knows(rows[i], own)]
+        parts, of_parts = list[list[int]](), list[frozenset[str] | None]()
+        for own in dict.fromkeys(names):
+            members = [i for i, other in enumerate(names) if other == own and i not in still]
+            lengths = [len(rows[i].input_ids) - rows[i].prompt_length for i in members]
+            found = parts_by_length(lengths, self._overhead)
+            parts += [[members[i] for i in part] for part in found]
+            of_parts += [own] * len(found)
         return PrefixBatches(
-            tuple(self._part([rows[i] for i in part]) for part in parts), tuple(i for part in parts for i in part)
+            tuple(self._part([rows[i] for i in part]) for part in parts),
+            (*(i for part in parts for i in part), *still),
+            tuple(of_parts),
+            self._unchanged([rows[i] for i in still], [names[i] or frozenset() for i in still]) if still else None,
         )
+
+    def _unchanged(self, rows: Sequence[Encoded], wanted: Sequence[frozenset[str]]) -> StillBatch:
+        logits = self._gates.of([row.input_ids[: row.prompt_length] for row in rows])[1]
+        return self._still.batch(rows, wanted, logits)
 
     def _part(self, rows: Sequence[Encoded]) -> PrefixBatch:
         known = [self._rows[row] for row in rows]
