@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
@@ -34,11 +34,12 @@ from grun.models.gates.features import concatenated, features_of_rows, load_feat
 from grun.models.gates.fitting import fit_gates, set_thresholds
 from grun.models.loading.loaded import content_if_given, load
 from grun.models.row_encoder import RowEncoder
-from grun.training.arguments import training_arguments
+from grun.training.arguments import rows_per_step, unlearning_arguments
 from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.forward_engines.selection import chosen_engine
 from grun.training.interruption import StopCleanly, train_or_resume
 from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.plateau import stopping_callbacks
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
 from grun.training.made_up_answers import made_up_alternatives
@@ -47,7 +48,7 @@ from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer
 from grun.training.trainer import UnlearnTrainer
-from grun.training.validation import VALIDATION_METRICS, validation, validation_subset
+from grun.training.validation import spread, validation, validation_subset
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
@@ -89,13 +90,16 @@ class _Job:
             for side, rows in items.sides.items()
         }
         items = dataclasses.replace(items, references=references)
-        validate = validation(engine.base_probability, engine.probability, self.encoded["forget"], self.normal)
-        patience = self.config.patience
+        patience, metric = self.config.patience, str(self.arguments.metric_for_best_model)
+        rows = [self.encoded["forget"], self.normal]
+        if patience is not None:
+            rows = [spread(validation_subset(part)) for part in rows]
+        validate = validation(engine.base_probability, engine.probability, *rows)
         own = [
             StopCleanly(),
             ProgressBar(f"{self.config.objective}, {self.config.adapt}"),
             *([] if self.dual is None else [self.dual]),
-            *([] if patience is None else [EarlyStoppingCallback(patience)]),
+            *([] if patience is None else stopping_callbacks(patience, metric, len(self.encoded["forget"]))),
         ]
         return quiet_trainer(
             UnlearnTrainer(
@@ -189,8 +193,8 @@ def _prepared(
     if "alternative" in recipe.sides and config.alternatives == "generate":
         forget = _with_alternatives(config, rows, model, forget, run)
     encoded = {"forget": rows.encode(forget), "retain": rows.encode(retain), "validation": rows.encode(held_out)}
-    arguments = _arguments(config, run, len(forget), model.device)
-    count = arguments.max_steps * _rows_per_step(arguments)
+    arguments = unlearning_arguments(config, run, len(forget), model.device)
+    count = arguments.max_steps * rows_per_step(arguments)
     items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
     base_loss = partial(rows.mean_nll, model, encoded["retain"])
     dual = _dual_variable(config, recipe, len(forget), arguments, base_loss)
@@ -224,11 +228,6 @@ def _keep_alternatives(job: _Job) -> None:
         job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.forget])
 
 
-def _rows_per_step(arguments: TrainingArguments) -> int:
-    """Rows of each side that one optimiser step sees, over all parts and processes."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world()
-
-
 def _dual_variable(
     config: UnlearnConfig, recipe: Recipe, forget_rows: int, arguments: TrainingArguments, base_loss: Any
 ) -> DualVariable | None:
@@ -237,7 +236,7 @@ def _dual_variable(
     if config.retain_bound is None and not constrained:
         return None
     bound = config.retain_bound if config.retain_bound is not None else SLACK * base_loss()
-    warmup = math.ceil(config.dual_warmup * forget_rows / _rows_per_step(arguments))
+    warmup = math.ceil(config.dual_warmup * forget_rows / rows_per_step(arguments))
     return DualVariable(recipe.weights.retain, bound, config.dual_step, warmup)
 
 
@@ -267,35 +266,3 @@ def _fit(job: _Job) -> dict[str, Any]:
         if ".grun_gate." in name:
             parameter.requires_grad = False
     return facts
-
-
-def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:
-    """The trainer's arguments; where passes were asked for, their steps depend on how many rows a step sees."""
-    arguments = training_arguments(
-        run,
-        device,
-        config.trainer,
-        max_steps=config.steps or 1,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="linear",
-        logging_steps=5,
-        eval_strategy="steps",
-        eval_steps=config.evaluate_every,
-        save_steps=config.evaluate_every,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_score",
-        greater_is_better=True,
-        seed=config.seed,
-    )
-    chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
-    if chosen not in VALIDATION_METRICS:
-        known = ", ".join(f"eval_{name}" for name in VALIDATION_METRICS)
-        raise UserError(
-            f"--trainer metric_for_best_model is '{arguments.metric_for_best_model}', expected one of {known}."
-        )
-    if config.steps is None:
-        assert config.epochs is not None
-        arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / _rows_per_step(arguments)))
-    return arguments

@@ -6,7 +6,7 @@ __all__ = ["JoinSides", "UnlearnTrainer"]
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from grun.models.encoding.encode import Encoded
 from grun.models.forward import gates_of_last_call
 from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.plateau import QUALITY, ForgetLoss
 from grun.training.loss.terms import Recipe, loss_terms, split_sides
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _weighted(self, terms: LossTerms) -> Tensor:
-        weights, dual = self.recipe.weights, self._dual()
+        weights, dual = self.recipe.weights, self._callback(DualVariable)
         retain_weight = weights.retain if dual is None else dual.weight
         loss = weights.forget * terms.forget
         if terms.retain is not None:
@@ -138,14 +141,16 @@ class UnlearnTrainer(Trainer):
         if terms.gate is not None:
             loss = loss + weights.gate * terms.gate
         self._terms = {name: float(value.detach()) for name, value in vars(terms).items() if value is not None}
+        if (window := self._callback(ForgetLoss)) is not None:
+            window.observe(self._terms["forget"])
         if dual is not None:
             dual.observe(self._terms["retain"])
             self._terms["retain_weight"] = retain_weight
         return loss
 
-    def _dual(self) -> DualVariable | None:
-        """The dual variable among the callbacks, looked up in each step because resuming replaces callbacks."""
-        return next((c for c in self.callback_handler.callbacks if isinstance(c, DualVariable)), None)
+    def _callback(self, kind: type[C]) -> C | None:
+        """The callback of a class, looked up in each step because resuming replaces callbacks; None if there is none."""
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, kind)), None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the single loss terms beside the total."""
@@ -154,8 +159,10 @@ class UnlearnTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics with the prefix `eval_`; `eval_score` chooses the best state by default."""
+        """Validation metrics with the prefix `eval_`; `eval_quality`, or else `eval_score`, chooses the best state."""
         metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
+        if (window := self._callback(ForgetLoss)) is not None:
+            metrics[QUALITY] = window.quality(metrics["eval_score"])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import SETTINGS, adaptations, base_name
+from grun.models.adaptations import SETTINGS, STOPS_WHEN_DONE, UNTIL_DONE, adaptations, base_name
 from grun.models.tuner.config import GrunConfig, parsed_layer
 
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
@@ -22,6 +22,7 @@ DEFAULT: dict[str, Any] = COMMON | {
     "fit_gate_first": True,
     "calibrate": True,
     "evaluate_every": 25,
+    UNTIL_DONE: STOPS_WHEN_DONE,
 }
 PAPER: dict[str, Any] = COMMON | {
     "epochs": 40.0,

@@ -52,7 +52,11 @@ class ForwardEngine(Protocol):
         """
 
     def references(
-        self, rows: Sequence[Encoded], drawn: Collection[int], wanted: Collection[str], own: Collection[str] | None = None
+        self,
+        rows: Sequence[Encoded],
+        drawn: Collection[int],
+        wanted: Collection[str],
+        own: Collection[str] | None = None,
     ) -> Mapping[str, Sequence[Tensor]]:
         """Quantities of the base model by name, one tensor (answer tokens, ...) per row on the CPU.
 

@@ -78,7 +78,11 @@ class PlainEngine:
         )
 
     def references(
-        self, rows: Sequence[Encoded], drawn: Collection[int], wanted: Collection[str], own: Collection[str] | None = None
+        self,
+        rows: Sequence[Encoded],
+        drawn: Collection[int],
+        wanted: Collection[str],
+        own: Collection[str] | None = None,
     ) -> dict[str, list[Tensor]]:
         """Passes over the drawn rows, shared by all processes."""
         return base_model_references(self.encoder, self.model, rows, drawn, wanted, self.observed, fused=self.fused)

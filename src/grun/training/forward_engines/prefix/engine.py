@@ -158,7 +158,11 @@ class PrefixEngine:
         return found if batch.parts or not with_grad else self._without_slope(found)
 
     def references(
-        self, rows: Sequence[Encoded], drawn: Collection[int], wanted: Collection[str], own: Collection[str] | None = None
+        self,
+        rows: Sequence[Encoded],
+        drawn: Collection[int],
+        wanted: Collection[str],
+        own: Collection[str] | None = None,
     ) -> dict[str, list[Tensor]]:
         """Kept quantities; rows that are drawn are made known."""
         self.add((rows[i] for i in sorted(drawn)), wanted, own)

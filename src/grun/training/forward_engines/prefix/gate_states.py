@@ -83,7 +83,8 @@ class GateStates:
     def _all_fixed(self) -> bool:
         """True if no gate is trained, and all of them read states that no edit changes."""
         return bool(self._held) and all(
-            layer.configs[part].gate_layer is not None and not any(p.requires_grad for p in layer.gates[part].parameters())
+            layer.configs[part].gate_layer is not None
+            and not any(p.requires_grad for p in layer.gates[part].parameters())
             for layer, part in self._held
         )
 

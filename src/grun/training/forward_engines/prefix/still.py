@@ -1,7 +1,7 @@
 """Rows that no edit changes, because their gates are shut for good: the base model's quantities stand for the model's own.
 
-With a frozen gate that is exactly 0 the output of the adapted model is that of the base model, bit for bit, in every step. Such
-rows have a constant loss and no gradient, so they never run through the model again.
+With a frozen gate that is exactly 0 the output of the adapted model is that of the base model, bit for bit, in every step.
+Such rows have a constant loss and no gradient, so they never run through the model again.
 """
 
 from __future__ import annotations
