@@ -36,6 +36,7 @@ from grun.models.loading.loaded import content_if_given, load
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import rows_per_step, unlearning_arguments
 from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.preparation import Preparation
 from grun.training.forward_engines.selection import chosen_engine
 from grun.training.interruption import StopCleanly, train_or_resume
 from grun.training.loss.dual_variable import DualVariable
@@ -53,6 +54,7 @@ from grun.training.validation import spread, validation, validation_subset
 logger = logging.getLogger("grun")
 GATES = "gates.json"
 ALTERNATIVES = "alternatives.json"
+STRETCH = 40  # steps whose rows are prepared at a time, where training may stop early
 SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
@@ -83,15 +85,13 @@ class _Job:
 
     def trainer(self, engine: ForwardEngine, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
         """The trainer, once the base model was asked all that the loss needs; building it changes no weight."""
-        items = self.items
-        drawn = {side: {item[side] for item in items.order} for side in items.sides}
-        references = {
-            side: engine.references(rows, drawn[side], self.recipe.references(side), self.recipe.wanted_of(side))
-            for side, rows in items.sides.items()
-        }
-        items = dataclasses.replace(items, references=references)
-        patience, metric = self.config.patience, str(self.arguments.metric_for_best_model)
-        rows = [self.encoded["forget"], self.normal]
+        items, patience = self.items, self.config.patience
+        stretch = STRETCH * rows_per_step(self.arguments)
+        if patience is None or world() > 1 or self.arguments.dataloader_num_workers:
+            stretch = len(items)
+        prepare = Preparation(engine, self.recipe, items.sides, items.order, stretch)
+        items = dataclasses.replace(items, references=prepare.references, prepare=prepare)
+        metric, rows = str(self.arguments.metric_for_best_model), [self.encoded["forget"], self.normal]
         if patience is not None:
             rows = [spread(validation_subset(part)) for part in rows]
         validate = validation(engine.base_probability, engine.probability, *rows)

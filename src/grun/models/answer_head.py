@@ -26,11 +26,11 @@ def head_of(base: Any) -> nn.Module | None:
 
 
 @contextmanager
-def packed_head(base: nn.Module, mask_BC: Tensor, *, skip: bool = False) -> Iterator[list[Tensor]]:
+def packed_head(head: nn.Module | None, mask_BC: Tensor, *, skip: bool = False) -> Iterator[list[Tensor]]:
     """Context in which the head of a model runs on some tokens only, so that its logits have the shape (1, N, V).
 
     Args:
-        base: a causal language model without wrappers, called with C columns inside the context.
+        head: of the model that is called with C columns inside the context; None to leave its logits as they are.
         mask_BC: bool, true on the N tokens to predict from.
         skip: run the head on no token; the logits then have the shape (B, 0, V).
 
@@ -39,7 +39,6 @@ def packed_head(base: nn.Module, mask_BC: Tensor, *, skip: bool = False) -> Iter
         not call its head on the states of all columns; logits are then those of every column.
     """
     states: list[Tensor] = []
-    head = head_of(base)
     if head is None:
         yield states
         return
@@ -92,7 +91,7 @@ def answer_logps(head: nn.Linear, h_ND: Tensor, targets_N: Tensor) -> Tensor:
         h_ND: input of the head, in its dtype.
         targets_N: int64.
     """
-    found: Tensor = _AnswerLogps.apply(h_ND, head, targets_N)  # type: ignore[no-untyped-call]
+    found: Tensor = _AnswerLogps.apply(h_ND, head, targets_N)
     return found
 
 
@@ -115,7 +114,7 @@ class _AnswerLogps(torch.autograd.Function):
         return logps_N
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, None, None]:
         (slope_ND,) = ctx.saved_tensors
         return grad_N[:, None].to(slope_ND.dtype) * slope_ND, None, None

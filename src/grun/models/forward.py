@@ -110,7 +110,7 @@ def quantities_at(
         inputs["logits_to_keep"], from_BC = columns_K, from_BC[:, columns_K]
     with (
         observed_outputs(layer if "hidden" in wanted else None, states),
-        nullcontext([]) if is_compiled(model) else packed_head(base, from_BC, skip=fused) as packed,
+        packed_head(None if is_compiled(model) else head_of(base), from_BC, skip=fused) as packed,
     ):
         logits_XV = model(**inputs).logits
     device = logits_XV.device
@@ -219,7 +219,7 @@ def _own(logits_NV: Tensor, own_BT: Tensor, read_BT: Tensor) -> Tensor:
 def language_model(model: nn.Module) -> nn.Module:
     """The language model itself, inside all wrappers and a PEFT model."""
     inner = unwrapped(model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator, no-any-return]
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -45,9 +45,9 @@ def validation(
     return validate
 
 
-def spread(rows: Sequence[Encoded], count: int = DURING_TRAINING) -> Sequence[Encoded]:
+def spread(rows: Sequence[Encoded], count: int = DURING_TRAINING) -> list[Encoded]:
     """At most `count` of the rows, at equal distances, so that those of several files are among them."""
-    return rows[:: -(-len(rows) // count)] if rows else rows
+    return list(rows[:: max(1, -(-len(rows) // count))])
 
 
 def validation_subset(rows: Sequence[Encoded]) -> Sequence[Encoded]:
