@@ -47,7 +47,9 @@ def test_a_run_without_a_number_of_steps_ends_when_it_is_done(config: UnlearnCon
     assert one["validation"]["score"] > two["validation"]["score"] - 0.02
     evaluated = [entry for entry in read(short, "log.json") if "eval_quality" in entry]
     assert [entry["step"] for entry in evaluated] == list(range(10, one["steps"] + 1, 10))
-    rates = {entry["learning_rate"] for entry in read(short, "log.json") if entry.get("step", 0) > 5 and "loss" in entry}
+    rates = {
+        entry["learning_rate"] for entry in read(short, "log.json") if entry.get("step", 0) > 5 and "loss" in entry
+    }
     assert len(rates) == 1, "constant after the warm-up"
     assert not any("eval_quality" in entry for entry in read(full, "log.json"))
 

@@ -6,7 +6,7 @@ __all__ = ["Batcher", "PrefixBatch", "PrefixBatches", "part_overhead", "parts_by
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class PrefixBatch:
         gate_states: of gates that are trained or read edited layers: the states (B, S, D) that they read in the base model,
             padded on the left, and a mask (B, S) of the real ones.
         gate_logits: of gates that are frozen and read nothing edited: their logits (B,).
+        rows_of: by quantity, a bool mask (B,) of the rows that it is read of; empty if any is read of all rows.
     """
 
     ids_BC: Tensor
@@ -43,6 +44,7 @@ class PrefixBatch:
     prefix_BP: Tensor
     gate_states: Mapping[GateKey, tuple[Tensor, Tensor]]
     gate_logits: Mapping[GateKey, Tensor]
+    rows_of: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatch:
         """The same batch on `device`."""
@@ -61,6 +63,7 @@ class PrefixBatch:
             change(self.prefix_BP),
             {key: (change(h), change(mask)) for key, (h, mask) in self.gate_states.items()},
             {key: change(logits) for key, logits in self.gate_logits.items()},
+            {name: change(mask_B) for name, mask_B in self.rows_of.items()},
         )
 
 
@@ -71,13 +74,11 @@ class PrefixBatches:
     Attributes:
         parts: batches.
         places: place in the step of each row, in the order of the parts, then of `still`.
-        wanted: by part, the quantities that are read of its rows; None for all that are asked for.
         still: rows that no edit changes; None if there are none.
     """
 
     parts: tuple[PrefixBatch, ...]
     places: tuple[int, ...]
-    wanted: tuple[frozenset[str] | None, ...]
     still: StillBatch | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatches:
@@ -124,28 +125,30 @@ class Batcher:
             wanted: by row, the quantities that are read; None for all that are asked for. Rows whose gates are shut for good
                 are `still` if these are known of the base model.
         """
-        names = [None if wanted is None else frozenset(wanted[i]) for i in range(len(rows))]
-        shut = self._gates.shut([row.input_ids[: row.prompt_length] for row in rows])
-        still = [i for i, own in enumerate(names) if shut[i] and own is not None and self._still.knows(rows[i], own)]
-        parts, of_parts = list[list[int]](), list[frozenset[str] | None]()
-        for own in dict.fromkeys(names):
-            members = [i for i, other in enumerate(names) if other == own and i not in still]
-            lengths = [len(rows[i].input_ids) - rows[i].prompt_length for i in members]
-            found = parts_by_length(lengths, self._overhead)
-            parts += [[members[i] for i in part] for part in found]
-            of_parts += [own] * len(found)
+        still = [] if wanted is None else self._unchanged(rows, wanted)
+        running = [i for i in range(len(rows)) if i not in set(still)]
+        lengths = [len(rows[i].input_ids) - rows[i].prompt_length for i in running]
+        parts = [[running[i] for i in part] for part in parts_by_length(lengths, self._overhead)]
         return PrefixBatches(
-            tuple(self._part([rows[i] for i in part]) for part in parts),
+            tuple(
+                self._part([rows[i] for i in part], None if wanted is None else [wanted[i] for i in part])
+                for part in parts
+            ),
             (*(i for part in parts for i in part), *still),
-            tuple(of_parts),
-            self._unchanged([rows[i] for i in still], [names[i] or frozenset() for i in still]) if still else None,
+            self._still_batch([rows[i] for i in still], [(wanted or ())[i] for i in still]) if still else None,
         )
 
-    def _unchanged(self, rows: Sequence[Encoded], wanted: Sequence[frozenset[str]]) -> StillBatch:
+    def _unchanged(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]]) -> list[int]:
+        """Numbers of the rows that no edit changes and of which everything wanted is known."""
+        shut = self._gates.shut([row.input_ids[: row.prompt_length] for row in rows])
+        return [i for i, row in enumerate(rows) if shut[i] and self._still.knows(row, wanted[i])]
+
+    def _still_batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]]) -> StillBatch:
         logits = self._gates.of([row.input_ids[: row.prompt_length] for row in rows])[1]
         return self._still.batch(rows, wanted, logits)
 
-    def _part(self, rows: Sequence[Encoded]) -> PrefixBatch:
+    def _part(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None) -> PrefixBatch:
+        read = sorted({name for own in wanted or () for name in own})
         known = [self._rows[row] for row in rows]
         prompts = [row.prompt_length - 1 for row in rows]
         answers = [len(row.input_ids) - row.prompt_length for row in rows]
@@ -167,6 +170,7 @@ class Batcher:
             keys_values_LBHPK,
             torch.arange(width) >= width - torch.tensor(prompts)[:, None],
             *self._gates.of([row.input_ids[: row.prompt_length] for row in rows]),
+            {name: torch.tensor([name in own for own in wanted or ()]) for name in read},
         )
 
 

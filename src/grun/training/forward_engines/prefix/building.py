@@ -100,7 +100,9 @@ def _answered(
     stop = not names and real_BP.shape[1] > 0  # the layers above the first edited one have no part in this
     with _output_of(layer, stop) as kept, suppress(Enough):
         # `hidden` makes it run the last token of each answer as well, which enters the trained part too
-        side = continued_signals(base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer, fused)
+        side = continued_signals(
+            base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer, fused=fused
+        )
         quantities = {name: side.quantities[name] for name in names}
     as_tuple, entering_BCD = kept
     dtypes = {name: torch.float32 if name == "logps" else entering_BCD.dtype for name in names}

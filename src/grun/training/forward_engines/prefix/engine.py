@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from grun.core.records import SideSignals
 from grun.models.answer_head import applies_nothing_after_head
 from grun.models.encoding.encode import Encoded
-from grun.models.forward import adapters_off, evaluating
+from grun.models.forward import adapters_off, evaluating, reference_signals
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.model import decoder_layers
-from grun.training.forward_engines.base_references import base_model_references
 from grun.training.forward_engines.prefix.batching import Batcher, PrefixBatches, part_overhead
 from grun.training.forward_engines.prefix.building import base_model_parts
 from grun.training.forward_engines.prefix.content import KnownRows
@@ -136,25 +135,27 @@ class PrefixEngine:
         batch: PrefixBatches = inputs["batch"]
         runtime = self.model.base_model.runtime
         sides, logits = [], []
-        for part, own in zip(batch.parts, batch.wanted, strict=True):
+        for part in batch.parts:
             sides.append(
                 prefix_signals(
                     self.model,
                     part,
                     first=self.first,
                     as_tuple=self._rows.as_tuple,
-                    wanted=wanted if own is None else own,
+                    wanted=[name for name in wanted if not part.rows_of or name in part.rows_of],
                     layer=self.observed,
                     with_grad=with_grad,
                     fused=self._fused,
                 )
             )
             logits.append(runtime.last_logits)
+        rows_of = [part.rows_of for part in batch.parts]
         if batch.still is not None:
             sides += batch.still.sides(wanted)
+            rows_of += [{}] * len(batch.still.quantities)
             logits.append(batch.still.gate_logits)
         runtime.last_logits = joined_gates(logits, batch.places)  # as after one call on the whole batch
-        found = joined(sides, batch.places)
+        found = joined(sides, batch.places, rows_of)
         return found if batch.parts or not with_grad else self._without_slope(found)
 
     def references(
@@ -191,9 +192,15 @@ class PrefixEngine:
 
     def _quantities(self, rows: Sequence[Encoded], names: Collection[str]) -> dict[str, list[Tensor]]:
         """Quantities of the base model, from passes over whole rows of which nothing else is kept."""
-        return base_model_references(
-            self.encoder, self.model, rows, range(len(rows)), names, self.observed, fused=self._fused
-        )
+        found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(rows) for name in names}
+        for index, batch in self.encoder.batches(rows):
+            side = reference_signals(self.model, batch, wanted=names, layer=self.observed, fused=self._fused)
+            for name in names:
+                dtype = torch.float32 if name == "logps" else next(self.model.parameters()).dtype
+                values = side.quantities[name].to("cpu", dtype).split(side.lengths_B.tolist())
+                for i, value in zip(index, values, strict=True):
+                    found[name][i] = value.clone()  # not a view of all rows of the pass
+        return found
 
     def _without_slope(self, side: SideSignals) -> SideSignals:
         """Signals of a batch in which nothing is edited: the trained parameters have a gradient of zero."""

@@ -20,27 +20,35 @@ from grun.models.tuner.model import decoder_layers
 from grun.training.forward_engines.prefix.batching import PrefixBatch
 
 
-def joined(sides: Sequence[SideSignals], places: Sequence[int]) -> SideSignals:
+def joined(
+    sides: Sequence[SideSignals], places: Sequence[int], rows_of: Sequence[Mapping[str, Tensor]] | None = None
+) -> SideSignals:
     """The signals of all parts as those of one batch, row by row in the order of the step.
 
     Args:
         sides: signals of each part.
         places: place in the step of each row, in the order of the parts.
+        rows_of: by part, see `PrefixBatch`; None if every part has its quantities of all rows.
     """
+    masks = rows_of or [{}] * len(sides)
     lengths = [int(n) for side in sides for n in side.lengths_B.tolist()]
     order = _in_step_order(places)
     found = {}
     for name in dict.fromkeys(name for side in sides for name in side.quantities):
-        rows = [row for side in sides for row in _by_row(side, name)]
+        rows = [row for side, own in zip(sides, masks, strict=True) for row in _by_row(side, name, own)]
         found[name] = torch.cat([row for i in order if (row := rows[i]) is not None])
     lengths_B = torch.tensor([lengths[i] for i in order], device=sides[0].mask_BT.device)
     return SideSignals(torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None], found)
 
 
-def _by_row(side: SideSignals, name: str) -> Sequence[Tensor | None]:
+def _by_row(side: SideSignals, name: str, rows_of: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
     """A quantity of every row of a part; None where it is not read."""
     lengths = side.lengths_B.tolist()
-    return side.quantities[name].split(lengths) if name in side.quantities else [None] * len(lengths)
+    if name not in side.quantities:
+        return [None] * len(lengths)
+    read = rows_of[name].tolist() if name in rows_of else [True] * len(lengths)
+    rows = iter(side.quantities[name].split([n for n, kept in zip(lengths, read, strict=True) if kept]))
+    return [next(rows) if kept else None for kept in read]
 
 
 def joined_gates(parts: Sequence[Mapping[GateKey, Tensor]], places: Sequence[int]) -> dict[GateKey, Tensor]:
@@ -78,7 +86,17 @@ def prefix_signals(
         known = Continuation(first, batch.hidden_BCD[:, :columns], as_tuple, readings, complete)
         cache = _cache(batch, len(layers), first)
         with continuing(layers, known):
-            return continued_signals(model, batch.ids_BC, batch.answer_BA, batch.prefix_BP, cache, wanted, layer, fused)
+            return continued_signals(
+                model,
+                batch.ids_BC,
+                batch.answer_BA,
+                batch.prefix_BP,
+                cache,
+                wanted,
+                layer,
+                rows_of=batch.rows_of or None,
+                fused=fused,
+            )
 
 
 def continued_signals(
@@ -89,6 +107,8 @@ def continued_signals(
     cache: DynamicCache,
     wanted: Collection[str],
     layer: nn.Module | None,
+    *,
+    rows_of: Mapping[str, Tensor] | None = None,
     fused: bool = False,
 ) -> SideSignals:
     """Signals of a model on answer tokens after prefixes that are in a cache.
@@ -97,12 +117,13 @@ def continued_signals(
         model: with or without adapters.
         ids_BC, answer_BA, prefix_BP: as of `PrefixBatch`.
         cache: keys and values of the prefix in P columns; the call appends to it.
-        wanted, layer, fused: as of `side_signals`.
+        wanted, layer, rows_of, fused: as of `side_signals`.
     """
     inputs = _inputs(model, ids_BC[:, : _columns(ids_BC, wanted)], answer_BA, prefix_BP)
     inputs |= {"past_key_values": cache, "use_cache": True}
     answer_BC = nn.functional.pad(answer_BA, (1, 0))
-    return SideSignals(answer_BA, quantities_at(model, inputs, answer_BC, ids_BC, wanted, layer, fused=fused))
+    found = quantities_at(model, inputs, answer_BC, ids_BC, wanted, layer, rows_of=rows_of, fused=fused)
+    return SideSignals(answer_BA, found)
 
 
 def _in_step_order(places: Sequence[int]) -> list[int]:
