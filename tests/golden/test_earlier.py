@@ -129,10 +129,10 @@ def test_an_interrupted_run_resumes_to_what_the_uninterrupted_one_learnt(here: P
     assert not (here / "interrupted" / "adapter").exists()
     run("interrupted")
     assert_same_adapter(here / "interrupted" / "adapter", here / "unlearned" / "adapter", learnt=True)
-    logs = (steps_of(here / name / "log.json") for name in ("interrupted", "unlearned"))
-    assert_same_values(*logs, learnt=True)
-    validations = (read(here / name / "metrics.json")["validation"] for name in ("interrupted", "unlearned"))
-    assert_same_values(*validations, learnt=True)
+    ours, theirs = (steps_of(here / name / "log.json") for name in ("interrupted", "unlearned"))
+    assert_same_values(ours, theirs, learnt=True)
+    one, two = (read(here / name / "metrics.json")["validation"] for name in ("interrupted", "unlearned"))
+    assert_same_values(one, two, learnt=True)
     record = read(here / "interrupted" / "run.json")
     assert record["complete"]
     assert record["data"] == read(here / "unlearned" / "run.json")["data"]
