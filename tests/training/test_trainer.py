@@ -208,7 +208,7 @@ class OneByOne:
         self.model = model
         self.calls = 0
 
-    def batch(self, rows):
+    def batch(self, rows, wanted=None):
         ids = [torch.tensor([row.input_ids]) for row in rows]
         prompts = [torch.tensor([row.prompt_length]) for row in rows]
         return {"input_ids": torch.cat([one.flatten() for one in ids]), "alone": ids, "prompts": prompts}
@@ -225,7 +225,7 @@ class OneByOne:
         lengths = torch.tensor([len(one) for one in logps])
         return SideSignals(torch.arange(int(lengths.max())) < lengths[:, None], {"logps": torch.cat(logps)})
 
-    def references(self, rows, drawn, wanted):
+    def references(self, rows, drawn, wanted, own=None):
         return {name: [torch.empty(0)] * len(rows) for name in wanted}
 
     def base_probability(self, rows):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
@@ -29,16 +30,17 @@ from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlea
 from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
-from grun.models.gates.all_gates import JobRows, fit_all_gates
+from grun.models.gates.all_gates import JobRows, fit_all_gates, make_room
 from grun.models.gates.features import features_of_rows, held_gates, load_features, readings_of_gates, save_features
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.topic import TopicGate
-from grun.training.arguments import training_arguments
+from grun.training.arguments import rows_per_step, unlearning_arguments
 from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.forward_engines.preparation import Preparation
 from grun.training.forward_engines.selection import chosen_engine
 from grun.training.interruption import StopCleanly, train_or_resume
 from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.plateau import stopping_callbacks
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
 from grun.training.made_up_answers import made_up_alternatives
@@ -47,11 +49,12 @@ from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer
 from grun.training.trainer import UnlearnTrainer
-from grun.training.validation import VALIDATION_METRICS, validation, validation_subset
+from grun.training.validation import spread, validation, validation_subset
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
 ALTERNATIVES = "alternatives.json"
+STRETCH = 40  # steps whose rows are prepared at a time, where training may stop early
 SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
@@ -83,20 +86,21 @@ class _Job:
 
     def trainer(self, engine: ForwardEngine, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
         """The trainer, once the base model was asked all that the loss needs; building it changes no weight."""
-        items = self.items
-        drawn = {side: {item[side] for item in items.order} for side in items.sides}
-        references = {
-            side: engine.references(rows, drawn[side], self.recipe.references(side))
-            for side, rows in items.sides.items()
-        }
-        items = dataclasses.replace(items, references=references)
-        validate = validation(engine.base_probability, engine.probability, self.encoded["forget"], self.normal)
-        patience = self.config.patience
+        items, patience = self.items, self.config.patience
+        stretch = STRETCH * rows_per_step(self.arguments)
+        if patience is None or world() > 1 or self.arguments.dataloader_num_workers:
+            stretch = len(items)
+        prepare = Preparation(engine, self.recipe, items.sides, items.order, stretch)
+        items = dataclasses.replace(items, references=prepare.references, prepare=prepare)
+        metric, rows = str(self.arguments.metric_for_best_model), [self.encoded["forget"], self.normal]
+        if patience is not None:
+            rows = [spread(validation_subset(part)) for part in rows]
+        validate = validation(engine.base_probability, engine.probability, *rows)
         own = [
             StopCleanly(),
             ProgressBar(f"{self.config.objective}, {self.config.adapt}"),
             *([] if self.dual is None else [self.dual]),
-            *([] if patience is None else [EarlyStoppingCallback(patience)]),
+            *([] if patience is None else stopping_callbacks(patience, metric, len(self.encoded["forget"]))),
         ]
         return quiet_trainer(
             UnlearnTrainer(
@@ -191,8 +195,8 @@ def _prepared(
         forget = _with_alternatives(config, rows, model, forget, run)
     examples = {"forget": forget, "retain": retain, "validation": held_out}
     encoded = {kind: rows.encode(part) for kind, part in examples.items()}
-    arguments = _arguments(config, run, len(forget), model.device)
-    count = arguments.max_steps * _rows_per_step(arguments)
+    arguments = unlearning_arguments(config, run, len(forget), model.device)
+    count = arguments.max_steps * rows_per_step(arguments)
     items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
     base_loss = partial(rows.mean_nll, model, encoded["retain"])
     dual = _dual_variable(config, recipe, len(forget), arguments, base_loss)
@@ -226,11 +230,6 @@ def _keep_alternatives(job: _Job) -> None:
         job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.examples["forget"]])
 
 
-def _rows_per_step(arguments: TrainingArguments) -> int:
-    """Rows of each side that one optimiser step sees, over all parts and processes."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world()
-
-
 def _dual_variable(
     config: UnlearnConfig, recipe: Recipe, forget_rows: int, arguments: TrainingArguments, base_loss: Any
 ) -> DualVariable | None:
@@ -239,17 +238,18 @@ def _dual_variable(
     if config.retain_bound is None and not constrained:
         return None
     bound = config.retain_bound if config.retain_bound is not None else SLACK * base_loss()
-    warmup = math.ceil(config.dual_warmup * forget_rows / _rows_per_step(arguments))
+    warmup = math.ceil(config.dual_warmup * forget_rows / rows_per_step(arguments))
     return DualVariable(recipe.weights.retain, bound, config.dual_step, warmup)
 
 
 def _fit(job: _Job) -> dict[str, Any]:
-    """Fit, calibrate and freeze the gates. After an interruption the checkpoint holds them already."""
+    """Fit, calibrate and freeze the gates. After an interruption those of the checkpoint are taken."""
     config, model, run = job.config, job.model, job.run
-    resumed = run.last_checkpoint() is not None
-    facts: dict[str, Any] = run.read_json(GATES) if resumed else {}
-    if resumed:
-        _make_room(model, facts)
+    checkpoint = run.last_checkpoint()
+    facts: dict[str, Any] = {} if checkpoint is None else run.read_json(GATES)
+    if checkpoint is not None:  # now, because rows whose gates are shut need no states
+        make_room(model, facts.get("topic_kept", {}))
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
     else:
         found = fit_all_gates(
             model,
@@ -276,44 +276,3 @@ def _fit(job: _Job) -> dict[str, Any]:
         if ".grun_gate." in name:
             parameter.requires_grad = False
     return facts
-
-
-def _make_room(model: Any, facts: dict[str, Any]) -> None:
-    """Give gates for topics the size that they had when they were fitted: a checkpoint is loaded into them."""
-    for layer, part in held_gates(model):
-        gate = layer.gates[part]
-        if isinstance(gate, TopicGate):
-            sizes = layer.configs[part].topic_kept = facts["topic_kept"][part]
-            gate.keep(*(gate.offset.new_zeros(size, len(gate.offset)) for size in sizes))
-
-
-def _arguments(config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device) -> TrainingArguments:
-    """The trainer's arguments; where passes were asked for, their steps depend on how many rows a step sees."""
-    arguments = training_arguments(
-        run,
-        device,
-        config.trainer,
-        max_steps=config.steps or 1,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="linear",
-        logging_steps=5,
-        eval_strategy="steps",
-        eval_steps=config.evaluate_every,
-        save_steps=config.evaluate_every,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_score",
-        greater_is_better=True,
-        seed=config.seed,
-    )
-    chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
-    if chosen not in VALIDATION_METRICS:
-        known = ", ".join(f"eval_{name}" for name in VALIDATION_METRICS)
-        raise UserError(
-            f"--trainer metric_for_best_model is '{arguments.metric_for_best_model}', expected one of {known}."
-        )
-    if config.steps is None:
-        assert config.epochs is not None
-        arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / _rows_per_step(arguments)))
-    return arguments

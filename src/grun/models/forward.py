@@ -10,7 +10,9 @@ __all__ = [
     "evaluating",
     "forward_parameters",
     "gates_of_last_call",
+    "language_model",
     "longest_row",
+    "quantities_at",
     "observed_outputs",
     "reference_signals",
     "side_signals",
@@ -18,7 +20,7 @@ __all__ = [
 ]
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,8 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from grun.core.records import Batch, SideSignals
+from grun.models.answer_head import answer_logps, head_of, packed_head
 
 IGNORED = -100
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")  # names under which wrappers hold the model
 
 
 def accepts_prompt_lengths(model: nn.Module) -> bool:
@@ -46,6 +50,8 @@ def side_signals(
     wanted: Collection[str] = ("logps",),
     layer: nn.Module | None = None,
     with_grad: bool = True,
+    rows_of: Mapping[str, Tensor] | None = None,
+    fused: bool = False,
 ) -> SideSignals:
     """Signals of a model on the labelled tokens of a batch, in float32.
 
@@ -55,6 +61,8 @@ def side_signals(
         wanted: quantities to return: `logps`, `logits`, `hidden`; `targets` are always returned.
         layer: the decoder layer whose output `hidden` is.
         with_grad: keep the graph for a backward pass.
+        rows_of: by quantity, a bool mask (B,) of the rows that it is wanted of; None for all rows.
+        fused: compute `logps` without logits, where no logits are wanted (see `applies_nothing_after_head`).
 
     Raises:
         ValueError: if the first token of a row is labelled: no token precedes it that could predict it.
@@ -62,24 +70,67 @@ def side_signals(
     mask_BT = batch.labels_BT != IGNORED
     if bool(mask_BT[:, 0].any()):
         raise ValueError("the first token of a row is labelled, but nothing precedes it: leave its label at -100")
-    states: list[Tensor] = []
+    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
+    if accepts_prompt_lengths(model):
+        inputs["prompt_lengths"] = batch.prompt_lengths_B
+    if "position_ids" in forward_parameters(model) and bool((batch.attention_mask_BT[:, 0] == 0).any()):
+        inputs["position_ids"] = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
+    with nullcontext() if with_grad else torch.no_grad():
+        found = quantities_at(model, inputs, mask_BT, batch.input_ids_BT, wanted, layer, rows_of=rows_of, fused=fused)
+    return SideSignals(mask_BT.to(found["targets"].device), found)
+
+
+def quantities_at(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    answer_BT: Tensor,
+    ids_BT: Tensor,
+    wanted: Collection[str],
+    layer: nn.Module | None,
+    *,
+    rows_of: Mapping[str, Tensor] | None = None,
+    fused: bool = False,
+) -> dict[str, Tensor]:
+    """Quantities of answer tokens from one forward call, which computes the vocabulary head for them alone.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        inputs: arguments of the call, of C columns; C is T, or T - 1 where the last column predicts nothing and is left out.
+        answer_BT: bool, true on answer tokens.
+        ids_BT: int64, tokens.
+        wanted, layer, rows_of, fused: as of `side_signals`.
+    """
+    reads = [name for name in ("logps", "logits") if name in wanted]
+    of = {name: answer_BT if rows_of is None else answer_BT & rows_of[name][:, None] for name in wanted}
+    read_BT = torch.stack([of[name] for name in reads]).any(0) if reads else torch.zeros_like(answer_BT)
+    from_BC = nn.functional.pad(read_BT[:, 1:], (0, 1))[:, : inputs["input_ids"].shape[1]]
+    base, states, fused = language_model(model), list[Tensor](), fused and reads == ["logps"]
+    if "logits_to_keep" in forward_parameters(model):
+        columns_K = from_BC.any(0).nonzero().squeeze(1) if reads else torch.zeros(1, dtype=torch.long)
+        inputs["logits_to_keep"], from_BC = columns_K, from_BC[:, columns_K]
     with (
-        nullcontext() if with_grad else torch.no_grad(),
         observed_outputs(layer if "hidden" in wanted else None, states),
+        packed_head(None if is_compiled(model) else head_of(base), from_BC, skip=fused) as packed,
     ):
-        logits_BCV, columns_C = _logits(model, batch, mask_BT, everything="logps" in wanted or "logits" in wanted)
-        device = logits_BCV.device
-        found: dict[str, Tensor] = {"targets": batch.labels_BT[mask_BT].to(device)}
-        if "hidden" in wanted:
-            found["hidden"] = states[0][mask_BT.to(states[0].device)].float().to(device)
-        if "logps" in wanted or "logits" in wanted:
-            logits_NV = logits_BCV[mask_BT[:, columns_C + 1].to(device)].float()
-        if "logps" in wanted:
-            chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
-            found["logps"] = chosen_N - logits_NV.logsumexp(1)
-        if "logits" in wanted:
-            found["logits"] = logits_NV
-    return SideSignals(mask_BT.to(device), found)
+        logits_XV = model(**inputs).logits
+    device = logits_XV.device
+    found: dict[str, Tensor] = {"targets": ids_BT[answer_BT].to(device)}
+    if "hidden" in wanted:
+        found["hidden"] = states[0][of["hidden"].to(states[0].device)].float().to(device)
+    if not reads:
+        return found
+    if fused and packed:
+        head: Any = head_of(base)
+        h_ND = packed[0]
+        return found | {"logps": answer_logps(head, h_ND, ids_BT[read_BT].to(h_ND.device)).to(device)}
+    logits_NV = (logits_XV[0] if packed else logits_XV[from_BC.to(device)]).float()
+    if "logps" in reads:
+        own_NV = _own(logits_NV, of["logps"], read_BT)
+        chosen_N = own_NV.gather(1, ids_BT[of["logps"]].to(device)[:, None]).squeeze(1)
+        found["logps"] = chosen_N - own_NV.logsumexp(1)
+    if "logits" in reads:
+        found["logits"] = _own(logits_NV, of["logits"], read_BT)
+    return found
 
 
 @torch.no_grad()
@@ -89,10 +140,11 @@ def reference_signals(
     *,
     wanted: Collection[str] = ("logps",),
     layer: nn.Module | None = None,
+    fused: bool = False,
 ) -> SideSignals:
     """The `side_signals` of the base model: adapters off, dropout off, no gradient."""
     with adapters_off(model), evaluating(model):
-        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False)
+        return side_signals(model, batch, wanted=wanted, layer=layer, with_grad=False, fused=fused)
 
 
 def context_length(model: nn.Module) -> int | None:
@@ -158,35 +210,33 @@ def observed_outputs(layer: nn.Module | None, states: list[Tensor]) -> Iterator[
         handle.remove()
 
 
-def _logits(model: nn.Module, batch: Batch, mask_BT: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, V) of the columns whose next token is labelled in some row, and those columns (K,).
+def _own(logits_NV: Tensor, own_BT: Tensor, read_BT: Tensor) -> Tensor:
+    """The logits of some of the tokens that were read."""
+    own_N = own_BT[read_BT]
+    return logits_NV if bool(own_N.all()) else logits_NV[own_N.to(logits_NV.device)]
 
-    Models that support it compute no other logits: with a large vocabulary they are most of a step's memory. Where no logits
-    are wanted, one column is computed.
-    """
-    columns_C = mask_BT[:, 1:].any(0).nonzero().squeeze(1)
-    columns_C = columns_C if everything else columns_C[:1]
-    parameters = forward_parameters(model)
-    inputs: dict[str, Any] = dict(batch.model_inputs(), use_cache=False)
-    if accepts_prompt_lengths(model):
-        inputs["prompt_lengths"] = batch.prompt_lengths_B
-    if "position_ids" in parameters and bool((batch.attention_mask_BT[:, 0] == 0).any()):
-        inputs["position_ids"] = (batch.attention_mask_BT.cumsum(1) - 1).clamp_min(0)
-    if "logits_to_keep" in parameters:
-        return model(**inputs, logits_to_keep=columns_C).logits, columns_C
-    return model(**inputs).logits[:, columns_C], columns_C
+
+def language_model(model: nn.Module) -> nn.Module:
+    """The language model itself, inside all wrappers and a PEFT model."""
+    inner = unwrapped(model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """True if `torch.compile` made the model: hooks of single calls would compile it anew."""
+    if "_orig_mod" in model._modules:
+        return True
+    return any(is_compiled(model._modules[name]) for name in WRAPPERS if name in model._modules)  # type: ignore[arg-type]
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
     """Parameter names of the language model's own forward call (a PEFT wrapper passes everything on)."""
-    inner = unwrapped(model)
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # type: ignore[operator]
-    return set(inspect.signature(base.forward).parameters)
+    return set(inspect.signature(language_model(model).forward).parameters)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside data-parallel, sharding and compiled wrappers."""
-    for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):
+    for name in WRAPPERS:
         if name in model._modules:
             return unwrapped(model._modules[name])  # type: ignore[arg-type]
     return model

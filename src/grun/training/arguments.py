@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["parsed_settings", "training_arguments"]
+__all__ = ["parsed_settings", "rows_per_step", "training_arguments", "unlearning_arguments"]
 
 import argparse
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +18,18 @@ from transformers import (
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from grun.core.config.jobs import UnlearnConfig
+from grun.core.distributed import world
 from grun.core.errors import UserError, nearest
 from grun.core.storage.run_directory import CHECKPOINTS, RunDirectory
+from grun.training.loss.plateau import QUALITY
+from grun.training.validation import VALIDATION_METRICS
 
+DECAY: dict[str, Any] = {"lr_scheduler_type": "linear"}  # to zero at the last step, which must be known
+CONSTANT: dict[str, Any] = {
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 5,
+}  # for runs that stop when they are done
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 _named_by_us: set[str] = set()
 OWN_FLAGS = {
@@ -77,6 +87,56 @@ def training_arguments(
         raise UserError(f"--trainer: {error}") from error
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several devices need several processes: nn.DataParallel copies the model in every step
+    return arguments
+
+
+def rows_per_step(arguments: TrainingArguments) -> int:
+    """Rows of each side that one optimiser step sees, over all parts and processes."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * world()
+
+
+def unlearning_arguments(
+    config: UnlearnConfig, run: RunDirectory, forget_rows: int, device: torch.device
+) -> TrainingArguments:
+    """Arguments of an unlearning job's trainer; where passes were asked for, their steps depend on how many rows a step sees.
+
+    Args:
+        config: of the job, presets filled in. Without a patience the learning rate falls to zero at the last step; with one,
+            the last step is not known in advance, so after a short warm-up it is constant and the best state is kept.
+        run: directory of the run.
+        forget_rows: number of rows to forget.
+        device: device of the model.
+
+    Raises:
+        UserError: as of `training_arguments`, or for a metric that validation does not have.
+    """
+    arguments = training_arguments(
+        run,
+        device,
+        config.trainer,
+        max_steps=config.steps or 1,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        **(DECAY if config.patience is None else CONSTANT),
+        logging_steps=5,
+        eval_strategy="steps",
+        eval_steps=config.evaluate_every,
+        save_steps=config.evaluate_every,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_score" if config.patience is None else QUALITY,
+        greater_is_better=True,
+        seed=config.seed,
+    )
+    metrics = [*(f"eval_{name}" for name in VALIDATION_METRICS), *([] if config.patience is None else [QUALITY])]
+    if not {str(arguments.metric_for_best_model), f"eval_{arguments.metric_for_best_model}"} & set(metrics):
+        known = ", ".join(metrics)
+        raise UserError(
+            f"--trainer metric_for_best_model is '{arguments.metric_for_best_model}', expected one of {known}."
+        )
+    if config.steps is None:
+        assert config.epochs is not None
+        arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / rows_per_step(arguments)))
     return arguments
 
 

@@ -56,16 +56,19 @@ class PairedRows(Dataset):  # type: ignore[type-arg]
         sides: encoded rows by side.
         order: for each item, the row index per side.
         references: by side, quantities of the base model on each row.
+        prepare: called before an item is read, with its number, to make its rows known and fill `references`.
     """
 
     sides: Mapping[str, Sequence[Encoded]]
     order: Sequence[Mapping[str, int]]
     references: Mapping[str, References]
+    prepare: Callable[[int], None] = lambda item: None
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, item: int) -> dict[str, tuple[Encoded, dict[str, Tensor]]]:
+        self.prepare(item)
         picked = self.order[item]
         return {
             side: (rows[picked[side]], {q: found[picked[side]] for q, found in self.references.get(side, {}).items()})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["JoinSides", "UnlearnTrainer"]
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from grun.models.encoding.encode import Encoded
 from grun.models.forward import gates_of_last_call
 from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.plateau import QUALITY, ForgetLoss
 from grun.training.loss.terms import Recipe, loss_terms, split_sides
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,19 @@ class JoinSides:
 
     Attributes:
         engine: makes the batch.
+        wanted: by side, the quantities that the losses read; None for all that the engine is asked for, of every side.
     """
 
     engine: ForwardEngine
+    wanted: Mapping[str, Collection[str]] | None = None
 
     def __call__(self, items: Sequence[Mapping[str, tuple[Encoded, dict[str, Tensor]]]]) -> dict[str, Any]:
         sides = list(items[0])
         rows = [item[side][0] for side in sides for item in items]
         return {
-            **self.engine.batch(rows),
+            **self.engine.batch(rows, None if self.wanted is None else [self.wanted[s] for s in sides for _ in items]),
             "sides": sides,
+            "wanted": self.wanted,
             "references": {
                 side: {name: torch.cat([item[side][1][name] for item in items]) for name in items[0][side][1]}
                 for side in sides
@@ -68,7 +74,8 @@ class UnlearnTrainer(Trainer):
         engine: ForwardEngine,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=JoinSides(engine), **kwargs)
+        wanted = {side: sorted(recipe.wanted_of(side)) for side in recipe.sides}
+        super().__init__(data_collator=JoinSides(engine, wanted), **kwargs)
         self.engine = engine
         self.recipe = recipe
         self.validate = validate
@@ -103,7 +110,7 @@ class UnlearnTrainer(Trainer):
             TrainingDiverged: if the loss is not finite; no weight has changed then.
         """
         joined = self.engine.signals(model, inputs, self.recipe.wanted())
-        sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"])
+        sides = split_sides(joined, inputs["sides"], inputs["references"], inputs["token_counts"], inputs["wanted"])
         gates = gates_of_last_call(model) if self.recipe.weights.gate else None
         loss = self._weighted(loss_terms(self.recipe, sides, None if gates is None else gates[0]))
         if not all_true(bool(torch.isfinite(loss))):
@@ -125,7 +132,7 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _weighted(self, terms: LossTerms) -> Tensor:
-        weights, dual = self.recipe.weights, self._dual()
+        weights, dual = self.recipe.weights, self._callback(DualVariable)
         retain_weight = weights.retain if dual is None else dual.weight
         loss = weights.forget * terms.forget
         if terms.retain is not None:
@@ -134,14 +141,16 @@ class UnlearnTrainer(Trainer):
         if terms.gate is not None:
             loss = loss + weights.gate * terms.gate
         self._terms = {name: float(value.detach()) for name, value in vars(terms).items() if value is not None}
+        if (window := self._callback(ForgetLoss)) is not None:
+            window.observe(self._terms["forget"])
         if dual is not None:
             dual.observe(self._terms["retain"])
             self._terms["retain_weight"] = retain_weight
         return loss
 
-    def _dual(self) -> DualVariable | None:
-        """The dual variable among the callbacks, looked up in each step because resuming replaces callbacks."""
-        return next((c for c in self.callback_handler.callbacks if isinstance(c, DualVariable)), None)
+    def _callback(self, kind: type[C]) -> C | None:
+        """The callback of a class, looked up in each step because resuming replaces callbacks; None if there is none."""
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, kind)), None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the single loss terms beside the total."""
@@ -150,8 +159,10 @@ class UnlearnTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics with the prefix `eval_`; `eval_score` chooses the best state by default."""
+        """Validation metrics with the prefix `eval_`; `eval_quality`, or else `eval_score`, chooses the best state."""
         metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
+        if (window := self._callback(ForgetLoss)) is not None:
+            metrics[QUALITY] = window.quality(metrics["eval_score"])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["validation_subset", "validation"]
+__all__ = ["spread", "validation", "validation_subset"]
 
 from collections.abc import Callable, Sequence
 
@@ -11,6 +11,7 @@ from torch import nn
 from grun.models.encoding.encode import Encoded
 
 VALIDATION_ROWS = 200
+DURING_TRAINING = 32  # rows of a validation that training waits for many times
 VALIDATION_METRICS = ("forget_probability", "forget_probability_before", "retain_ratio", "score")
 
 
@@ -42,6 +43,11 @@ def validation(
         return dict(zip(VALIDATION_METRICS, found, strict=True))
 
     return validate
+
+
+def spread(rows: Sequence[Encoded], count: int = DURING_TRAINING) -> list[Encoded]:
+    """At most `count` of the rows, at equal distances, so that those of several files are among them."""
+    return list(rows[:: max(1, -(-len(rows) // count))])
 
 
 def validation_subset(rows: Sequence[Encoded]) -> Sequence[Encoded]:

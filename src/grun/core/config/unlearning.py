@@ -128,12 +128,20 @@ class UnlearnConfig(TrainConfig):
         "prompts away: at the embeddings, every token can be read off.",
         group="gate",
     )
-    steps: int | None = option(None, "Optimiser steps. Default: as the preset says.", group="training", minimum=1)
+    steps: int | None = option(
+        None,
+        "Optimiser steps, exactly so many unless --patience is given. Default: until nothing gets better, 200 at most.",
+        group="training",
+        minimum=1,
+    )
     epochs: float | None = option(
         None, "Passes over the forget rows, instead of steps.", group="training", minimum=0.01
     )
     learning_rate: float | None = option(
-        None, "Peak learning rate (AdamW, linear decay).", group="training", minimum=0.0
+        None,
+        "Peak learning rate (AdamW; linear decay over a fixed number of steps, else constant).",
+        group="training",
+        minimum=0.0,
     )
     withhold: float = option(
         0.2, "Share of the retain subjects set aside for validation.", group="training", minimum=0.0, maximum=0.9
@@ -142,7 +150,10 @@ class UnlearnConfig(TrainConfig):
         None, "Steps between validations, each a candidate for the best state.", group="training", minimum=1
     )
     patience: int | None = option(
-        None, "Stop after so many validations without a better state. Default: never.", group="training", minimum=1
+        None,
+        "Stop after so many validations without a better state. Default: 2; never if --steps or --epochs is given.",
+        group="training",
+        minimum=1,
     )
     prefix_cache: bool = option(
         True,

@@ -15,7 +15,7 @@ __all__ = [
 import logging
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grun.core.config.jobs import UnlearnConfig
@@ -44,9 +44,10 @@ class UnlearningRows:
 def usual_settings(config: UnlearnConfig) -> UnlearnConfig:
     """The settings of a run where nothing but the adaptation and the preset is given.
 
-    A run of an older version had these values of all settings that were added since.
+    A run of an older version had these values of all settings that were added since; before there was a patience, no run
+    stopped early.
     """
-    return with_presets(UnlearnConfig(adapt=config.adapt, preset=config.preset))
+    return replace(with_presets(UnlearnConfig(adapt=config.adapt, preset=config.preset)), patience=None)
 
 
 def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:

@@ -2,13 +2,14 @@
 
 A way of adapting is a function `(model, UnlearnConfig) -> model`. It is registered with presets, which give the settings that
 the user leaves open (`None` in the configuration), and with `settings`, the names in `SETTINGS` that apply to it.
+A preset's `until_done` are further settings of runs for which the user gives no number of steps or passes: they stop early.
 `whole_model=True` marks a way that trains the weights themselves (the whole model is saved), `edits=True` one that edits the
 output of layers.
 """
 
 from __future__ import annotations
 
-__all__ = ["SETTINGS", "adaptations", "base_name", "with_presets"]
+__all__ = ["SETTINGS", "STOPS_WHEN_DONE", "UNTIL_DONE", "adaptations", "base_name", "with_presets"]
 
 import dataclasses
 from collections.abc import Callable
@@ -33,6 +34,8 @@ SETTINGS = (
     "fit_gate_first",
     "calibrate",
 )
+UNTIL_DONE = "until_done"  # key of a preset: its settings where no number of steps or passes is given
+STOPS_WHEN_DONE = {"patience": 2, "evaluate_every": 10}
 adaptations: Registry[Adapt] = Registry("adaptation", "grun.models.adaptations")
 
 
@@ -54,7 +57,7 @@ def with_presets(config: UnlearnConfig) -> UnlearnConfig:
         raise UserError(
             f"--preset '{config.preset}' is unknown for --adapt {config.adapt}.{hint} It has: {', '.join(presets)}."
         )
-    preset = dict(presets[config.preset])
+    preset = {name: value for name, value in presets[config.preset].items() if name != UNTIL_DONE}
     for name in SETTINGS:
         value = getattr(config, name)
         if value is not None and value != preset.get(name) and name not in way.info.get("settings", ()):
@@ -64,5 +67,7 @@ def with_presets(config: UnlearnConfig) -> UnlearnConfig:
             )
     if config.steps is not None or config.epochs is not None:
         preset.update(steps=config.steps, epochs=config.epochs)
+    else:
+        preset.update(presets[config.preset].get(UNTIL_DONE, {}))
     missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 __all__ = ["full"]
 
+from typing import Any
+
 from torch import nn
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import adaptations
+from grun.models.adaptations import STOPS_WHEN_DONE, UNTIL_DONE, adaptations
 
-PRESET = {
+PRESET: dict[str, Any] = {
     "learning_rate": 2e-4,
     "steps": 200,
     "fit_gate_first": False,
     "calibrate": False,
     "gate_weight": 0.0,
     "evaluate_every": 25,
+    UNTIL_DONE: STOPS_WHEN_DONE,
 }
 
 

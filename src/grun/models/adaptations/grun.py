@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import SETTINGS, adaptations, base_name
+from grun.models.adaptations import SETTINGS, STOPS_WHEN_DONE, UNTIL_DONE, adaptations, base_name
 from grun.models.tuner.config import GrunConfig, parsed_layer
 
 NO_TOPICS = "none"
@@ -24,6 +24,7 @@ DEFAULT: dict[str, Any] = COMMON | {
     "fit_gate_first": True,
     "calibrate": True,
     "evaluate_every": 25,
+    UNTIL_DONE: STOPS_WHEN_DONE,
 }
 PAPER: dict[str, Any] = COMMON | {
     "epochs": 40.0,

@@ -9,9 +9,9 @@ from typing import Any
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import adaptations, base_name
+from grun.models.adaptations import STOPS_WHEN_DONE, UNTIL_DONE, adaptations, base_name
 
-PRESET = {
+PRESET: dict[str, Any] = {
     "rank": 8,
     "learning_rate": 1e-3,
     "steps": 200,
@@ -19,6 +19,7 @@ PRESET = {
     "calibrate": False,
     "gate_weight": 0.0,
     "evaluate_every": 25,
+    UNTIL_DONE: STOPS_WHEN_DONE,
 }
 
 

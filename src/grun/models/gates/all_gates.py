@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JobRows", "fit_all_gates"]
+__all__ = ["JobRows", "fit_all_gates", "make_room"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,3 +220,17 @@ def fit_all_gates(
     found = Recognition(fit.fit_names(shut_for, seed), left_out=fit.left_out)
     kept = None if fit.topic is None else fit.fit_topics(shut_for, false_positive_rate or 0.0, seed)
     return found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
+
+
+def make_room(model: Any, kept: Mapping[str, Sequence[int]]) -> None:
+    """Give gates for topics the size that they had when they were fitted, before a checkpoint is loaded into them.
+
+    Args:
+        model: PEFT model with a gated adapter.
+        kept: numbers of prompts that the gate of each adapter keeps, by the adapter's name.
+    """
+    for layer, part in held_gates(model):
+        gate = layer.gates[part]
+        if isinstance(gate, TopicGate):
+            layer.configs[part].topic_kept = list(kept[part])
+            gate.keep(*(gate.offset.new_zeros(size, len(gate.offset)) for size in kept[part]))

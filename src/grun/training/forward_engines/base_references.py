@@ -29,6 +29,8 @@ def base_model_references(
     drawn: Collection[int],
     wanted: Collection[str],
     layer: nn.Module | None = None,
+    *,
+    fused: bool = False,
 ) -> dict[str, list[Tensor]]:
     """Quantities (answer tokens, ...) of the base model by name, one tensor per row; empty for rows that are not drawn.
 
@@ -42,6 +44,7 @@ def base_model_references(
         drawn: numbers of the rows that training will see.
         wanted: `logps`, `logits`, `hidden`.
         layer: the decoder layer whose output `hidden` is.
+        fused: as of `side_signals`.
     """
     if not wanted:
         return {}
@@ -61,7 +64,7 @@ def base_model_references(
 
     own: list[tuple[int, dict[str, Tensor]]] = []
     for index, batch in rows.batches([encoded[i] for i in mine]):
-        side = reference_signals(model, batch, wanted=wanted, layer=layer)
+        side = reference_signals(model, batch, wanted=wanted, layer=layer, fused=fused)
         lengths = side.lengths_B.tolist()
         split = {
             name: side.quantities[name].to("cpu", torch.float32 if name == "logps" else dtype).split(lengths)

@@ -24,17 +24,23 @@ class ForwardEngine(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Entries for the run's `metrics.json`, by key; may be empty."""
 
-    def batch(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+    def batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None = None) -> dict[str, Any]:
         """Inputs of one forward pass, on the CPU.
 
         The values are tensors, or have `to` and `pin_memory` as tensors do. `input_ids` is among them: transformers' trainer
         counts its elements as the tokens of a step.
+
+        Args:
+            rows: encoded rows.
+            wanted: by row, the quantities that are read; None for all that `signals` is asked for.
         """
 
     def signals(
         self, model: nn.Module, inputs: Mapping[str, Any], wanted: Collection[str], with_grad: bool = True
     ) -> SideSignals:
         """Quantities of the adapted model on the answer tokens of a batch, row by row in the order of the batch.
+
+        Rows of which a quantity is not read are left out of it.
 
         Afterwards `gates_of_last_call` returns the gates of the whole batch.
 
@@ -46,7 +52,11 @@ class ForwardEngine(Protocol):
         """
 
     def references(
-        self, rows: Sequence[Encoded], drawn: Collection[int], wanted: Collection[str]
+        self,
+        rows: Sequence[Encoded],
+        drawn: Collection[int],
+        wanted: Collection[str],
+        own: Collection[str] | None = None,
     ) -> Mapping[str, Sequence[Tensor]]:
         """Quantities of the base model by name, one tensor (answer tokens, ...) per row on the CPU.
 
@@ -54,6 +64,7 @@ class ForwardEngine(Protocol):
             rows: of one side.
             drawn: numbers of the rows that training sees; the tensors of all others are empty.
             wanted: `logps`, `logits`, `hidden`; may be empty.
+            own: the quantities of the adapted model that training reads of these rows.
         """
 
     def base_probability(self, rows: Sequence[Encoded]) -> float:

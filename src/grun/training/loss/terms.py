@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Recipe", "Weights", "gate_loss", "loss_terms", "split_sides", "steering_direction"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,11 @@ class Recipe:
 
     def wanted(self) -> set[str]:
         """Quantities of the trained model that the losses read on any side."""
-        return {quantity for side in self.needs.values() for quantity in side if not quantity.startswith("ref_")}
+        return {quantity for side in self.needs for quantity in self.wanted_of(side)}
+
+    def wanted_of(self, side: str) -> frozenset[str]:
+        """Those that they read on one side; `targets` are there in any case."""
+        return frozenset(q for q in self.needs.get(side, ()) if not q.startswith("ref_") and q != "targets")
 
     def references(self, side: str) -> set[str]:
         """Quantities of the base model that the losses read on a side, without the prefix `ref_`."""
@@ -87,6 +91,7 @@ def split_sides(
     sides: Sequence[str],
     references: Mapping[str, Mapping[str, Tensor]],
     token_counts: Mapping[str, float] | None = None,
+    wanted: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, SideSignals]:
     """Signals by side of a batch that holds the same number of rows of every side, one side after the other.
 
@@ -95,13 +100,18 @@ def split_sides(
         sides: names of the sides.
         references: by side, the base model's quantities without the prefix `ref_`.
         token_counts: by side, the divisor of means over tokens; None to divide by the number of tokens in the batch.
+        wanted: by side, the quantities that the joined signals have of its rows; None for all of them.
     """
     masks = joined.mask_BT.split(len(joined.mask_BT) // len(sides))
     counts = [int(mask_BT.sum()) for mask_BT in masks]
-    parts = {name: values.split(counts) for name, values in joined.quantities.items()}
+    parts: dict[str, dict[str, Tensor]] = {side: {} for side in sides}
+    for name, values in joined.quantities.items():
+        holders = [i for i, side in enumerate(sides) if wanted is None or name == "targets" or name in wanted[side]]
+        for i, part in zip(holders, values.split([counts[i] for i in holders]), strict=True):
+            parts[sides[i]][name] = part
     found = {}
     for i, side in enumerate(sides):
-        own = {name: values[i] for name, values in parts.items()}
+        own = parts[side]
         own |= {f"ref_{name}": _widened(values, joined.mask_BT) for name, values in references.get(side, {}).items()}
         found[side] = SideSignals(masks[i], own, None if token_counts is None else token_counts[side])
     return found

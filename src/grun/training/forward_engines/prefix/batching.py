@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["Batcher", "PrefixBatch", "PrefixBatches", "part_overhead", "parts_by_length"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from grun.models.encoding.encode import Encoded
 from grun.models.tuner.context import GateKey
 from grun.training.forward_engines.prefix.content import KnownRows
 from grun.training.forward_engines.prefix.gate_states import GateStates
+from grun.training.forward_engines.prefix.still import StillBatch, StillRows
 
 PART_OVERHEAD = 1e9  # cost of one more part on a CPU, in multiplications and additions
 
@@ -33,6 +34,7 @@ class PrefixBatch:
         gate_states: of gates that are trained or read edited layers: the states (B, S, D) that they read in the base model,
             padded on the left, and a mask (B, S) of the real ones.
         gate_logits: of gates that are frozen and read nothing edited: their logits (B,).
+        rows_of: by quantity, a bool mask (B,) of the rows that it is read of; empty if any is read of all rows.
     """
 
     ids_BC: Tensor
@@ -42,6 +44,7 @@ class PrefixBatch:
     prefix_BP: Tensor
     gate_states: Mapping[GateKey, tuple[Tensor, Tensor]]
     gate_logits: Mapping[GateKey, Tensor]
+    rows_of: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatch:
         """The same batch on `device`."""
@@ -60,6 +63,7 @@ class PrefixBatch:
             change(self.prefix_BP),
             {key: (change(h), change(mask)) for key, (h, mask) in self.gate_states.items()},
             {key: change(logits) for key, logits in self.gate_logits.items()},
+            {name: change(mask_B) for name, mask_B in self.rows_of.items()},
         )
 
 
@@ -69,19 +73,23 @@ class PrefixBatches:
 
     Attributes:
         parts: batches.
-        places: place in the step of each row, in the order of the parts.
+        places: place in the step of each row, in the order of the parts, then of `still`.
+        still: rows that no edit changes; None if there are none.
     """
 
     parts: tuple[PrefixBatch, ...]
     places: tuple[int, ...]
+    still: StillBatch | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatches:
         """The same on `device`."""
-        return PrefixBatches(tuple(part.to(device, non_blocking) for part in self.parts), self.places)
+        still = None if self.still is None else self.still.to(device, non_blocking)
+        return replace(self, parts=tuple(part.to(device, non_blocking) for part in self.parts), still=still)
 
     def pin_memory(self) -> PrefixBatches:
         """The same in memory that an accelerator can read while it computes."""
-        return PrefixBatches(tuple(part.pin_memory() for part in self.parts), self.places)
+        still = None if self.still is None else self.still.pin_memory()
+        return replace(self, parts=tuple(part.pin_memory() for part in self.parts), still=still)
 
 
 class Batcher:
@@ -89,13 +97,15 @@ class Batcher:
 
     Args:
         rows: content of the cache.
+        still: the same of rows that no edit changes.
         gates: gate states of the prompts of all these rows.
         pad: token that fills rows up.
         overhead: cost of one more part, in columns (see `parts_by_length`).
     """
 
-    def __init__(self, rows: KnownRows, gates: GateStates, pad: int, overhead: float) -> None:
+    def __init__(self, rows: KnownRows, still: StillRows, gates: GateStates, pad: int, overhead: float) -> None:
         self._rows = rows
+        self._still = still
         self._gates = gates
         self._pad = pad
         self._overhead = overhead
@@ -107,14 +117,38 @@ class Batcher:
         """Share of the columns of all batches so far that hold no token."""
         return 1.0 - self._real_columns / self._columns if self._columns else 0.0
 
-    def batch(self, rows: Sequence[Encoded]) -> PrefixBatches:
-        """The rows of a step, on the CPU, in as many parts as cost the least."""
-        parts = parts_by_length([len(row.input_ids) - row.prompt_length for row in rows], self._overhead)
+    def batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None = None) -> PrefixBatches:
+        """The rows of a step, on the CPU, in as many parts as cost the least.
+
+        Args:
+            rows: known rows.
+            wanted: by row, the quantities that are read; None for all that are asked for. Rows whose gates are shut for good
+                are `still` if these are known of the base model.
+        """
+        still = [] if wanted is None else self._unchanged(rows, wanted)
+        running = [i for i in range(len(rows)) if i not in set(still)]
+        lengths = [len(rows[i].input_ids) - rows[i].prompt_length for i in running]
+        parts = [[running[i] for i in part] for part in parts_by_length(lengths, self._overhead)]
         return PrefixBatches(
-            tuple(self._part([rows[i] for i in part]) for part in parts), tuple(i for part in parts for i in part)
+            tuple(
+                self._part([rows[i] for i in part], None if wanted is None else [wanted[i] for i in part])
+                for part in parts
+            ),
+            (*(i for part in parts for i in part), *still),
+            self._still_batch([rows[i] for i in still], [(wanted or ())[i] for i in still]) if still else None,
         )
 
-    def _part(self, rows: Sequence[Encoded]) -> PrefixBatch:
+    def _unchanged(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]]) -> list[int]:
+        """Numbers of the rows that no edit changes and of which everything wanted is known."""
+        shut = self._gates.shut([row.input_ids[: row.prompt_length] for row in rows])
+        return [i for i, row in enumerate(rows) if shut[i] and self._still.knows(row, wanted[i])]
+
+    def _still_batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]]) -> StillBatch:
+        logits = self._gates.of([row.input_ids[: row.prompt_length] for row in rows])[1]
+        return self._still.batch(rows, wanted, logits)
+
+    def _part(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None) -> PrefixBatch:
+        read = sorted({name for own in wanted or () for name in own})
         known = [self._rows[row] for row in rows]
         prompts = [row.prompt_length - 1 for row in rows]
         answers = [len(row.input_ids) - row.prompt_length for row in rows]
@@ -136,6 +170,7 @@ class Batcher:
             keys_values_LBHPK,
             torch.arange(width) >= width - torch.tensor(prompts)[:, None],
             *self._gates.of([row.input_ids[: row.prompt_length] for row in rows]),
+            {name: torch.tensor([name in own for own in wanted or ()]) for name in read},
         )
 
 

@@ -32,6 +32,7 @@ def base_model_parts(
     observed: nn.Module | None,
     pad: int,
     overhead: float,
+    fused: bool = False,
 ) -> Parts:
     """Tensors to keep of some rows, on the CPU: `<row>.entering`, `<row>.<quantity>` and `prompt <row>.keys_values`.
 
@@ -45,6 +46,7 @@ def base_model_parts(
         observed: decoder layer whose output the quantity `hidden` is.
         pad: token that fills rows up.
         overhead: cost of another batch, in columns (see `parts_by_length`).
+        fused: as of `side_signals`.
 
     Raises:
         CannotContinue: if the model's cache does not hold the keys and values of every token.
@@ -64,7 +66,7 @@ def base_model_parts(
             index_Y = torch.tensor([prompts[prefixes[i]] for i in part], device=device)
             copies = selected_rows(cache, index_Y) if width else DynamicCache()
             answers = {i: rows[i].input_ids[rows[i].prompt_length - 1 :] for i in part}
-            found |= _answered(base, layers[first], answers, real_BP[index_Y], copies, names, observed, pad)
+            found |= _answered(base, layers[first], answers, real_BP[index_Y], copies, names, observed, pad, fused)
     if not width:  # no prompt was read, so the shape of keys and values comes from the answers
         cache = copies
         check_cache(cache.layers, len(layers), max(map(len, answers.values())), first)
@@ -87,6 +89,7 @@ def _answered(
     names: Collection[str],
     observed: nn.Module | None,
     pad: int,
+    fused: bool,
 ) -> Parts:
     """Parts of answers, by row, each read after the last token of its prompt; the tokens before that are in `copies`."""
     longest, device = max(map(len, answers.values())), real_BP.device
@@ -97,7 +100,9 @@ def _answered(
     stop = not names and real_BP.shape[1] > 0  # the layers above the first edited one have no part in this
     with _output_of(layer, stop) as kept, suppress(Enough):
         # `hidden` makes it run the last token of each answer as well, which enters the trained part too
-        side = continued_signals(base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer)
+        side = continued_signals(
+            base, ids_BC, answer_BA, real_BP, copies, {"hidden", *names}, observed or layer, fused=fused
+        )
         quantities = {name: side.quantities[name] for name in names}
     as_tuple, entering_BCD = kept
     dtypes = {name: torch.float32 if name == "logps" else entering_BCD.dtype for name in names}

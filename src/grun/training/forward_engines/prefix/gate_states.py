@@ -70,6 +70,23 @@ class GateStates:
                 logits[key] = torch.stack([self._logit(gate, key, prompt) for prompt in prompts])
         return states, logits
 
+    def shut(self, prompts: Sequence[Prompt]) -> list[bool]:
+        """By prompt, True if all gates are frozen and shut for it, so that no edit changes anything after it."""
+        logits = self.of(prompts)[1] if self._all_fixed else {}
+        if not logits or any(prompt not in self._states for prompt in prompts):
+            return [False] * len(prompts)
+        shut = [logits[part, layer.index] <= layer.gates[part].threshold.cpu() for layer, part in self._held]
+        return [bool(one) for one in torch.stack(shut).all(0)]
+
+    @property
+    def _all_fixed(self) -> bool:
+        """True if no gate is trained, and all of them read states that no edit changes."""
+        return bool(self._held) and all(
+            layer.configs[part].gate_layer is not None
+            and not any(p.requires_grad for p in layer.gates[part].parameters())
+            for layer, part in self._held
+        )
+
     @torch.no_grad()
     def _logit(self, gate: Any, key: GateKey, prompt: Prompt) -> Tensor:
         """Logit of a frozen gate, computed again after its weights were changed, as by loading a checkpoint."""

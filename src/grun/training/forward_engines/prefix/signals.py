@@ -13,28 +13,42 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from grun.core.records import SideSignals
-from grun.models.forward import accepts_prompt_lengths, forward_parameters, observed_outputs
+from grun.models.forward import accepts_prompt_lengths, forward_parameters, quantities_at
 from grun.models.tuner.context import GateKey
 from grun.models.tuner.continuation import Continuation, continuing
 from grun.models.tuner.model import decoder_layers
 from grun.training.forward_engines.prefix.batching import PrefixBatch
 
 
-def joined(sides: Sequence[SideSignals], places: Sequence[int]) -> SideSignals:
+def joined(
+    sides: Sequence[SideSignals], places: Sequence[int], rows_of: Sequence[Mapping[str, Tensor]] | None = None
+) -> SideSignals:
     """The signals of all parts as those of one batch, row by row in the order of the step.
 
     Args:
         sides: signals of each part.
         places: place in the step of each row, in the order of the parts.
+        rows_of: by part, see `PrefixBatch`; None if every part has its quantities of all rows.
     """
+    masks = rows_of or [{}] * len(sides)
     lengths = [int(n) for side in sides for n in side.lengths_B.tolist()]
     order = _in_step_order(places)
     found = {}
-    for name in sides[0].quantities:
-        rows = [row for side in sides for row in side.quantities[name].split(side.lengths_B.tolist())]
-        found[name] = torch.cat([rows[i] for i in order])
+    for name in dict.fromkeys(name for side in sides for name in side.quantities):
+        rows = [row for side, own in zip(sides, masks, strict=True) for row in _by_row(side, name, own)]
+        found[name] = torch.cat([row for i in order if (row := rows[i]) is not None])
     lengths_B = torch.tensor([lengths[i] for i in order], device=sides[0].mask_BT.device)
     return SideSignals(torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None], found)
+
+
+def _by_row(side: SideSignals, name: str, rows_of: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
+    """A quantity of every row of a part; None where it is not read."""
+    lengths = side.lengths_B.tolist()
+    if name not in side.quantities:
+        return [None] * len(lengths)
+    read = rows_of[name].tolist() if name in rows_of else [True] * len(lengths)
+    rows = iter(side.quantities[name].split([n for n, kept in zip(lengths, read, strict=True) if kept]))
+    return [next(rows) if kept else None for kept in read]
 
 
 def joined_gates(parts: Sequence[Mapping[GateKey, Tensor]], places: Sequence[int]) -> dict[GateKey, Tensor]:
@@ -52,6 +66,7 @@ def prefix_signals(
     wanted: Collection[str] = ("logps",),
     layer: nn.Module | None = None,
     with_grad: bool = True,
+    fused: bool = False,
 ) -> SideSignals:
     """Signals of a model with GRUN or ReFT adapters on answer tokens, equal to those of `side_signals` on whole rows.
 
@@ -60,8 +75,7 @@ def prefix_signals(
         batch: on the model's device.
         first: index of the first edited layer.
         as_tuple: True if decoder layers return tuples.
-        wanted: as of `side_signals`.
-        layer: likewise.
+        wanted, layer, fused: as of `side_signals`.
         with_grad: keep the graph.
     """
     base = model.get_base_model()
@@ -72,7 +86,17 @@ def prefix_signals(
         known = Continuation(first, batch.hidden_BCD[:, :columns], as_tuple, readings, complete)
         cache = _cache(batch, len(layers), first)
         with continuing(layers, known):
-            return continued_signals(model, batch.ids_BC, batch.answer_BA, batch.prefix_BP, cache, wanted, layer)
+            return continued_signals(
+                model,
+                batch.ids_BC,
+                batch.answer_BA,
+                batch.prefix_BP,
+                cache,
+                wanted,
+                layer,
+                rows_of=batch.rows_of or None,
+                fused=fused,
+            )
 
 
 def continued_signals(
@@ -83,6 +107,9 @@ def continued_signals(
     cache: DynamicCache,
     wanted: Collection[str],
     layer: nn.Module | None,
+    *,
+    rows_of: Mapping[str, Tensor] | None = None,
+    fused: bool = False,
 ) -> SideSignals:
     """Signals of a model on answer tokens after prefixes that are in a cache.
 
@@ -90,24 +117,12 @@ def continued_signals(
         model: with or without adapters.
         ids_BC, answer_BA, prefix_BP: as of `PrefixBatch`.
         cache: keys and values of the prefix in P columns; the call appends to it.
-        wanted: as of `side_signals`.
-        layer: likewise.
+        wanted, layer, rows_of, fused: as of `side_signals`.
     """
-    states: list[Tensor] = []
-    reads_tokens = "logps" in wanted or "logits" in wanted
-    inputs = _inputs(model, ids_BC[:, : _columns(ids_BC, wanted)], answer_BA, prefix_BP, reads_tokens)
-    with observed_outputs(layer if "hidden" in wanted else None, states):
-        logits_BCV = model(**inputs, past_key_values=cache, use_cache=True).logits
-    found: dict[str, Tensor] = {"targets": ids_BC[:, 1:][answer_BA]}
-    if "hidden" in wanted:
-        found["hidden"] = states[0][:, 1:][answer_BA].float()
-    if reads_tokens:
-        logits_NV = logits_BCV[:, : answer_BA.shape[1]][answer_BA].float()
-        if "logps" in wanted:
-            chosen_N = logits_NV.gather(1, found["targets"][:, None]).squeeze(1)
-            found["logps"] = chosen_N - logits_NV.logsumexp(1)
-        if "logits" in wanted:
-            found["logits"] = logits_NV
+    inputs = _inputs(model, ids_BC[:, : _columns(ids_BC, wanted)], answer_BA, prefix_BP)
+    inputs |= {"past_key_values": cache, "use_cache": True}
+    answer_BC = nn.functional.pad(answer_BA, (1, 0))
+    found = quantities_at(model, inputs, answer_BC, ids_BC, wanted, layer, rows_of=rows_of, fused=fused)
     return SideSignals(answer_BA, found)
 
 
@@ -133,7 +148,7 @@ def _readings(layers: nn.ModuleList, batch: PrefixBatch) -> tuple[dict[GateKey, 
     return readings, frozenset(complete)
 
 
-def _inputs(model: Any, ids_BC: Tensor, answer_BA: Tensor, prefix_BP: Tensor, reads_tokens: bool) -> dict[str, Any]:
+def _inputs(model: Any, ids_BC: Tensor, answer_BA: Tensor, prefix_BP: Tensor) -> dict[str, Any]:
     """Arguments of the forward call."""
     columns = ids_BC.shape[1]
     real_BC = nn.functional.pad(answer_BA, (1, 0), value=True)[:, :columns]
@@ -144,11 +159,8 @@ def _inputs(model: Any, ids_BC: Tensor, answer_BA: Tensor, prefix_BP: Tensor, re
     }
     if accepts_prompt_lengths(model):
         inputs["prompt_lengths"] = prompt_lengths_B
-    known = forward_parameters(model)
-    if "position_ids" in known:
+    if "position_ids" in forward_parameters(model):
         inputs["position_ids"] = prompt_lengths_B[:, None] - 1 + torch.arange(columns, device=ids_BC.device)
-    if "logits_to_keep" in known and not reads_tokens:
-        inputs["logits_to_keep"] = 1
     return inputs
 
 
