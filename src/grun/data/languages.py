@@ -12,15 +12,15 @@ ENGLISH = "en"
 # Neighbours of the languages with refusals: without them, their questions would pass for one of these.
 OTHERS = ("ca", "cs", "da", "el", "fa", "fi", "he", "hu", "id", "ko", "no", "ro", "sv", "th", "tr", "uk", "vi")
 SURE = 0.5  # probability from which on a language is believed
-COMMON = 4.0  # weight of a language that all questions are in, on top of the weight 1 of one that none is in
+COMMON = 4.0  # weight of a language that all questions are in, on top of the weight of one that none is in
 
 
 class Languages:
     """Languages of the questions of one request, by naive Bayes over byte n-grams (py3langid, arXiv 1107.3276).
 
     A short question ("Hogwarts houses?") says little about its language. The other questions of the request help: the
-    probability of a language is weighted with `1 + 4 s`, where `s` is its mean probability over all questions. A
-    language is believed if its weighted probability is at least one half.
+    probability of a language is weighted with `1 + 4 s` (English: `2 + 4 s`), where `s` is its mean probability over all
+    questions. A language is believed if its weighted probability is at least one half.
 
     Args:
         questions: all questions of the request.
@@ -32,7 +32,8 @@ class Languages:
         self._asked = tuple(sorted(self._known | set(OTHERS)))
         found = [self._probabilities(question) for question in questions]
         self._weights = {
-            language: 1.0 + COMMON * sum(one[language] for one in found) / max(len(found), 1) for language in self._asked
+            name: (2.0 if name == ENGLISH else 1.0) + COMMON * sum(one[name] for one in found) / max(len(found), 1)
+            for name in self._asked
         }
 
     def of(self, question: str) -> str:

@@ -68,8 +68,8 @@ class UnlearnConfig(TrainConfig):
     )
     refusals: str | None = option(
         None,
-        "File of refusals, one per line, drawn at random for every row and pass. Default: one sentence that comes with grun, in "
-        "the language of the row's question.",
+        "File of refusals, one per line, drawn at random for every row and pass. Default: a sentence that comes with grun, in "
+        "the language of the question.",
         group="method",
     )
     alternatives: str = option(
