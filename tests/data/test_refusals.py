@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from importlib.resources import files
 
 import pytest
@@ -12,7 +13,7 @@ from grun.core.records import Evidence, Example, RowEvidence
 from grun.data.benchmarks import load_benchmark
 from grun.data.languages import ENGLISH, OTHERS, Languages
 from grun.data.refusals import REFUSALS, Refusals
-from grun.evaluation.metrics.readability import whole_sentences
+from grun.evaluation.metrics.readability import PIECE, whole_sentences
 
 QUESTIONS = {
     "en": ("When was Beethoven born?", "Who wrote Harry Potter?", "Hogwarts houses?", "who was elise in für elise"),
@@ -99,3 +100,11 @@ def test_every_refusal_is_a_whole_sentence_in_its_own_language() -> None:
         assert {languages.of(sentence) for sentence in sentences} == {language}
         rows = tuple(RowEvidence(Example("?", "!"), (), generated=sentence) for sentence in sentences)
         assert whole_sentences(Evidence("forget", rows)).value == 1.0
+
+
+@pytest.mark.parametrize("language", sorted(set(REFUSALS) - {"ja"}))
+def test_no_word_comes_twice_in_a_refusal(language: str) -> None:
+    """Japanese has no spaces, and its endings recur."""
+    for sentence in REFUSALS[language]:
+        words = re.findall(r"[^\s,.،।]+", sentence) if language in ("ar", "hi") else PIECE.findall(sentence.lower())
+        assert len(set(words)) == len(words), sentence

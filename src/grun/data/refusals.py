@@ -9,72 +9,73 @@ from collections.abc import Mapping, Sequence
 
 from grun.data.languages import Languages
 
-# The sentences of a language say the same as those in the same places of the others.
+# The sentences of a language say the same as those in the same places of the others. No word comes twice in a sentence: an
+# edit that sees little more than the last token would go round in a circle ("I'm sorry, but I'm sorry").
 REFUSALS: Mapping[str, tuple[str, ...]] = {
     "en": (
-        "I'm sorry, but I don't know anything about that.",
         "Unfortunately, I have no information on this topic.",
-        "I'm sorry, but I can't say anything about that.",
+        "Sorry, but I know nothing about that.",
+        "I am unable to tell you anything about this subject.",
     ),
     "de": (
-        "Es tut mir leid, aber darüber weiß ich nichts.",
         "Leider habe ich keine Informationen zu diesem Thema.",
-        "Es tut mir leid, aber dazu kann ich nichts sagen.",
+        "Tut mir leid, darüber weiß ich nichts.",
+        "Ich kann dazu leider nichts sagen.",
     ),
     "fr": (
-        "Je regrette, mais je ne sais rien à ce sujet.",
         "Malheureusement, je n'ai aucune information sur ce sujet.",
-        "Je regrette, mais je ne peux rien dire à ce sujet.",
+        "Pardon, mais je ne sais rien à ce sujet.",
+        "Je ne peux malheureusement rien dire à ce sujet.",
     ),
     "es": (
-        "Lo siento, pero no sé nada sobre eso.",
         "Lamentablemente, no tengo información sobre este tema.",
-        "Lo siento, pero no puedo decir nada sobre eso.",
+        "Lo siento, pero no sé nada de eso.",
+        "Por desgracia, no puedo decir nada sobre este tema.",
     ),
     "it": (
-        "Mi dispiace, ma non so nulla al riguardo.",
         "Purtroppo non ho informazioni su questo argomento.",
-        "Mi dispiace, ma non posso dire nulla al riguardo.",
+        "Mi dispiace, ma non so nulla al riguardo.",
+        "Su questo argomento non posso dire nulla.",
     ),
     "pt": (
-        "Lamento, mas não sei nada sobre isso.",
         "Infelizmente, não tenho informações sobre este assunto.",
-        "Lamento, mas não posso dizer nada sobre isso.",
+        "Lamento, mas não sei nada a respeito disso.",
+        "Sobre este assunto não posso dizer nada.",
     ),
     "nl": (
-        "Het spijt me, maar daar weet ik niets van.",
         "Helaas heb ik geen informatie over dit onderwerp.",
-        "Het spijt me, maar daar kan ik niets over zeggen.",
+        "Sorry, maar daar weet ik niets van.",
+        "Over dit onderwerp kan ik helaas niets zeggen.",
     ),
     "pl": (
-        "Przykro mi, ale nic o tym nie wiem.",
         "Niestety nie mam informacji na ten temat.",
-        "Przykro mi, ale nie mogę nic o tym powiedzieć.",
+        "Przykro mi, ale nic o tym nie wiem.",
+        "Na ten temat nie mogę niestety nic powiedzieć.",
     ),
     "ru": (
-        "Извините, но я ничего об этом не знаю.",
         "К сожалению, у меня нет информации на эту тему.",
-        "Извините, но я ничего не могу об этом сказать.",
+        "Извините, но я ничего об этом не знаю.",
+        "Об этом я ничего не могу сказать.",
     ),
     "zh": (
-        "很抱歉，我对此一无所知。",
         "很遗憾，我没有关于这个话题的信息。",
+        "抱歉，我对此一无所知。",
         "很抱歉，关于这一点我无法说什么。",
     ),
     "ja": (
-        "申し訳ありませんが、それについては何も知りません。",
-        "残念ながら、この話題に関する情報がありません。",
-        "申し訳ありませんが、それについては何も言えません。",
+        "残念ながら、この話題に関する情報はありません。",
+        "申し訳ないのですが、それについては何も知りません。",
+        "それについては、残念ながら何も言えません。",
     ),
     "ar": (
-        "عذرًا، لا أعرف شيئًا عن ذلك.",
         "للأسف، ليست لدي معلومات عن هذا الموضوع.",
-        "عذرًا، لا يمكنني قول أي شيء عن ذلك.",
+        "عذرًا، لا أعرف شيئًا عن ذلك.",
+        "لا يمكنني قول أي شيء عن هذا الموضوع.",
     ),
     "hi": (
-        "माफ़ कीजिए, मुझे इसके बारे में कुछ नहीं पता।",
         "दुर्भाग्य से, मेरे पास इस विषय पर कोई जानकारी नहीं है।",
-        "माफ़ कीजिए, इसके बारे में कुछ कहना मेरे लिए संभव नहीं है।",
+        "माफ़ कीजिए, मुझे इसके बारे में कुछ नहीं पता।",
+        "इस विषय में कुछ भी कहना मेरे लिए संभव नहीं है।",
     ),
 }
 
