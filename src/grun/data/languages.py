@@ -16,7 +16,7 @@ COMMON = 4.0  # weight of a language that all questions are in, on top of the we
 
 
 class Languages:
-    """Languages of the questions of one request, by naive Bayes over byte n-grams (py3langid, arXiv 1107.3276).
+    """Languages of the questions of one request, by naive Bayes over byte n-grams (py3langid; Lui and Baldwin 2012).
 
     A short question ("Hogwarts houses?") says little about its language. The other questions of the request help: the
     probability of a language is weighted with `1 + 4 s` (English: `2 + 4 s`), where `s` is its mean probability over all

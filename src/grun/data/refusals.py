@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["REFUSALS", "Refusals"]
 
-import random
 from collections.abc import Mapping, Sequence
 
 from grun.data.languages import Languages
@@ -87,12 +86,12 @@ class Refusals:
 
     Args:
         questions: all questions of the request, from which their languages are told.
-        seed: decides which of a language's sentences it is.
+        seed: of the run; 0, 1 and 2 choose the first, second and third sentence of every language, 3 the first again.
     """
 
     def __init__(self, questions: Sequence[str], seed: int) -> None:
         self._languages = Languages(questions, REFUSALS)
-        self._place = random.Random(f"refusal {seed}").randrange(min(map(len, REFUSALS.values())))
+        self._place = seed % min(map(len, REFUSALS.values()))
 
     def to(self, question: str) -> str:
         """The refusal to a question, in its language; in English where that is not known or not sure."""
