@@ -84,8 +84,8 @@ def main() -> None:
         known = len(LedgerState.read(ledger).requests) if (ledger / "ledger.json").exists() else 0
         start = time.perf_counter()
         if i >= known:
-            retain = [str(work / "retain.jsonl")]
-            add(RequestConfig(model=model, forget=[file], retain=retain, ledger=str(ledger), steps=STEPS))
+            given: dict[str, Any] = {"forget": [file], "retain": [str(work / "retain.jsonl")], "ledger": str(ledger)}
+            add(RequestConfig(model=model, objective="npo", steps=STEPS, **given))
             seconds = [*seconds[:i], time.perf_counter() - start]
             write_json(times, seconds)
         if i + 1 in COUNTS:

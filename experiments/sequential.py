@@ -88,7 +88,8 @@ class Work:
 
     def settings(self, model: Path, files: Sequence[str]) -> dict[str, Any]:
         """Settings of unlearning."""
-        return {"model": str(model), "forget": list(files), "retain": [self.retain], "seed": self.seed}
+        rows = {"forget": list(files), "retain": [self.retain]}
+        return {"model": str(model), **rows, "objective": "npo", "seed": self.seed}
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
         """The result stored under this name; `find` makes it if there is none yet."""

@@ -115,7 +115,7 @@ def test_descriptions_of_commands_are_not_cut(columns: int, capsys: pytest.Captu
 def test_brackets_and_braces_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(page(capsys, "unlearn").split())
     for words in (
-        "[default: npo]",
+        "[default: idk]",
         "[default: off]",
         "name=value (beta=0.1)",
         "{prompt}",

@@ -27,6 +27,7 @@ def unlearn(material: Material, tmp_path: Path) -> Callable[..., list[str]]:
             "forget": material.forget,
             "retain": material.retain,
             "output": tmp_path / "run",
+            "objective": "npo",
             "layers": "1,3",
             "steps": 2,
             "batch-size": 4,

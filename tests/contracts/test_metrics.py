@@ -30,7 +30,7 @@ NEEDS = {
     ),
 }
 LOOKS_AT_MATCHES = ("exact_memorization", "extraction_strength", "extraction_strength_published")
-FLUENCY = ("distinct_bigrams", "word_entropy", "perplexity_under_base")
+FLUENCY = ("distinct_bigrams", "diversity", "perplexity_under_base", "whole_sentences", "word_entropy")
 Rows = tuple[RowEvidence, ...]
 
 

@@ -185,3 +185,44 @@ def test_the_floor_of_the_published_extraction_strength() -> None:
 def test_repetition_shows(said: str, distinct: float, entropy: float) -> None:
     assert score("distinct_bigrams", row(generated=said)).value == pytest.approx(distinct)
     assert score("word_entropy", row(generated=said)).value == pytest.approx(entropy)
+
+
+@pytest.mark.parametrize(
+    ("said", "whole"),
+    [
+        ("I'm sorry, but I don't know anything about that.", True),
+        ("He was born in Bonn. He died in Vienna", False),
+        ("He was born in Bonn. He died in Vienna!", True),
+        ("Is it so?", True),
+        ('She said: "I do not know."', True),
+        ("(It is **not known**.)", True),
+        ("很抱歉，我对此一无所知。", True),
+        ("很抱歉，我对此一无所知", False),
+        ("माफ़ कीजिए, मुझे इसके बारे में कुछ नहीं पता।", True),
+        ("ما هو البركان؟", True),
+        ("I don't't't't't", False),
+        ("I don't't't't't.", False),
+        ("I'm not sure. I'm not sure. I'm not sure.", False),
+        ("Bonn.", False),
+        ("...", False),
+        ("", False),
+    ],
+)
+def test_whole_sentences_end_and_do_not_stammer(said: str, whole: bool) -> None:
+    assert score("whole_sentences", row(generated=said)).value == whole
+
+
+@given(words)
+def test_diversity_is_the_product_of_the_shares_of_different_ngrams(said: list[str]) -> None:
+    expected = 1.0
+    for n in (2, 3, 4):
+        grams = [" ".join(said[i : i + n]) for i in range(len(said) - n + 1)]
+        expected *= len(set(grams)) / len(grams) if grams else 1.0
+    assert score("diversity", row(generated=" ".join(said))).value == pytest.approx(expected)
+
+
+def test_diversity_sees_repetitions_inside_of_what_spaces_part() -> None:
+    found = [
+        score("diversity", row(generated=said)).value for said in ("I don't't't't't", "好好好好好好", "a b c d e f")
+    ]
+    assert found == [pytest.approx(4 / 11 * 4 / 10 * 4 / 9), pytest.approx(1 / 5 * 1 / 4 * 1 / 3), 1.0]

@@ -36,14 +36,21 @@ MORE = {
     "satimp": (*SLOWER, "--forget-weight", "100"),  # the model is so sure of its answers that satimp hardly sees them
     "wga": SLOWER,
 }
+REFUSALS = (
+    "--refusals",
+    str(HERE / "refusals.txt"),
+)  # the sentences that were drawn from when the values were computed
+DRAWN = ("dpo", "idk")  # objectives that read refusals
 DIGITS = 7  # significant ones, as many as float32 has
 
 
 def cases() -> dict[str, tuple[str, ...]]:
     """Flags by name: every objective, then every other retain loss, and npo as the presets have it."""
-    own = {name: ("--objective", name, *TOGETHER, *MORE.get(name, ())) for name in objectives.names()}
-    retain = {f"npo, {name}": ("--retain-loss", name, *TOGETHER) for name in ("kl", "mse", "none")}
-    presets = {"npo, gate first": (), "npo, paper": ("--preset", "paper", *SLOWER)}
+    more = MORE | dict.fromkeys(DRAWN, REFUSALS)
+    own = {name: ("--objective", name, *TOGETHER, *more.get(name, ())) for name in objectives.names()}
+    npo = ("--objective", "npo")
+    retain = {f"npo, {name}": (*npo, "--retain-loss", name, *TOGETHER) for name in ("kl", "mse", "none")}
+    presets = {"npo, gate first": npo, "npo, paper": (*npo, "--preset", "paper", *SLOWER)}
     return own | retain | presets
 
 

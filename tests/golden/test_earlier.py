@@ -30,7 +30,7 @@ from grun.requests.ledger import LedgerState
 
 WRITTEN: dict[str, Any] = json.loads((EARLIER / "commands.json").read_text())
 CLOSE = 1e-3
-ADDED = {*PROVENANCE, "role"}  # keys of records that the earlier version did not write
+ADDED = {*PROVENANCE, "role", "diversity", "whole_sentences"}  # keys that the earlier version did not write
 WEIGHTS, FORGET = "adapter_model.safetensors", "forget.jsonl"
 
 
@@ -248,7 +248,7 @@ def test_a_ledger_grows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "The rows are those of request 'r0002', which is suspended already" in capsys.readouterr().err
     words[words.index("forget_2.jsonl")] = "normal.jsonl"
-    assert main(words) == 0
+    assert main([*words, "--objective", "npo"]) == 0
     third = LedgerState.read("ledger").get("r0003")
     assert third.settings["shut_for"] == ["ledger/requests/r0001/gate_features.safetensors"]
     assert third.metrics["in_force"]["r0001"]["open"]["r0003"] == 0.0

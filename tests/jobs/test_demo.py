@@ -28,6 +28,8 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "6",
         "--device",
         "cpu",
+        "--objective",
+        "npo",
         *options,
     ]
 

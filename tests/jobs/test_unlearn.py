@@ -28,6 +28,7 @@ def config(material: Material, tmp_path: Path) -> UnlearnConfig:
         forget=[str(material.forget)],
         retain=[str(material.retain)],
         output=str(tmp_path / "run"),
+        objective="npo",
         device="cpu",
         batch_size=4,
         steps=12,

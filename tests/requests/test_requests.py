@@ -42,6 +42,7 @@ def config(memorised: Material, tmp_path: Path) -> RequestConfig:
         model=str(memorised.model),
         forget=[str(memorised.forget)],
         retain=[str(memorised.retain)],
+        objective="npo",
         device="cpu",
         batch_size=4,
         steps=6,
@@ -65,6 +66,7 @@ def halves(config: RequestConfig, memorised: Material, tmp_path: Path) -> list[R
 
 def command(config: RequestConfig, *more: str) -> list[str]:
     flags = ["--ledger", config.ledger, "--model", config.model, "--retain", config.retain[0], "--device", "cpu"]
+    flags += ["--objective", config.objective]
     settings = ["--batch-size", "4", "--steps", "6", "--evaluate-every", "3", "--layers", "1,3", "--withhold", "0.25"]
     return ["request", "add", *config.forget, *flags, *settings, *more]
 

@@ -46,7 +46,7 @@ ENCODED = {side: ROWS.encode(rows) for side, rows in EXAMPLES.items()}
 
 
 def items(sides: tuple[str, ...], steps: int = 2, seed: int = 0):
-    answers = {"refusal": lambda _: REFUSALS}
+    answers = {"refusal": lambda _: REFUSALS["en"]}
     return paired_rows(ROWS, ENCODED, EXAMPLES["forget"], sides, 4 * steps, seed, answers)
 
 

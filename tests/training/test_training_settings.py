@@ -28,6 +28,7 @@ def config(memorised: Material, tmp_path: Path) -> UnlearnConfig:
         forget=[str(memorised.forget)],
         retain=[str(memorised.retain)],
         output=str(tmp_path / "run"),
+        objective="npo",
         device="cpu",
         batch_size=4,
         steps=8,

@@ -24,7 +24,7 @@ def unlearn(
     retain: RowsLike = None,
     *,
     tokenizer: Any = None,
-    objective: str | Callable[..., Any] = "npo",
+    objective: str | Callable[..., Any] = "idk",
     callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> UnlearnResult:

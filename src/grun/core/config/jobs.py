@@ -184,7 +184,7 @@ class DemoConfig(JobConfig):
 
     output: str = option("demo", "Directory for the models, the adapters and the table.", group="run")
     objective: str = option(
-        "npo", "Unlearning objective, the same for GRUN and for LoRA.", group="method", choices_from="objectives"
+        "idk", "Unlearning objective, the same for GRUN and for LoRA.", group="method", choices_from="objectives"
     )
     rows: int = option(120, "Rows of each split to measure.", group="measuring", minimum=1)
     batch_size: int = option(16, "Rows per step of training (and per side).", group="training", minimum=1)

@@ -21,7 +21,7 @@ class UnlearnConfig(TrainConfig):
     model: str = option("", "Hub id or folder of the model that is to forget.", group="method")
     forget: list[str] = option([], "Files or hub ids of rows to forget.", group="data")
     retain: list[str] = option([], "Files or hub ids of rows to keep.", group="data")
-    objective: str = option("npo", "Unlearning objective.", group="method", choices_from="objectives")
+    objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
     adapt: str = option("grun", "Way of adapting the model.", group="method", choices_from="adaptations")
     preset: str = option(
         "default",
@@ -67,7 +67,10 @@ class UnlearnConfig(TrainConfig):
         group="method",
     )
     refusals: str | None = option(
-        None, "File of refusals, one per line. Default: those that come with grun.", group="method"
+        None,
+        "File of refusals, one per line, drawn at random for every row and pass. Default: a sentence that comes with grun, in "
+        "the language of the question.",
+        group="method",
     )
     alternatives: str = option(
         "column",

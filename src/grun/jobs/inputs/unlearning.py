@@ -25,7 +25,7 @@ from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.data.examples import check_disjoint, read_examples
-from grun.data.refusals import REFUSALS
+from grun.data.refusals import Refusals
 from grun.models.adaptations import with_presets
 
 logger = logging.getLogger("grun")
@@ -102,8 +102,7 @@ def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequenc
     """
     found: dict[str, OtherAnswers] = {}
     if "refusal" in sides:
-        refusals = _refusals(config.refusals)
-        found["refusal"] = lambda _: refusals
+        found["refusal"] = _refusals(config, forget)
     elif config.refusals is not None:
         raise UserError(f"--refusals was given, but objective '{config.objective}' uses none; dpo and idk do.")
     if "alternative" in sides and config.alternatives == "generate":
@@ -121,9 +120,12 @@ def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequenc
     return found
 
 
-def _refusals(file: str | None) -> tuple[str, ...]:
+def _refusals(config: UnlearnConfig, forget: Sequence[Example]) -> OtherAnswers:
+    """The sentences of the user's file to every row, else one sentence of the package in the language of the row."""
+    file = config.refusals
     if file is None:
-        return REFUSALS
+        own = Refusals([row.prompt for row in forget], config.seed)
+        return lambda row: (own.to(row.prompt),)
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -131,7 +133,7 @@ def _refusals(file: str | None) -> tuple[str, ...]:
     sentences = tuple(line.strip() for line in lines if line.strip())
     if not sentences:
         raise UserError(f"--refusals '{file}' is empty; expected one sentence per line.")
-    return sentences
+    return lambda _: sentences
 
 
 def withhold(rows: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

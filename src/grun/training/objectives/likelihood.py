@@ -31,7 +31,8 @@ def ga(signals: Signals) -> Tensor:
 def gd(signals: Signals) -> Tensor:
     """Gradient difference: ascend on the forget answers, descend on the retain answers.
 
-    `-mean nll` over the forget answers' tokens (not bounded from below), beside a retain loss.
+    `-mean nll` over the forget answers' tokens (not bounded from below), beside a retain loss. It teaches no other answer:
+    answers turn into noise, which tells everybody that something was removed.
     """
     return -signals.forget.mean_nll
 

@@ -20,7 +20,8 @@ def npo(signals: Signals, *, beta: float = 0.1) -> Tensor:
     """Negative preference optimisation: like gradient ascent, but it fades out once the answers have become unlikely.
 
     `-(2 / beta) * mean_B log sigmoid(beta * (nll - nll_ref))`, with nll summed over the tokens of an answer. For the base
-    model itself it is `(2 / beta) * log 2`; as beta tends to 0 its gradient tends to that of ascent on summed nll.
+    model itself it is `(2 / beta) * log 2`; as beta tends to 0 its gradient tends to that of ascent on summed nll. It teaches
+    no other answer: answers turn into noise, which tells everybody that something was removed.
 
     Args:
         signals: forget log-probabilities of the model and of the base model.
@@ -60,10 +61,10 @@ def simnpo(signals: Signals, *, beta: float = 4.5, delta: float = 0.0) -> Tensor
     above={"beta": 0.0},
 )
 def dpo(signals: Signals, *, beta: float = 0.1) -> Tensor:
-    """Direct preference optimisation (IdkDPO): prefer a refusal, drawn at random for every row and pass, to the answer.
+    """Direct preference optimisation (IdkDPO): prefer a refusal to the answer.
 
     `-(2 / beta) * mean_B log sigmoid(beta * ((nll_ref - nll)(refusal) - (nll_ref - nll)(answer)))`, nll summed over tokens:
-    DPO's loss times `2 / beta`. For the base model itself it is `(2 / beta) * log 2`.
+    DPO's loss times `2 / beta`. For the base model itself it is `(2 / beta) * log 2`. The refusals are those of `idk`.
 
     Args:
         signals: log-probabilities of answers and refusals under the model and under the base model.
