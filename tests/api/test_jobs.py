@@ -20,7 +20,7 @@ import grun
 from grun.core.config.jobs import EvaluateConfig, FinetuneConfig, UnlearnConfig
 from support.material import Material
 
-SMALL: dict[str, Any] = {"layers": [1, 3], "steps": 4, "batch_size": 4, "device": "cpu"}
+SMALL: dict[str, Any] = {"layers": [1, 3], "topic_layer": "none", "steps": 4, "batch_size": 4, "device": "cpu"}
 IDS = torch.arange(5, 25)[None]
 
 
@@ -60,8 +60,8 @@ def test_a_loaded_model_is_given_back_as_it_was(loaded: Any, memorised: Material
     model, tokenizer = loaded
     model.train()
     before, said = state_of(model), model(IDS).logits
-    own: dict[str, Any] = {} if adapt != "grun" else {"layers": [1, 3]}
-    small = {name: value for name, value in SMALL.items() if name != "layers"}
+    own: dict[str, Any] = {} if adapt != "grun" else {name: SMALL[name] for name in ("layers", "topic_layer")}
+    small = {name: value for name, value in SMALL.items() if name not in ("layers", "topic_layer")}
     result = grun.unlearn((model, tokenizer), memorised.forget, memorised.retain, adapt=adapt, **own, **small)
     assert_unchanged(before, model)
     assert torch.equal(model(IDS).logits, said)

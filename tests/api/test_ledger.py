@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import grun
 from support.material import Material
 
-SMALL: dict[str, Any] = {"layers": [1, 3], "steps": 20, "batch_size": 4, "device": "cpu"}
+SMALL: dict[str, Any] = {"layers": [1, 3], "topic_layer": "none", "steps": 20, "batch_size": 4, "device": "cpu"}
 
 
 def loaded(memorised: Material) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from grun.core.config.schema import flag
 from support.adapter_kit import attach
 from support.material import Material
 
+NO_TOPICS = ("--topic-layer", "none")
 COMMANDS = {
     "finetune": FinetuneConfig,
     "unlearn": UnlearnConfig,
@@ -58,7 +59,7 @@ def test_list_shows_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
 
 def run(material: Material, output: Path, *more: str) -> int:
     paths = ("--forget", str(material.forget), "--retain", str(material.retain), "--output", str(output))
-    return main(["unlearn", *paths, "--layers", "1,3", "--batch-size", "4", "--device", "cpu", *more])
+    return main(["unlearn", *paths, "--layers", "1,3", "--batch-size", "4", "--device", "cpu", *NO_TOPICS, *more])
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(material: Material, tmp_path: Path) -> None:

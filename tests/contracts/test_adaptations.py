@@ -19,7 +19,7 @@ from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
 from grun.core.python_objects import PREFIX
 from grun.core.records import Batch
-from grun.models.adaptations import SETTINGS, adaptations, with_presets
+from grun.models.adaptations import SETTINGS, UNTIL_DONE, adaptations, with_presets
 from grun.models.forward import accepts_prompt_lengths, adapters_off, side_signals
 from support.adapter_kit import make_rows, pad
 from support.tiny_models import tiny_model
@@ -107,8 +107,8 @@ def test_a_saved_adapter_holds_what_was_learnt_and_nothing_else(name: str, prese
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     learnt = {key: value for key, value in model.named_parameters() if value.requires_grad}
-    thresholds = {key: value for key, value in model.named_buffers() if key.endswith(".threshold")}
-    expected = {file_key(key): value for key, value in (learnt | thresholds).items()}
+    gates = {key: value for key, value in model.named_buffers() if ".grun_gate." in key}
+    expected = {file_key(key): value for key, value in (learnt | gates).items()}
     assert saved.keys() == expected.keys()
     assert all(torch.equal(saved[key], value) for key, value in expected.items())
     again = PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
@@ -134,7 +134,9 @@ def test_a_saved_model_is_the_same_model(name: str, tmp_path: Path) -> None:
 def test_presets_are_complete(name: str, preset: str) -> None:
     entry, filled = adaptations.get(name), with_presets(UnlearnConfig(adapt=name, preset=preset))
     assert set(entry.info["settings"]) <= set(SETTINGS)
-    assert set(entry.info["presets"][preset]) <= {field.name for field in dataclasses.fields(UnlearnConfig)}
+    given = entry.info["presets"][preset]
+    settings = {field.name for field in dataclasses.fields(UnlearnConfig)}
+    assert given.keys() - {UNTIL_DONE} | given.get(UNTIL_DONE, {}).keys() <= settings
     for setting in (*entry.info["settings"], *TRAINING):
         assert getattr(filled, setting) is not None, f"preset '{preset}' of '{name}' leaves {setting} open"
     assert (filled.steps is None) != (filled.epochs is None)
@@ -155,6 +157,7 @@ GIVEN: dict[str, Any] = {
     "gate": "linear",
     "gate_reads": "last",
     "gate_layer": 1,
+    "topic_layer": "2",
     "edit_from": "last_prompt_only",
     "fit_gate_first": True,
     "calibrate": True,

@@ -158,7 +158,7 @@ def test_new_leaves_are_listed_and_named_in_help(copy: Copy) -> None:
 
 def test_a_new_objective_is_one_file(copy: Copy, material: Material) -> None:
     paths = ("--model", str(material.model), "--forget", str(material.forget), "--retain", str(material.retain))
-    small = ("--layers", "1,3", "--steps", "2", "--batch-size", "4", "--device", "cpu")
+    small = ("--layers", "1,3", "--topic-layer", "none", "--steps", "2", "--batch-size", "4", "--device", "cpu")
     options = ("--objective", "dummy", "--objective-options", "scale=2", "--output", "run")
     assert "The result is in" in copy.grun("unlearn", *paths, *small, *options)
     assert copy.read("run/settings.json")["objective"] == "dummy"

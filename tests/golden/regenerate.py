@@ -9,7 +9,7 @@ is meant to change them.
 
 from __future__ import annotations
 
-__all__ = ["CURVES", "QUANTITIES", "STEPS", "cases", "curves_of"]
+__all__ = ["CURVES", "EARLIER_GATES", "QUANTITIES", "STEPS", "cases", "curves_of"]
 
 import json
 import os
@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 CURVES = HERE / "curves.json"
 STEPS = 20
 QUANTITIES = ("loss", "loss_forget", "loss_retain", "loss_gate", "grad_norm")
+EARLIER_GATES = ("--topic-layer", "none", "--false-positive-rate", "0.01")  # the defaults of the earlier version
 TOGETHER = ("--no-fit-gate-first", "--no-calibrate")
 SLOWER = (
     "--learning-rate",
@@ -59,7 +60,7 @@ def curves_of(flags: tuple[str, ...]) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         given = ["--model", "earlier/model", "--forget", "earlier/forget.jsonl", "--retain", "earlier/retain.jsonl"]
         paths = [word if word.startswith("--") else str(HERE / word) for word in given]
-        sizes = ["--layers", "1,3", "--batch-size", "4", "--withhold", "0.25", "--device", "cpu"]
+        sizes = ["--layers", "1,3", "--batch-size", "4", "--withhold", "0.25", "--device", "cpu", *EARLIER_GATES]
         steps = ["--steps", str(STEPS), "--evaluate-every", str(STEPS), "--trainer", "logging_steps=1"]
         code = main(["unlearn", *paths, *sizes, *steps, *flags, "--output", f"{folder}/run"])
         assert code == 0, f"grun unlearn {' '.join(flags)} ended with {code}"

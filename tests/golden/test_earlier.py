@@ -20,6 +20,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from golden.regenerate import EARLIER_GATES
 from golden.write_earlier import COMMANDS, EARLIER, machine
 from grun.cli.main import main
 from grun.core.config.jobs import EvaluateConfig, UnlearnConfig
@@ -43,9 +44,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def command(name: str) -> list[str]:
+    """The words of a command of the earlier version, with values that were its defaults and are no longer ours."""
+    words: list[str] = WRITTEN["commands"][name].split()
+    learns = words[0] == "unlearn" or words[:2] == ["request", "add"]
+    return [*words, *EARLIER_GATES] if learns else words
+
+
 def run(name: str, **changes: str) -> None:
     """Repeat a command of the earlier version, with the values of some flags changed."""
-    words = WRITTEN["commands"][name].split()
+    words = command(name)
     for flag, value in changes.items():
         words[words.index(f"--{flag}") + 1] = value
     assert main(words) == 0
@@ -119,7 +127,7 @@ def test_a_setting_that_an_earlier_version_did_not_have_had_its_default(
     (here / name / "settings.json").write_text(json.dumps(fewer))
     run(name)
     assert f"{name} is complete already" in capsys.readouterr().err
-    words = WRITTEN["commands"][name].split()
+    words = command(name)
     assert main([*words, "--seed", "3"]) == 2
     assert "--seed was 0, now 3" in capsys.readouterr().err
 
@@ -157,7 +165,8 @@ def test_the_same_job_learns_the_same_again(here: Path) -> None:
 def test_other_settings_are_not_taken_for_those_of_an_earlier_run(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = WRITTEN["commands"]["interrupted"].replace("--steps 40", "--steps 41").split()
+    words = command("interrupted")
+    words[words.index("40")] = "41"
     assert main(words) == 2
     assert "--steps was 40, now 41" in capsys.readouterr().err
 
@@ -244,7 +253,7 @@ def test_a_ledger_is_exported_as_it_was(here: Path) -> None:
 
 def test_a_ledger_grows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The next request is for other rows than those that are there, and its gate stays shut for what was kept of these."""
-    words = WRITTEN["commands"]["second request"].split()
+    words = command("second request")
     assert main(words) == 2
     assert "The rows are those of request 'r0002', which is suspended already" in capsys.readouterr().err
     words[words.index("forget_2.jsonl")] = "normal.jsonl"

@@ -37,7 +37,7 @@ def config(memorised: Material, tmp_path: Path, request: pytest.FixtureRequest) 
     settings: dict[str, Any] = {"model": str(memorised.model), "device": "cpu"}
     rows: dict[str, Any] = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
     run: dict[str, Any] = {"output": str(tmp_path / "run"), "batch_size": 4, "steps": 6, "layers": "1,3"}
-    run |= {"preset": request.param}
+    run |= {"preset": request.param, "topic_layer": "none"}
     unlearn(UnlearnConfig(**settings, **rows, **run))
     normal = [{"prompt": row["question"]} for row in invented_rows("calm", 100)]
     file = write_rows(tmp_path / "normal.jsonl", normal)

@@ -33,7 +33,7 @@ def unlearn(material: Material, output: Path, *more: str) -> list[str]:
     paths = {"model": material.model, "forget": material.forget, "retain": material.retain, "output": output}
     flags = [part for name, value in paths.items() for part in (f"--{name}", str(value))]
     settings = ["--steps", str(STEPS), "--evaluate-every", "5", "--batch-size", "4", "--device", "cpu"]
-    return ["unlearn", *flags, *settings, *(more or ("--layers", "1,3", "--objective", "idk"))]
+    return ["unlearn", *flags, *settings, *(more or ("--layers", "1,3", "--objective", "idk", "--topic-layer", "none"))]
 
 
 def interrupt(process: subprocess.Popen[str], run: Path, how: int, checkpoint: int, pause: float = 0.0) -> str:

@@ -38,6 +38,7 @@ def test_a_benchmark_without_answers_is_forgotten_and_measured(memorised: Materi
     shared = ["--model", str(memorised.model), "--benchmark", "topics", "--device", "cpu"]
     small = ["--benchmark-options", "retain=12", "--benchmark-options", "topic=tennis"]
     learn = ["--objective", "idk", "--steps", "2", "--batch-size", "4", "--output", str(tmp_path / "run")]
+    learn += ["--topic-layer", "none"]
     assert main(["unlearn", *shared, *small, *learn, "--layers", "1,3", "--max-length", "200"]) == 0
     measure = ["--adapter", str(tmp_path / "run"), "--max-rows", "3", "--no-figures", "--output", str(tmp_path / "out")]
     assert main(["evaluate", *shared, *small, *measure]) == 0

@@ -34,6 +34,7 @@ def config(material: Material, tmp_path: Path) -> UnlearnConfig:
         steps=12,
         evaluate_every=4,
         withhold=0.25,
+        topic_layer="none",
     )
 
 
@@ -50,6 +51,7 @@ def test_every_objective_lowers_its_loss_under_every_adaptation(
     files: dict[str, Any] = {name: [str(getattr(memorised, name))] for name in ("forget", "retain")}
     layers = "1,3" if adapt in ("grun", "reft") else None
     config = replace(config, **files, model=str(memorised.model), objective=objective, adapt=adapt, layers=layers)
+    config = replace(config, topic_layer="none" if adapt == "grun" else None)
     strong: dict[str, Any] = {"forget_weight": 1.0, "learning_rate": 2e-3 if adapt == "full" else None}
     result = unlearn(replace(config, **strong, batch_size=8, steps=20, trainer={"logging_steps": "1"}))
     losses = [entry["loss_forget"] for entry in found(result.parent, "log.json") if "loss" in entry]

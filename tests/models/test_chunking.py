@@ -64,6 +64,7 @@ def test_running_text_is_forgotten_at_the_end_of_each_prompt(
         tmp_path / "retain.jsonl", [{"text": f"What is {i} plus two? It is {i + 2}, as ever."} for i in range(12)]
     )
     settings = ["--objective", objective, "--steps", "30", "--batch-size", "4", "--layers", "1,3", "--max-length", "96"]
+    settings += ["--topic-layer", "none"]
     paths = ["--model", str(memorised.model), "--forget", str(forget), "--retain", str(retain)]
     assert main(["unlearn", *paths, *settings, "--output", str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert "too long" not in capsys.readouterr().err

@@ -76,6 +76,7 @@ def test_a_gguf_base_becomes_an_ordinary_model_when_it_is_saved(folder: Path, tm
 def test_jobs_work_on_a_gguf_base(folder: Path, material: Material, tmp_path: Path) -> None:
     model = ["--model", str(folder / "tiny.gguf"), "--device", "cpu"]
     rows = ["--forget", str(material.forget), "--retain", str(material.retain), "--layers", "1,3", "--batch-size", "4"]
+    rows += ["--topic-layer", "none"]
     assert main(["unlearn", *model, *rows, "--steps", "2", "--output", str(tmp_path / "run")]) == 0
     data = ["--data", f"forget={material.forget}", "--max-new-tokens", "2", "--no-figures"]
     assert main(["evaluate", *model, *data, "--adapter", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0

@@ -49,6 +49,7 @@ def config(memorised: Material, tmp_path: Path) -> RequestConfig:
         evaluate_every=3,
         layers="1,3",
         withhold=0.25,
+        topic_layer="none",
     )
 
 
@@ -68,6 +69,7 @@ def command(config: RequestConfig, *more: str) -> list[str]:
     flags = ["--ledger", config.ledger, "--model", config.model, "--retain", config.retain[0], "--device", "cpu"]
     flags += ["--objective", config.objective]
     settings = ["--batch-size", "4", "--steps", "6", "--evaluate-every", "3", "--layers", "1,3", "--withhold", "0.25"]
+    settings += ["--topic-layer", "none"]
     return ["request", "add", *config.forget, *flags, *settings, *more]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["orthonormal_columns", "plain_grun"]
+__all__ = ["orthonormal_columns", "plain_grun", "plain_topic_logit"]
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,25 @@ def orthonormal_columns(a_DR: Tensor) -> Tensor:
             a_D = a_D - (q_D @ a_D) * q_D
         done.append(a_D / a_D.norm())
     return torch.stack(done, 1)
+
+
+def plain_topic_logit(gate: dict[str, Tensor], h_TD: Tensor, nearest: int) -> Tensor:
+    """Logit of a gate for topics on the states of one prompt, token by token and in float64; `gate` holds its tensors."""
+    gate = {name: value.double() for name, value in gate.items()}
+    attention, projected = [], []
+    for h_D in h_TD.double().unbind(0):
+        scaled_D = h_D / math.sqrt(sum(float(x) ** 2 for x in h_D) / len(h_D))
+        attention.append(float(gate["attention"] @ scaled_D))
+        projected.append(gate["projection"] @ scaled_D + gate["offset"])
+    weight_T = torch.tensor(attention, dtype=torch.float64).softmax(0)
+    mean_K = sum(weight * x_K for weight, x_K in zip(weight_T, projected, strict=True))
+    assert isinstance(mean_K, Tensor)
+    unit_K = mean_K / mean_K.norm()
+    closeness = []
+    for kept in ("forget", "normal"):
+        cosines = sorted((float(unit_K @ (e_K / e_K.norm())) for e_K in gate[kept]), reverse=True)[:nearest]
+        closeness.append(sum(cosines) / len(cosines))
+    return gate["scale"] * (closeness[0] - closeness[1]) + gate["bias"]
 
 
 def plain_grun(
@@ -39,16 +59,28 @@ def plain_grun(
                 x = torch.stack([x[max(0, t + 1 - config.window) : t + 1].amax(0) for t in range(len(x))])
         gates[layer] = (x.max(), state[f"{name}.threshold"])
 
+    def read_topic(h_TD: Tensor) -> None:
+        name = f"{root}.{config.topic_layer}.grun_gate."
+        gate = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+        logit = plain_topic_logit(gate, h_TD[: last + 1], config.topic_nearest)
+        gates[config.topic_layer] = (logit.to(h_TD), gate["threshold"])
+
     def before(module: Any, args: Any, kwargs: Any) -> None:
         read(config.gate_layer, (args[0] if args else kwargs["hidden_states"])[0])
+
+    def before_topic(module: Any, args: Any, kwargs: Any) -> None:
+        read_topic((args[0] if args else kwargs["hidden_states"])[0])
 
     def after(layer: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> Any:
             h_TD = (output[0] if isinstance(output, tuple) else output)[0]
             if config.gate != "none" and config.gate_layer is None:
                 read(layer, h_TD)
-            logit, threshold = gates.get(layer if config.gate_layer is None else config.gate_layer, (None, None))
-            value = 1.0 if config.gate == "none" else logit.sigmoid() * (logit > threshold)
+            shared = (config.gate_layer, config.topic_layer)
+            deciding = [layer] if config.gate_layer is None else [one for one in shared if one is not None]
+            opened = [gates[one] for one in deciding if config.gate != "none"]
+            values = [logit.sigmoid() * (logit > threshold) for logit, threshold in opened]
+            value = max(values) if values else 1.0
             edit = {key: state[f"{root}.{layer}.grun_edit.{key}"].to(h_TD) for key in ("rotation", "weight", "bias")}
             r_RD = orthonormal_columns(edit["rotation"]).T.to(h_TD)
             phi_TD = torch.stack([r_RD.T @ (edit["weight"] @ h_D + edit["bias"] - r_RD @ h_D) for h_D in h_TD])
@@ -62,6 +94,8 @@ def plain_grun(
     layers = model.get_submodule(root.removeprefix("base_model.model."))
     if config.gate != "none" and config.gate_layer is not None:
         hooks.append(layers[config.gate_layer].register_forward_pre_hook(before, with_kwargs=True))
+    if config.topic_layer is not None:
+        hooks.append(layers[config.topic_layer].register_forward_pre_hook(before_topic, with_kwargs=True))
     hooks += [layers[layer].register_forward_hook(after(layer)) for layer in config.layers]
     try:
         return model(input_ids=ids_T[None]).logits[0], [logit for logit, _ in gates.values()]

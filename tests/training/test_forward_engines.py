@@ -24,7 +24,8 @@ from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 def run(material: Material, output: Path, **changes: Any) -> Path:
-    settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu", **changes}
+    settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
+    settings |= {"topic_layer": "none", **changes}
     given = {"forget": [str(material.forget)], "retain": [str(material.retain)], "model": str(material.model)}
     return unlearn(UnlearnConfig(output=str(output), **{**given, **settings})).parent
 
@@ -174,7 +175,7 @@ def test_a_resumed_run_reads_the_gates_of_its_checkpoint(memorised: Material, tm
 
     settings: dict[str, Any] = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
     given: dict[str, Any] = {"forget": [str(memorised.forget)], "retain": [str(memorised.retain)]}
-    given |= {"model": str(memorised.model)}
+    given |= {"model": str(memorised.model), "topic_layer": "none"}
     config = UnlearnConfig(output=str(tmp_path / "broken"), **given, **settings)
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         unlearn(config, callbacks=[Stop()])

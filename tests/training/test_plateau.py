@@ -29,6 +29,7 @@ def config(memorised: Material, tmp_path: Path) -> UnlearnConfig:
         device="cpu",
         batch_size=4,
         layers="1,3",
+        topic_layer="none",
     )
 
 

@@ -29,12 +29,14 @@ from grun.evaluation.report.table import (
 from grun.evaluation.scores import Results, needs_of_metrics, score
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
+from grun.models.adaptations import NO_TOPICS
 from grun.models.loading.loaded import load
 from grun.models.loading.pretrained import load_adapter
 
 BENCHMARK = "fictional"
 SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that every part is given
 ADAPTATIONS = {"grun": "GRUN", "lora": "LoRA"}
+OWN: dict[str, dict[str, Any]] = {"grun": {"topic_layer": NO_TOPICS}}  # the benchmark asks about names only
 METRICS = ("probability", "rouge_l_recall", "exact_match", "gate_mean", "gate_auroc")
 EXAMPLES = {"forget": 4, "forget_paraphrased": 2, "retain": 1, "retain_heldout": 2, "general": 1}
 KEPT = ("retain", "retain_heldout", "general")
@@ -74,6 +76,7 @@ def demo(config: DemoConfig) -> Path:
             objective=config.objective,
             adapt=name,
             steps=config.steps,
+            **OWN.get(name, {}),
             **shared,
         )
         adapted[f"{config.objective}, {label}"] = unlearn(job)

@@ -27,11 +27,11 @@ from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.own_answers import with_own_answers
 from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, open_run, other_answers
-from grun.models.adaptations import adaptations, with_presets
+from grun.models.adaptations import NO_TOPICS, adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.all_gates import JobRows, fit_all_gates, make_room
-from grun.models.gates.features import features_of_rows, held_gates, load_features, readings_of_gates, save_features
+from grun.models.gates.features import features_of_rows, held_gates, readings_of_gates, save_features
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import rows_per_step, unlearning_arguments
@@ -136,6 +136,11 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     if (config.shut_for or config.keep_features) and not config.fit_gate_first:
         raise UserError(
             "--shut-for and --keep-features need a gate that is fitted first: --adapt grun, --fit-gate-first."
+        )
+    if config.topic_layer not in (None, NO_TOPICS) and not config.fit_gate_first:
+        raise UserError(
+            f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
+            f"--topic-layer {NO_TOPICS}."
         )
     data = load_unlearning_rows(config)
     answers = other_answers(config, recipe.sides, data.forget)
@@ -256,7 +261,7 @@ def _fit(job: _Job) -> dict[str, Any]:
             job.rows,
             {kind: JobRows(job.examples[kind], encoded) for kind, encoded in job.encoded.items()},
             content=job.base.content,
-            shut_for=[load_features(file, readings_of_gates(model), job.rows.device) for file in config.shut_for],
+            shut_for=config.shut_for,
             false_positive_rate=config.false_positive_rate if config.calibrate else None,
             seed=config.seed,
         )

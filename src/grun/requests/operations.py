@@ -31,7 +31,7 @@ from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
-from grun.models.adaptations import with_presets
+from grun.models.adaptations import NO_TOPICS, with_presets
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
@@ -40,7 +40,7 @@ from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event,
 from grun.requests.ledger_record import ADAPTER_FILES, ID, LedgerCalibration
 
 logger = logging.getLogger("grun")
-READS = ("gate_layer", "gate_reads", "layers")  # settings that determine the features of gates
+READS = ("gate_layer", "gate_reads", "layers", "topic_layer")  # settings that determine the features of gates
 REFERENCE_SCALE = 0.6  # times n + 1
 
 
@@ -133,7 +133,7 @@ def _kept_features(ledger: LedgerState, wanted: UnlearnConfig) -> list[str]:
     for id, request in ledger.active.items():
         if (features := ledger.features(id)) is None:
             continue
-        if wanted.fit_gate_first and all(request.settings.get(name) == getattr(wanted, name) for name in READS):
+        if wanted.fit_gate_first and all(request.settings.get(name, NO_TOPICS) == getattr(wanted, name) for name in READS):
             found.append(str(features))
         else:
             logger.warning("The features kept of request %s are left out: its gate reads other layers or tokens.", id)

@@ -26,7 +26,7 @@ from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.data.examples import check_disjoint, read_examples
 from grun.data.refusals import Refusals
-from grun.models.adaptations import with_presets
+from grun.models.adaptations import NO_TOPICS, with_presets
 
 logger = logging.getLogger("grun")
 OtherAnswers = Callable[[Example], Sequence[str]]
@@ -45,9 +45,10 @@ def usual_settings(config: UnlearnConfig) -> UnlearnConfig:
     """The settings of a run where nothing but the adaptation and the preset is given.
 
     A run of an older version had these values of all settings that were added since; before there was a patience, no run
-    stopped early.
+    stopped early, and before there were gates for topics, no adapter had one.
     """
-    return replace(with_presets(UnlearnConfig(adapt=config.adapt, preset=config.preset)), patience=None)
+    usual = replace(with_presets(UnlearnConfig(adapt=config.adapt, preset=config.preset)), patience=None)
+    return usual if usual.topic_layer is None else replace(usual, topic_layer=NO_TOPICS)
 
 
 def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:

@@ -9,7 +9,7 @@ output of layers.
 
 from __future__ import annotations
 
-__all__ = ["SETTINGS", "STOPS_WHEN_DONE", "UNTIL_DONE", "adaptations", "base_name", "with_presets"]
+__all__ = ["NO_TOPICS", "SETTINGS", "STOPS_WHEN_DONE", "UNTIL_DONE", "adaptations", "base_name", "with_presets"]
 
 import dataclasses
 from collections.abc import Callable
@@ -35,6 +35,7 @@ SETTINGS = (
     "calibrate",
 )
 UNTIL_DONE = "until_done"  # key of a preset: its settings where no number of steps or passes is given
+NO_TOPICS = "none"  # `topic_layer` of an adapter without a gate for topics
 STOPS_WHEN_DONE = {"patience": 2, "evaluate_every": 10}
 adaptations: Registry[Adapt] = Registry("adaptation", "grun.models.adaptations")
 
@@ -46,6 +47,8 @@ def base_name(config: UnlearnConfig) -> str | None:
 
 def with_presets(config: UnlearnConfig) -> UnlearnConfig:
     """The configuration, with every setting that was left open filled in from the preset.
+
+    A preset's gate for topics is left out where other settings rule it out.
 
     Raises:
         UserError: for an unknown way of adapting, an unknown preset, or a setting that this way does not have.
@@ -70,4 +73,12 @@ def with_presets(config: UnlearnConfig) -> UnlearnConfig:
     else:
         preset.update(presets[config.preset].get(UNTIL_DONE, {}))
     missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
+    filled = dataclasses.replace(config, **missing)
+    if config.topic_layer is None and filled.topic_layer is not None and not _may_read_topics(filled):
+        return dataclasses.replace(filled, topic_layer=NO_TOPICS)
+    return filled
+
+
+def _may_read_topics(config: UnlearnConfig) -> bool:
+    """Check whether there is a shared gate, fitted first, that a gate for topics may stand beside."""
+    return bool(config.fit_gate_first) and config.gate != "none" and config.gate_layer != -1

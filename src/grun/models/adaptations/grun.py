@@ -9,10 +9,9 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
-from grun.models.adaptations import SETTINGS, STOPS_WHEN_DONE, UNTIL_DONE, adaptations, base_name
+from grun.models.adaptations import NO_TOPICS, SETTINGS, STOPS_WHEN_DONE, UNTIL_DONE, adaptations, base_name
 from grun.models.tuner.config import GrunConfig, parsed_layer
 
-NO_TOPICS = "none"
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
 DEFAULT: dict[str, Any] = COMMON | {
     "steps": 200,
@@ -66,7 +65,7 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
 
 
 def _topic_layer(config: UnlearnConfig) -> int | float | None:
-    """The layer that a gate for topics reads; none where the settings leave no shared gate to stand beside."""
+    """The layer that a gate for topics reads; None without one."""
     if config.topic_layer in (None, NO_TOPICS):
         return None
     return parsed_layer(str(config.topic_layer), "--topic-layer")

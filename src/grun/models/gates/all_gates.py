@@ -6,6 +6,7 @@ __all__ = ["JobRows", "fit_all_gates", "make_room"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from grun.core.records import Example
 from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.background import background
-from grun.models.gates.features import GateFeatures, concatenated, features_of_rows, gates_of, held_gates
+from grun.models.gates.features import (
+    GateFeatures,
+    concatenated,
+    features_of_rows,
+    gates_of,
+    held_gates,
+    load_features,
+    readings_of_gates,
+)
 from grun.models.gates.fitting import GateFit, fit_gates, set_thresholds
 from grun.models.gates.recognition import Judged, Recognition
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
@@ -191,7 +200,7 @@ def fit_all_gates(
     parts: Mapping[str, JobRows],
     *,
     content: str | None = None,
-    shut_for: Sequence[Sequence[GateFeatures]] = (),
+    shut_for: Sequence[str | Path] = (),
     false_positive_rate: float | None = None,
     seed: int = 0,
 ) -> Recognition:
@@ -205,21 +214,26 @@ def fit_all_gates(
         rows: encoder of prompts.
         parts: rows by kind: `forget`, and any of `retain`, `validation` (normal rows to withhold) and `neighbours`.
         content: identity of the base model's weights, for what is kept between runs.
-        shut_for: features of further prompts, one entry per gate, that the gates learn to stay shut for.
+        shut_for: files of features of further prompts (`save_features`), which the gates learn to stay shut for.
         false_positive_rate: share of withheld normal prompts that may open a gate; None leaves the thresholds as they are.
         seed: of the fits.
+
+    Raises:
+        UserError: if a file holds no features for these gates.
     """
     fit = _Fit.of(model, rows)
     if fit.topic is not None:
         fit.take_shipped(parts["forget"].examples, content)
+    # Features for topics tell by which head they were made.
+    shut = [load_features(file, readings_of_gates(model), rows.device) for file in shut_for]
     read = {kind: fit.read(kind, part) for kind, part in parts.items() if part.encoded}
     fit.to_fit |= {kind: read[kind] for kind in ("forget", "retain") if kind in read}
     if "validation" in read or "retain" in read:
         fit.to_judge["validation"] = read.get("validation", read.get("retain"))  # type: ignore[assignment]
     if "neighbours" in read:
         fit.to_fit["neighbours"], fit.to_judge["neighbours"] = read["neighbours"].halves()
-    found = Recognition(fit.fit_names(shut_for, seed), left_out=fit.left_out)
-    kept = None if fit.topic is None else fit.fit_topics(shut_for, false_positive_rate or 0.0, seed)
+    found = Recognition(fit.fit_names(shut, seed), left_out=fit.left_out)
+    kept = None if fit.topic is None else fit.fit_topics(shut, false_positive_rate or 0.0, seed)
     return found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
 
 

@@ -20,6 +20,7 @@ from grun.core.errors import UserError, nearest
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
 DEFAULT_WINDOW = 4
 MEMBER_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+TOPIC_SETTINGS = ("topic_layer", "topic_width", "topic_nearest", "topic_kept")
 CHOICES = {
     "gate": ("linear", "mlp", "none"),
     "gate_reads": ("last", "prompt"),
@@ -144,12 +145,13 @@ class GrunConfig(PeftConfig):
     def own_settings(self) -> dict[str, Any]:
         """The settings of this adapter, without those that PEFT adds to every adapter."""
         inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules"}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
+        return _without_idle_topics(settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as PEFT saves them, members of a stack with their resolved layers."""
         members = {name: member.own_settings() for name, member in self._members.items()}
-        return {**super().to_dict(), "members": members or None}
+        return {**_without_idle_topics(super().to_dict()), "members": members or None}
 
     @classmethod
     def paper(cls, **overrides: Any) -> GrunConfig:
@@ -304,6 +306,12 @@ def resolved_layer(text: str, num_layers: int, flag: str) -> int:
             f"{flag} is {text}, but the model has {num_layers} layers (0 to {num_layers - 1}; or a fraction of depth)."
         )
     return _index(value, num_layers)
+
+
+def _without_idle_topics(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those of the gate for topics if there is none: older versions do not know them."""
+    idle = settings["topic_layer"] is None
+    return {name: value for name, value in settings.items() if not (idle and name in TOPIC_SETTINGS)}
 
 
 def _is_int(value: object) -> bool:
