@@ -77,7 +77,7 @@ def add(config: RequestConfig) -> str:
                 raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
-        work = _work(now, UnlearnConfig(**settings), fingerprint(vars(data)))
+        work = _work(now, UnlearnConfig(**settings), fingerprint(data.parts))
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
