@@ -151,7 +151,8 @@ def test_shipped_prompts_that_are_rows_of_the_job_are_not_judged_as_unseen(
     config: UnlearnConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt that a gate was fitted on would look better than it is."""
-    shipped = (*shipped_prompts()[:40], *shipped_prompts()[-2:])
+    short = [prompt for prompt in shipped_prompts() if len(prompt.text) < 100]
+    shipped = (*short[:40], *short[-2:])
     for module in (all_gates, background):
         monkeypatch.setattr(module, "shipped_prompts", lambda: shipped)
     known = {prompt.text for prompt in shipped}
