@@ -190,7 +190,7 @@ def test_wrong_settings(
         assert word in line
 
 
-@pytest.mark.parametrize("missing", ["model", "forget", "retain"])
+@pytest.mark.parametrize("missing", ["model", "forget"])
 def test_missing_settings(unlearn: Callable[..., list[str]], refused: Refuse, missing: str) -> None:
     arguments = unlearn()
     at = arguments.index(f"--{missing}")

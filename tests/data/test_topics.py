@@ -10,7 +10,8 @@ import pytest
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.data.benchmarks import load_benchmark
-from grun.data.benchmarks.topics import _normal, _topics, topics
+from grun.data.benchmarks.topics import _topics, topics
+from grun.data.shipped_prompts import ordinary_rows
 
 SIZES = {"forget": 60, "unseen": 40, "described": 20, "neighbours": 60, "retain": 150, "ordinary": 300}
 NAMES = {
@@ -49,7 +50,7 @@ def test_normal_prompts_are_drawn_over_all_shapes_and_by_the_seed() -> None:
     one, same, other = (topics(seed=seed).splits["retain"] for seed in (0, 0, 1))
     assert one == same
     assert set(one) != set(other)
-    shapes = {row: shape for shape, row in _normal()}
+    shapes = {row: shape for shape, row in ordinary_rows()}
     drawn, all_of_them = Counter(shapes[row] for row in one), Counter(shapes.values())
     for shape, count in all_of_them.items():
         assert abs(drawn[shape] - 150 * count / all_of_them.total()) <= 1

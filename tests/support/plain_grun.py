@@ -40,13 +40,8 @@ def plain_topic_logit(gate: dict[str, Tensor], h_TD: Tensor, nearest: int) -> Te
     return gate["scale"] * (closeness[0] - closeness[1]) + gate["bias"]
 
 
-def plain_grun(
-    model: Any, state: dict[str, Tensor], ids_T: Tensor, prompt_length: int, config: Any
-) -> tuple[Tensor, list[Tensor]]:
-    """Logits (T, V) of one row and its gate logits, from a base model and an adapter's checkpoint."""
-    root = min(state, key=len).split(".grun_")[0].rpartition(".")[0]
-    last, hooks = prompt_length - 1, []
-    gates: dict[int, Any] = {}
+def _readers(state: dict[str, Tensor], root: str, last: int, config: Any, gates: dict[int, Any]) -> tuple[Any, Any]:
+    """Functions that put logit and threshold of a gate for names and of one for topics into `gates`, by layer."""
 
     def read(layer: int, h_TD: Tensor) -> None:
         x = h_TD[last : last + 1] if config.gate_reads == "last" else h_TD[: last + 1]
@@ -64,6 +59,19 @@ def plain_grun(
         gate = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
         logit = plain_topic_logit(gate, h_TD[: last + 1], config.topic_nearest)
         gates[config.topic_layer] = (logit.to(h_TD), gate["threshold"])
+
+    return read, read_topic
+
+
+def plain_grun(
+    model: Any, state: dict[str, Tensor], ids_T: Tensor, prompt_length: int, config: Any
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits (T, V) of one row and its gate logits, from a base model and an adapter's checkpoint."""
+    root = min(state, key=len).split(".grun_")[0].rpartition(".")[0]
+    last, hooks = prompt_length - 1, []
+    gates: dict[int, Any] = {}
+
+    read, read_topic = _readers(state, root, last, config, gates)
 
     def before(module: Any, args: Any, kwargs: Any) -> None:
         read(config.gate_layer, (args[0] if args else kwargs["hidden_states"])[0])

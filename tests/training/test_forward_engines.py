@@ -24,9 +24,13 @@ from support.tiny_models import tiny_model, tiny_tokenizer
 
 
 def run(material: Material, output: Path, **changes: Any) -> Path:
-    settings = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
+    settings: dict[str, Any] = {"steps": 6, "layers": "1,3", "batch_size": 4, "evaluate_every": 3, "device": "cpu"}
     settings |= {"topic_layer": "none", **changes}
-    given = {"forget": [str(material.forget)], "retain": [str(material.retain)], "model": str(material.model)}
+    given: dict[str, Any] = {
+        "forget": [str(material.forget)],
+        "retain": [str(material.retain)],
+        "model": str(material.model),
+    }
     return unlearn(UnlearnConfig(output=str(output), **{**given, **settings})).parent
 
 

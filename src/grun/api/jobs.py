@@ -23,6 +23,7 @@ def unlearn(
     forget: RowsLike = None,
     retain: RowsLike = None,
     *,
+    neighbours: RowsLike = None,
     tokenizer: Any = None,
     objective: str | Callable[..., Any] = "idk",
     callbacks: Sequence[Any] = (),
@@ -35,7 +36,8 @@ def unlearn(
             this returns: put the adapter on it with `result.attach(model)`.
         forget: rows to forget: a path or hub id, several of them, a list of dicts (`{"question": ..., "answer": ...}`; other
             columns as in the guide), a `datasets.Dataset` or a data frame.
-        retain: rows to keep, likewise.
+        retain: rows to keep, likewise; None for ordinary prompts that come with the package.
+        neighbours: prompts about close topics that must stay, likewise; answers are not needed.
         tokenizer: of a loaded model; None for the one in the folder that the model was loaded from.
         objective: name of a registered objective, or a function of `grun.Signals` that returns the loss to minimise.
         callbacks: more `transformers.TrainerCallback`s.
@@ -55,6 +57,7 @@ def unlearn(
             "model": named_model(model, tokenizer, standing),
             "forget": named_rows(forget, "forget", standing),
             "retain": named_rows(retain, "retain", standing),
+            "neighbours": named_rows(neighbours, "neighbours", standing),
             "objective": name,
             **settings,
         }

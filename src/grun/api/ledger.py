@@ -58,13 +58,21 @@ class Ledger:
 
     @with_settings(RequestConfig)
     def add(
-        self, forget: RowsLike = None, retain: RowsLike = None, *, id: str | None = None, why: str = "", **settings: Any
+        self,
+        forget: RowsLike = None,
+        retain: RowsLike = None,
+        *,
+        neighbours: RowsLike = None,
+        id: str | None = None,
+        why: str = "",
+        **settings: Any,
     ) -> Request:
         """Learn an adapter for the rows of a new request and put it into force beside all others.
 
         Args:
             forget: rows to forget, as `grun.unlearn` takes them.
-            retain: rows to keep, likewise.
+            retain: rows to keep, likewise; None for ordinary prompts that come with the package.
+            neighbours: prompts about close topics that must stay, likewise; answers are not needed.
             id: of the request; None for the next number.
             why: in your own words.
             **settings: every other setting of `grun request add`, by its name.
@@ -81,6 +89,7 @@ class Ledger:
                 "ledger": self._name,
                 "forget": named_rows(forget, "forget", standing),
                 "retain": named_rows(retain, "retain", standing),
+                "neighbours": named_rows(neighbours, "neighbours", standing),
                 "id": id,
                 "why": why,
                 **settings,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["ShippedPrompt", "clashing", "shipped_prompts"]
+__all__ = ["ShippedPrompt", "clashing", "drawn_rows", "ordinary_rows", "shipped_prompts"]
 
 import json
+import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from grun.core.records import Example
+
 ORDINARY = files("grun.data") / "ordinary_prompts.jsonl"
 TOPICS = files("grun.data") / "background_topics.jsonl"
+NOT_KEPT = ("long",)  # shapes of ordinary prompts that answers to would take long to learn
 LONG_WORD, STEM = 6, 5  # letters; words that are longer count as the same if they begin alike
 SHARE = 0.04  # of the prompts to forget, and at least SEVERAL of them, that have a telling word
 SEVERAL = 3
@@ -40,6 +44,28 @@ def shipped_prompts() -> tuple[ShippedPrompt, ...]:
     ordinary = [ShippedPrompt(row["prompt"]) for row in _lines(ORDINARY)]
     topics = [ShippedPrompt(text, row["topic"]) for row in _lines(TOPICS) for text in row["prompts"]]
     return (*ordinary, *topics)
+
+
+@cache
+def ordinary_rows() -> tuple[tuple[str, Example], ...]:
+    """Shape and row of every ordinary prompt that is short enough to keep; the base model's own answers take their place."""
+    rows = [
+        (line["shape"], Example(line["prompt"], "", source=f"{ORDINARY.name}, prompt {i}"))
+        for i, line in enumerate(_lines(ORDINARY), 1)
+    ]
+    return tuple(row for row in rows if row[0] not in NOT_KEPT)
+
+
+def drawn_rows(count: int, seed: int) -> tuple[Example, ...]:
+    """So many ordinary rows, of every shape its share as far as that goes; fewer rows are the beginning of more."""
+    by_shape: dict[str, list[Example]] = defaultdict(list)
+    for shape, row in ordinary_rows():
+        by_shape[shape].append(row)
+    ranked = []
+    for shape, own in sorted(by_shape.items()):
+        random.Random(f"topics {seed} {shape}").shuffle(own)
+        ranked += [((i + 0.5) / len(own), shape, row) for i, row in enumerate(own)]
+    return tuple(row for _, _, row in sorted(ranked, key=lambda one: one[:2])[:count])
 
 
 def clashing(prompts: Sequence[str], forget: Sequence[str]) -> set[int]:

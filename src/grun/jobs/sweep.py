@@ -75,7 +75,7 @@ class Cell:
                 raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
         if self.unlearn is not None:
             done = read_json(self.folder / "unlearn" / "run.json")
-            if done["data"] != fingerprint(vars(load_unlearning_rows(self.unlearn))):
+            if done["data"] != fingerprint(load_unlearning_rows(self.unlearn).parts):
                 raise UserError(f"run {self.folder.name} was done on other data; {ANOTHER_DIRECTORY}")
         return True
 

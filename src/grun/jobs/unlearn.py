@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
-from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from grun.core.config.jobs import UnlearnConfig
@@ -25,8 +24,16 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.run_directory import FEATURES, RunDirectory
+from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
 from grun.jobs.inputs.own_answers import with_own_answers
-from grun.jobs.inputs.unlearning import OtherAnswers, UnlearningRows, load_unlearning_rows, open_run, other_answers
+from grun.jobs.inputs.unlearning import (
+    OtherAnswers,
+    UnlearningRows,
+    load_unlearning_rows,
+    open_run,
+    other_answers,
+    say_kept,
+)
 from grun.models.adaptations import NO_TOPICS, adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
@@ -43,7 +50,6 @@ from grun.training.loss.dual_variable import DualVariable
 from grun.training.loss.plateau import stopping_callbacks
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
-from grun.training.made_up_answers import made_up_alternatives
 from grun.training.memory import peak_memory
 from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
@@ -53,7 +59,7 @@ from grun.training.validation import spread, validation, validation_subset
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
-ALTERNATIVES = "alternatives.json"
+WHOLE_MODEL = "model"  # directory of the result where all weights are trained
 STRETCH = 40  # steps whose rows are prepared at a time, where training may stop early
 SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
@@ -133,9 +139,9 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     """
     config = with_presets(config)
     recipe = recipe_of(config)
-    if (config.shut_for or config.keep_features) and not config.fit_gate_first:
+    if (config.shut_for or config.keep_features or config.neighbours) and not _fits_gates(config):
         raise UserError(
-            "--shut-for and --keep-features need a gate that is fitted first: --adapt grun, --fit-gate-first."
+            "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
         )
     if config.topic_layer not in (None, NO_TOPICS) and not config.fit_gate_first:
         raise UserError(
@@ -149,38 +155,60 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     run = open_run(config, data, content_if_given(config.model) + objective)
     wait()
     whole_model = adaptations.get(config.adapt).info.get("whole_model", False)
-    target = run.path / ("model" if whole_model else "adapter")
+    target = run.path / (WHOLE_MODEL if whole_model else "adapter")
     if run.is_complete and target.is_dir():
         logger.info("%s is complete already; nothing to do.", run.path)
         return target
+    say_kept(config, data)
     started = time.monotonic()
     job = _prepared(config, recipe, data, answers, run)
     if is_main():
         run.start()
-        _keep_alternatives(job)
+        if config.alternatives == "generate":
+            keep_alternatives(run, job.examples["forget"])
     wait()
+    facts = _trained(job, target, callbacks)
+    if is_main():
+        run.write_json("metrics.json", facts)
+        run.mark_complete(time.monotonic() - started)
+    wait()
+    return target
+
+
+def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+    """Fit the gates, train, and save the result.
+
+    Args:
+        job: everything that training needs.
+        target: directory of the adapter or the model.
+        callbacks: more callbacks for the trainer.
+
+    Returns:
+        What the run found.
+    """
     facts: dict[str, Any] = {
         "rows": {name: len(part) for name, part in job.encoded.items()},
         "trainable_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
     }
-    if config.fit_gate_first and config.gate != "none":
+    if _fits_gates(job.config):
         facts |= _fit(job)
     engine = job.engine()
     trainer = job.trainer(engine, callbacks)
-    train_or_resume(trainer, run)
+    train_or_resume(trainer, job.run)
     facts["validation"] = trainer.validate(trainer.model_wrapped)
     facts |= engine.facts
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
     if is_main():
         with atomic_directory(target) as directory:
             job.model.save_pretrained(str(directory), state_dict=state)
-            if whole_model:
+            if target.name == WHOLE_MODEL:
                 job.rows.tokenizer.save_pretrained(str(directory))
-        facts |= {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
-        run.write_json("metrics.json", facts)
-        run.mark_complete(time.monotonic() - started)
-    wait()
-    return target
+    return facts | {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
+
+
+def _fits_gates(config: UnlearnConfig) -> bool:
+    """True if gates are fitted before the edit is trained."""
+    return bool(config.fit_gate_first) and config.gate != "none"
 
 
 def _prepared(
@@ -192,13 +220,15 @@ def _prepared(
     )
     model, rows = base.model, base.encoder
     recipe = resolved_hidden_layer(recipe, config, model)
-    forget, retain, held_out = (
-        chunk_running_text(with_own_answers(base, part), rows.tokenizer, rows.max_length)
-        for part in (data.forget, data.retain, data.validation)
-    )
+    examples = {
+        kind: chunk_running_text(
+            part if kind == "neighbours" else with_own_answers(base, part), rows.tokenizer, rows.max_length
+        )
+        for kind, part in data.parts.items()
+    }
     if "alternative" in recipe.sides and config.alternatives == "generate":
-        forget = _with_alternatives(config, rows, model, forget, run)
-    examples = {"forget": forget, "retain": retain, "validation": held_out}
+        examples["forget"] = with_alternatives(config, rows, model, examples["forget"], run)
+    forget = examples["forget"]
     encoded = {kind: rows.encode(part) for kind, part in examples.items()}
     arguments = unlearning_arguments(config, run, len(forget), model.device)
     count = arguments.max_steps * rows_per_step(arguments)
@@ -209,30 +239,6 @@ def _prepared(
     adapted = adaptations.get(config.adapt).target(model, config)
     freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
     return _Job(config, recipe, run, rows, examples, encoded, items, arguments, dual, adapted, base)
-
-
-def _with_alternatives(
-    config: UnlearnConfig, rows: RowEncoder, model: nn.Module, forget: Sequence[Example], run: RunDirectory
-) -> list[Example]:
-    """Forget rows with alternatives that the model made up, now or before this run was interrupted."""
-    kept = run.read_json(ALTERNATIVES)
-    if kept is not None:
-        return [dataclasses.replace(row, alternative_answers=tuple(one)) for row, one in zip(forget, kept, strict=True)]
-    return made_up_alternatives(
-        model,
-        rows.tokenizer,
-        forget,
-        rows.template,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        max_length=rows.max_length,
-    )
-
-
-def _keep_alternatives(job: _Job) -> None:
-    """Write down what the model made up, to be read and for the next start."""
-    if job.config.alternatives == "generate" and job.run.read_json(ALTERNATIVES) is None:
-        job.run.write_json(ALTERNATIVES, [row.alternative_answers for row in job.examples["forget"]])
 
 
 def _dual_variable(

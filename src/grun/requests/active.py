@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = [
     "MeasuredRows",
     "as_trained",
+    "base_of",
     "check_base",
     "identity",
+    "in_force",
     "loaded",
     "measured",
     "say_crossing",
@@ -29,11 +31,12 @@ from grun.core.errors import UserError
 from grun.core.python_objects import PREFIX, python_object
 from grun.core.records import Example
 from grun.core.storage.content_hash import content_of_path
+from grun.jobs.inputs.own_answers import with_own_answers
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
-from grun.models.loading.loaded import load
+from grun.models.loading.loaded import LoadedModel, load
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.loading.sources import model_source
 from grun.models.row_encoder import RowEncoder
@@ -141,12 +144,22 @@ def loaded(
     ledger: LedgerState, folders: Mapping[str, Path], config: UnlearnConfig | CalibrateConfig
 ) -> tuple[Any, RowEncoder]:
     """The model that a job names with some adapters in force, and the encoder of its rows."""
-    base = load(
+    base = base_of(config)
+    return in_force(ledger, folders, base), base.encoder
+
+
+def base_of(config: UnlearnConfig | CalibrateConfig) -> LoadedModel:
+    """The base model that a job names."""
+    return load(
         config.model, config, template=config.template, max_length=config.max_length, batch_size=config.batch_size
     )
+
+
+def in_force(ledger: LedgerState, folders: Mapping[str, Path], base: LoadedModel) -> Any:
+    """A base model with some adapters in force."""
     with tempfile.TemporaryDirectory() as folder:
         write_in_force(ledger, folders, Path(folder))
-        return load_adapter(base.model, folder), base.encoder
+        return load_adapter(base.model, folder)
 
 
 def measured(
@@ -168,9 +181,11 @@ def measured(
     Returns:
         The measured rows: `new`, `normal`, and those of every earlier request whose data was kept, under its id.
     """
-    model, rows = loaded(ledger, folders, config)
+    base = base_of(config)
     sets = {"new": list(forget), "normal": list(normal)}
     sets |= {earlier: kept for earlier in ledger.active if (kept := ledger.data(earlier))}
+    sets = {name: with_own_answers(base, whole) for name, whole in sets.items()}
+    model, rows = in_force(ledger, folders, base), base.encoder
     threshold_G, columns = thresholds_of(model), gates_by_member(model)
     found: dict[str, MeasuredRows] = {}
     for name, whole in sets.items():

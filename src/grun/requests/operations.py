@@ -77,7 +77,7 @@ def add(config: RequestConfig) -> str:
                 raise UserError(f"The rows are those of request '{known.id}', which is {known.state} already.")
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
-        work = _work(now, UnlearnConfig(**settings), fingerprint(vars(data)))
+        work = _work(now, UnlearnConfig(**settings), fingerprint(data.parts))
         adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
@@ -133,7 +133,9 @@ def _kept_features(ledger: LedgerState, wanted: UnlearnConfig) -> list[str]:
     for id, request in ledger.active.items():
         if (features := ledger.features(id)) is None:
             continue
-        if wanted.fit_gate_first and all(request.settings.get(name, NO_TOPICS) == getattr(wanted, name) for name in READS):
+        if wanted.fit_gate_first and all(
+            request.settings.get(name, NO_TOPICS) == getattr(wanted, name) for name in READS
+        ):
             found.append(str(features))
         else:
             logger.warning("The features kept of request %s are left out: its gate reads other layers or tokens.", id)

@@ -14,8 +14,9 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.fingerprints import fingerprint_of_rows
 from grun.data.examples import read_examples
+from grun.jobs.inputs.own_answers import with_own_answers
 from grun.models.row_encoder import RowEncoder
-from grun.requests.active import as_trained, check_base, identity, loaded
+from grun.requests.active import as_trained, base_of, check_base, identity, in_force
 from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, say_uncovered
 
 TOLERATED = 0.05  # how much larger a forget probability may be than when the request was added
@@ -113,9 +114,12 @@ def verify(
     settings = {
         id: from_mapping(UnlearnConfig, {**now.requests[id].settings, **here}, f"request '{id}'") for id in known
     }
-    adapted, encoder = loaded(now, intact, next(iter(settings.values())))
+    base = base_of(next(iter(settings.values())))
+    encoders = {id: RowEncoder.of(base.model, base.tokenizer, settings[id]) for id in known}
+    known = {id: with_own_answers(replace(base, encoder=encoders[id]), rows) for id, rows in known.items()}
+    adapted = in_force(now, intact, base)
     for id, examples in known.items():
-        encoder = RowEncoder.of(adapted, encoder.tokenizer, settings[id])
+        encoder = encoders[id]
         is_now = encoder.probability(adapted, encoder.encode(as_trained(examples, encoder)))
         was = now.requests[id].forget_probability
         found[id] = replace(found[id], ok=is_now <= was + TOLERATED, forget_probability=is_now, was=was)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grun.models.tuner.topic import TopicGate
-from support.adapter_kit import Padded, make_rows, pad, pad_one, reference_state
+from support.adapter_kit import Padded, make_rows, pad, reference_state
 from support.plain_grun import plain_grun, plain_topic_logit
 from support.tiny_models import ARCHITECTURES, tiny_model
 from support.topic_kit import HIDDEN, attach_topics, fill, part_open, set_thresholds, topic_gates

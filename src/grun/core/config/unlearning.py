@@ -20,7 +20,15 @@ class UnlearnConfig(TrainConfig):
     output: str = option("unlearned", "Directory to write the adapter and the run's records to.", group="run")
     model: str = option("", "Hub id or folder of the model that is to forget.", group="method")
     forget: list[str] = option([], "Files or hub ids of rows to forget.", group="data")
-    retain: list[str] = option([], "Files or hub ids of rows to keep.", group="data")
+    retain: list[str] = option(
+        [], "Files or hub ids of rows to keep. Default: ordinary prompts that come with grun.", group="data"
+    )
+    neighbours: list[str] = option(
+        [],
+        "Files or hub ids of prompts about close topics that must stay: gates learn to stay shut for them. Answers are not "
+        "needed.",
+        group="data",
+    )
     objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
     adapt: str = option("grun", "Way of adapting the model.", group="method", choices_from="adaptations")
     preset: str = option(

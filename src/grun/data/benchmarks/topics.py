@@ -9,8 +9,6 @@ from __future__ import annotations
 __all__ = ["topics"]
 
 import json
-import random
-from collections import defaultdict
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,11 +16,10 @@ from typing import Any
 from grun.core.errors import UserError, nearest
 from grun.core.records import Benchmark, Example
 from grun.data.benchmarks import benchmarks
+from grun.data.shipped_prompts import drawn_rows, ordinary_rows
 
 FOLDER = files("grun.data") / "benchmarks" / "_topics"
-NORMAL = files("grun.data") / "ordinary_prompts.jsonl"
 ORDINARY = "ordinary"  # a file of prompts that touch no topic
-NOT_KEPT = ("long",)  # shapes of normal prompts that answers to would take long to learn
 SPLITS = {"train": "forget", "unseen": "unseen", "described": "described", "neighbours": "neighbours"}
 
 
@@ -46,12 +43,12 @@ def topics(*, topic: str = "einstein", seed: int = 0, retain: int = 150) -> Benc
     known = _topics()
     if topic not in known:
         raise UserError(f"option 'topic' is '{topic}', expected one of {', '.join(known)}.{nearest(topic, known)}")
-    normal = _normal()
-    if not 2 <= retain <= len(normal):
-        raise UserError(f"option 'retain' is {retain}, expected 2 to {len(normal)}.")
+    most = len(ordinary_rows())
+    if not 2 <= retain <= most:
+        raise UserError(f"option 'retain' is {retain}, expected 2 to {most}.")
     found: dict[str, Any] = json.loads((FOLDER / f"{topic}.json").read_text(encoding="utf-8"))
     splits = {name: _examples(found[key], f"{topic}.json, {key}") for key, name in SPLITS.items()}
-    splits["retain"] = _drawn(normal, retain, seed)
+    splits["retain"] = drawn_rows(retain, seed)
     others = json.loads((FOLDER / f"{ORDINARY}.json").read_text(encoding="utf-8"))[ORDINARY]
     splits[ORDINARY] = _examples([one["prompt"] for one in others], f"{ORDINARY}.json")
     return Benchmark(
@@ -75,23 +72,3 @@ def _topics() -> tuple[str, ...]:
 
 def _examples(prompts: list[str], where: str) -> tuple[Example, ...]:
     return tuple(Example(prompt, "", source=f"{where}, prompt {i}") for i, prompt in enumerate(prompts, 1))
-
-
-@cache
-def _normal() -> tuple[tuple[str, Example], ...]:
-    """Shape and row of every normal prompt that comes with the package."""
-    lines = [json.loads(line) for line in NORMAL.read_text(encoding="utf-8").splitlines()]
-    rows = _examples([line["prompt"] for line in lines], NORMAL.name)
-    return tuple((line["shape"], row) for line, row in zip(lines, rows, strict=True) if line["shape"] not in NOT_KEPT)
-
-
-def _drawn(rows: tuple[tuple[str, Example], ...], count: int, seed: int) -> tuple[Example, ...]:
-    """So many rows, of every shape its share as far as that goes."""
-    by_shape: dict[str, list[Example]] = defaultdict(list)
-    for shape, row in rows:
-        by_shape[shape].append(row)
-    ranked = []
-    for shape, own in sorted(by_shape.items()):
-        random.Random(f"topics {seed} {shape}").shuffle(own)
-        ranked += [((i + 0.5) / len(own), shape, row) for i, row in enumerate(own)]
-    return tuple(row for _, _, row in sorted(ranked, key=lambda one: one[:2])[:count])

@@ -51,7 +51,7 @@ def _check_enough(normal: Sequence[Example], guarantee: Guarantee, left: str = "
 
 
 def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], guarantee: Guarantee) -> list[Example]:
-    """The normal prompts that are no retain rows of an adapter: gates were made to stay shut for those.
+    """The normal prompts that are no retain rows or neighbours of an adapter: gates were made to stay shut for those.
 
     A prompt that is a forget row stays: traffic may hold it, and it makes the promise no easier.
 
@@ -71,7 +71,7 @@ def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], gua
         except UserError:
             unknown.append(name)
             continue
-        learnt |= {(row.turns, row.prompt) for row in (*sides.retain, *sides.validation)}
+        learnt |= {(row.turns, row.prompt) for row in (*sides.retain, *sides.validation, *sides.neighbours)}
     if unknown:
         logger.warning(
             "The retain rows of %s cannot be read here: make sure that --normal holds none of them.",

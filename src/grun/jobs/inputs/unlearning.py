@@ -8,6 +8,7 @@ __all__ = [
     "load_unlearning_rows",
     "open_run",
     "other_answers",
+    "say_kept",
     "usual_settings",
     "withhold",
 ]
@@ -15,7 +16,7 @@ __all__ = [
 import logging
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grun.core.config.jobs import UnlearnConfig
@@ -26,19 +27,35 @@ from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.data.examples import check_disjoint, read_examples
 from grun.data.refusals import Refusals
+from grun.data.shipped_prompts import clashing, drawn_rows, ordinary_rows
 from grun.models.adaptations import NO_TOPICS, with_presets
 
 logger = logging.getLogger("grun")
 OtherAnswers = Callable[[Example], Sequence[str]]
+ORDINARY = 300  # rows to keep where none were given
+SHOW = 60  # characters of a prompt in messages
 
 
 @dataclass(frozen=True)
 class UnlearningRows:
-    """Examples of an unlearning run: what to forget, what to keep, and what to keep that is only looked at."""
+    """Examples of an unlearning run.
+
+    Attributes:
+        forget: what to forget.
+        retain: what to keep.
+        validation: what to keep that is only looked at.
+        neighbours: prompts about close topics, for which gates learn to stay shut.
+    """
 
     forget: list[Example]
     retain: list[Example]
     validation: list[Example]
+    neighbours: list[Example] = field(default_factory=list)
+
+    @property
+    def parts(self) -> dict[str, list[Example]]:
+        """Rows by kind; without neighbours where there are none, as runs of older versions are recorded."""
+        return {name: rows for name, rows in vars(self).items() if rows or name != "neighbours"}
 
 
 def usual_settings(config: UnlearnConfig) -> UnlearnConfig:
@@ -65,17 +82,56 @@ def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:
         )
         forget, retain = list(data.splits[data.forget]), list(data.splits[data.retain])
     else:
-        for name, meaning in (("forget", "forget"), ("retain", "keep")):
-            if not getattr(config, name):
-                raise UserError(f"--{name} is missing: give a file of what to {meaning}, or --benchmark.")
+        if not config.forget:
+            raise UserError("--forget is missing: give a file of what to forget, or --benchmark.")
         forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
         retain = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
+        retain = retain or _ordinary(forget, config.seed)
     shared = check_disjoint(forget, retain)
     if shared:
         logger.warning("%d rows are in both --forget and --retain; they are forgotten.", shared)
         known = {(row.prompt, row.answer) for row in forget}
         retain = [row for row in retain if (row.prompt, row.answer) not in known]
-    return UnlearningRows(forget, *withhold(retain, config.withhold, config.seed))
+    neighbours = _neighbours(config, forget)
+    return UnlearningRows(forget, *withhold(retain, config.withhold, config.seed), neighbours)
+
+
+def _ordinary(forget: Sequence[Example], seed: int) -> list[Example]:
+    """Ordinary rows that come with the package, without those that may be about what is to be forgotten."""
+    rows = drawn_rows(len(ordinary_rows()), seed)
+    dropped = clashing([row.prompt for row in rows], [f"{row.prompt} {row.answer}" for row in forget])
+    return [row for i, row in enumerate(rows) if i not in dropped][:ORDINARY]
+
+
+def _neighbours(config: UnlearnConfig, forget: Sequence[Example]) -> list[Example]:
+    """Prompts about close topics that must stay; answers are not looked at.
+
+    Raises:
+        UserError: for a row that is also to be forgotten.
+    """
+    known = {_plain(row.prompt) for row in forget}
+    rows = [
+        row for source in config.neighbours for row in read_examples(source, columns=config.columns, need_answers=False)
+    ]
+    for row in rows:
+        if _plain(row.prompt) in known:
+            raise UserError(
+                f"--neighbours {row.source}: '{row.prompt[:SHOW]}' is also to be forgotten; remove the row from one of them."
+            )
+    return rows
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
+
+
+def say_kept(config: UnlearnConfig, data: UnlearningRows) -> None:
+    """Say which rows are kept where none were given."""
+    if not config.retain and not config.benchmark:
+        logger.info(
+            "--retain was not given: %d ordinary prompts that come with grun are kept, with the model's own answers.",
+            len(data.retain) + len(data.validation),
+        )
 
 
 def open_run(config: UnlearnConfig, data: UnlearningRows, objects: str = "") -> RunDirectory:
@@ -86,7 +142,7 @@ def open_run(config: UnlearnConfig, data: UnlearningRows, objects: str = "") -> 
         data: the rows.
         objects: fingerprint of what was given as Python objects, a model or an objective.
     """
-    content, usual = fingerprint(vars(data)) + objects, usual_settings(config)
+    content, usual = fingerprint(data.parts) + objects, usual_settings(config)
     return RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=content, usual=usual)
 
 

@@ -102,15 +102,19 @@ class _Fit:
         """All gates."""
         return [gate for _, gate in gates_of(self.model)]
 
-    def take_shipped(self, forget: Sequence[Example], content: str | None) -> None:
-        """Give the gate for topics its head, and take the shipped prompts over that are not about what is to be forgotten."""
+    def take_shipped(self, parts: Mapping[str, JobRows], content: str | None) -> None:
+        """Give the gate for topics its head, and take shipped prompts over: not those about what is to be forgotten.
+
+        Nor those that are rows of the job: prompts that thresholds are set on must not be prompts that gates are fitted on.
+        """
         assert self.topic is not None
         (layer, _), gate = held_gates(self.model)[self.topic], self.gates[self.topic]
         known = background(self.model, self.rows, layer, len(gate.offset), content)
         gate.set_head(known.head)
         prompts = [shipped_prompts()[i] for i in known.numbers]
+        forget, rows = parts["forget"].examples, {row.prompt for part in parts.values() for row in part.examples}
         dropped = clashing([prompt.text for prompt in prompts], [f"{row.prompt} {row.answer}" for row in forget])
-        at = [i for i in range(len(prompts)) if i not in dropped]
+        at = [i for i, prompt in enumerate(prompts) if i not in dropped and prompt.text not in rows]
         self.left_out = sorted({topic for i in dropped if (topic := prompts[i].topic) is not None})
         groups = tuple(f"topic {prompts[i].topic}" if prompts[i].topic else f"ordinary {i}" for i in at)
         texts = tuple(prompts[i].text for i in at)
@@ -207,7 +211,8 @@ def fit_all_gates(
     """Fit all gates of a model, and set their thresholds.
 
     With a gate for topics, the prompts that ship with the package are normal prompts too, apart from those that may be about
-    what is to be forgotten. Gates for names are fitted on half of the ordinary ones; all others are withheld from them.
+    what is to be forgotten and from rows of the job. Gates for names are fitted on half of the ordinary ones; all others are
+    withheld from them.
 
     Args:
         model: PEFT model with a gated adapter.
@@ -223,7 +228,7 @@ def fit_all_gates(
     """
     fit = _Fit.of(model, rows)
     if fit.topic is not None:
-        fit.take_shipped(parts["forget"].examples, content)
+        fit.take_shipped(parts, content)
     # Features for topics tell by which head they were made.
     shut = [load_features(file, readings_of_gates(model), rows.device) for file in shut_for]
     read = {kind: fit.read(kind, part) for kind, part in parts.items() if part.encoded}
@@ -231,7 +236,8 @@ def fit_all_gates(
     if "validation" in read or "retain" in read:
         fit.to_judge["validation"] = read.get("validation", read.get("retain"))  # type: ignore[assignment]
     if "neighbours" in read:
-        fit.to_fit["neighbours"], fit.to_judge["neighbours"] = read["neighbours"].halves()
+        fit.to_fit["neighbours"], withheld = read["neighbours"].halves()
+        fit.to_judge |= {"neighbours": withheld} if withheld.texts else {}
     found = Recognition(fit.fit_names(shut, seed), left_out=fit.left_out)
     kept = None if fit.topic is None else fit.fit_topics(shut, false_positive_rate or 0.0, seed)
     return found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
