@@ -30,7 +30,7 @@ from grun.requests.ledger import LedgerState
 
 WRITTEN: dict[str, Any] = json.loads((EARLIER / "commands.json").read_text())
 CLOSE = 1e-3
-ADDED = {*PROVENANCE, "role"}  # keys of records that the earlier version did not write
+ADDED = {*PROVENANCE, "role", "gate_thresholds"}  # keys of records that the earlier version did not write
 WEIGHTS, FORGET = "adapter_model.safetensors", "forget.jsonl"
 
 

@@ -158,7 +158,8 @@ class _Fit:
         ]
         if self.topic is not None and kept is not None:
             forget = self.to_fit["forget"].topics
-            assert part.topics is not None and forget is not None
+            assert part.topics is not None
+            assert forget is not None
             columns.insert(self.topic, withheld_logits(self.gates[self.topic], part.topics, forget, kept))
         return Judged(part.texts, torch.stack(columns, dim=1))
 
