@@ -163,7 +163,7 @@ def of_wmdp(folder: Path, corpus: str, form: str, ordinary: Sequence[Example]) -
     summaries, sentences = (drawn_texts(folder / name, draw) for name in (WMDP[corpus], ENCYCLOPAEDIA))
     forget, unseen = summaries[:FITTED], summaries[FITTED : FITTED + HELD_OUT]
     normal, others = sentences[:NORMAL], sentences[NORMAL : NORMAL + HELD_OUT]
-    parts = fitted_rows(*([written(text, form) for text in texts] for texts in (forget, normal)), 0)
+    parts = fitted_rows([written(text, form) for text in forget], [written(text, form) for text in normal], 0)
     asked = {
         "questions": questions(folder, corpus),
         "summaries": [written(text, form, answer=False) for text in unseen],

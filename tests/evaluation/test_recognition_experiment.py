@@ -45,7 +45,12 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def recognisers(module: Any, model: Path, folder: Path) -> Any:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     bert = BertModel(BertConfig(vocab_size=len(tokenizer), **small)).eval()
     embed = module.SentenceEmbedder(bert, tokenizer, folder / "vectors.safetensors")
     base = load(str(model), UnlearnConfig(device="cpu", dtype="float32"), batch_size=4)

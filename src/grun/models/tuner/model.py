@@ -137,8 +137,8 @@ class GrunModel(BaseTuner):
             values = [layer.gates[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
             device = logits[0].device
             threshold_G = torch.stack([layer.gates[name].threshold.to(device) for layer in held])
-            both = (torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values))
-            gates[name] = Gates(*both, threshold_G)
+            both = [torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)]
+            gates[name] = Gates(both[0], both[1], threshold_G)
         return gates
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
