@@ -97,6 +97,40 @@ def test_the_histograms_are_shares_of_rows_by_split_and_gate(
     assert shown == ["open: 100.0% of 12", "open: 100.0% of 12", "open: 0.0% of 12", "open: 100.0% of 12"]
 
 
+def test_gate_scores_are_drawn_with_thresholds_and_the_sides_apart(
+    tmp_path: Path, drawn: dict[str, matplotlib.figure.Figure]
+) -> None:
+    def gated(logits: tuple[float, ...], values: tuple[float, ...]) -> tuple[RowEvidence, ...]:
+        return (row(logits=logits, values=values, thresholds=(1.0, 8.0)),) * 4
+
+    splits = {
+        "retain": Evidence("retain", gated((-3.0, 7.0), (0.0, 0.0))),
+        "forget": Evidence("forget", gated((2.0, 1.0), (0.9, 0.0)), to_forget=True),
+    }
+    given = dataclasses.replace(found(), evidence={"before": splits, "after": splits})
+    assert draw_figures(tmp_path, given, None) == ["gates"]
+    figure = drawn["gates"]
+    assert [part.get_suptitle() for part in figure.subfigs] == ["splits to forget", "splits to keep"]
+    grid: list[list[Any]] = [list(part.axes) for part in figure.subfigs]
+    assert [axes.get_xlabel() for axes in grid[0]] == ["gate 1", "gate 2", "any gate: largest margin"]
+    for line in grid:
+        assert [axes.lines[0].get_xdata()[0] for axes in line] == [1.0, 8.0, 0.0]
+    scores = [[_mean_of_bars(axes) for axes in line] for line in grid]
+    assert scores[0] == pytest.approx([2.0, 1.0, 1.0], abs=0.3)
+    assert scores[1] == pytest.approx([-3.0, 7.0, -1.0], abs=0.3)
+    shown = [[text.get_text() for axes in line for text in axes.texts] for line in grid]
+    assert shown == [["open: 100.0% of 4", "open: 0.0% of 4", "open: 100.0% of 4"], ["open: 0.0% of 4"] * 3]
+
+
+def test_without_thresholds_no_line_is_drawn(tmp_path: Path, drawn: dict[str, matplotlib.figure.Figure]) -> None:
+    draw_figures(tmp_path, found(), "forget")
+    assert not any(axes.lines for axes in drawn["gates"].axes)
+
+
+def _mean_of_bars(axes: Any) -> float:
+    return float(sum(bar.get_height() * (bar.get_x() + bar.get_width() / 2) for bar in axes.patches))
+
+
 def test_truth_ratios_stand_beside_those_of_the_retrained_model(
     tmp_path: Path, drawn: dict[str, matplotlib.figure.Figure]
 ) -> None:

@@ -37,6 +37,7 @@ def test_evidence_does_not_depend_on_the_batch_size(make: Any) -> None:
         if a.gate_logits is not None:
             assert a.gate_logits == pytest.approx(b.gate_logits, abs=1e-5)
             assert a.gate_values == pytest.approx(b.gate_values, abs=1e-5)
+            assert a.gate_thresholds == b.gate_thresholds == (-math.inf,) * len(a.gate_logits)
 
 
 def test_evidence_is_in_row_order_and_equals_the_models_own_loss() -> None:
@@ -163,6 +164,9 @@ def test_the_job_measures_before_and_after_and_writes_what_it_found(
     assert gate["before"]["value"] is None
     assert gate["before"]["reason"]
     assert gate["after"]["value"] is not None
+    assert found["gate_thresholds"] == {"after": [None] * len(gate["after"]["per_gate"])}
+    lines = (path / "evidence" / "after" / "retain.jsonl").read_text().splitlines()
+    assert all(set(json.loads(line)["gate_thresholds"]) == {-math.inf} for line in lines)
     assert r"forget\_paraphrased" in (path / "table.md").read_text()
     assert "after" in capsys.readouterr().out
 

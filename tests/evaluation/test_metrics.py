@@ -120,6 +120,30 @@ def test_a_row_counts_by_its_widest_gate() -> None:
     assert score("gate_open", *shut).per_gate == (0.0, 0.5)
 
 
+def test_several_gates_are_ranked_by_the_largest_margin_above_a_threshold() -> None:
+    """The largest logits rank these rows the other way round: the second gate's logits are large, and so is its threshold."""
+    known: dict[str, Any] = {"thresholds": (0.0, 9.0)}
+    forget = (row(logits=(2.0, 1.0), **known), row(logits=(-9.0, 12.0), **known))
+    normal = (row(logits=(-1.0, 8.5), **known), row(logits=(-2.0, 7.0), **known))
+    found = score("gate_auroc", *normal, forget=forget, forget_paraphrased=forget[:1])
+    assert found.value == 1.0
+    assert found.groups == ((2.0, 3.0), (-0.5, -2.0))
+    assert found.per_gate == (0.5, 0.5)
+    assert score("gate_auroc_paraphrased", *normal, forget_paraphrased=forget[:1]).value == 1.0
+
+
+@pytest.mark.parametrize("thresholds", [None, (0.0, -math.inf)], ids=["earlier evidence", "a gate without one"])
+def test_without_all_thresholds_the_largest_logit_ranks(thresholds: tuple[float, ...] | None) -> None:
+    forget = (row(logits=(2.0, 1.0), thresholds=(0.0, 9.0)), row(logits=(-9.0, 12.0), thresholds=thresholds))
+    normal = (row(logits=(-1.0, 8.5), thresholds=(0.0, 9.0)),)
+    assert score("gate_auroc", *normal, forget=forget).groups == ((2.0, 12.0), (8.5,))
+
+
+def test_a_single_gate_is_ranked_as_in_earlier_evidence() -> None:
+    normal, forget = row(logits=(1.0,), thresholds=(0.5,)), row(logits=(4.0,))
+    assert score("gate_auroc", normal, forget=(forget,)).groups == ((4.0,), (1.0,))
+
+
 def test_gates_are_not_compared_on_the_forget_split_itself() -> None:
     found = score("gate_auroc", row())
     assert found.value is None

@@ -89,6 +89,7 @@ def test_adapters_edit_where_they_should(arch: str, reads: str, edit_from: str) 
         said = model.base_model.last_gates["default"]
         assert scores.gate_logits == pytest.approx(said.logits_BG[0].tolist(), abs=1e-5)
         assert scores.gate_values == pytest.approx(said.values_BG[0].tolist(), abs=1e-5)
+        assert scores.gate_thresholds == tuple(said.threshold_G.tolist())
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 17, 60, 10_000])

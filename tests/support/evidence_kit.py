@@ -14,6 +14,7 @@ def row(
     generated: str | None = "Ada wrote it.",
     logits: tuple[float, ...] | None = (0.0, 1.0),
     values: tuple[float, ...] | None = (0.5, 0.7),
+    thresholds: tuple[float, ...] | None = None,
 ) -> RowEvidence:
     return RowEvidence(
         Example("Who?", answer, perturbed_answers=("Bo did.", "Eve."), choices=(answer, "Bo did.", "Eve.")),
@@ -27,6 +28,7 @@ def row(
         perturbed_logps=((-1.5, -2.0), (-0.3,)),
         generated_base_logps=logps,
         gradient_norm=math.fsum(logps),
+        gate_thresholds=thresholds,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ROWS", "SAMPLES", "VALUES", "Found", "metric_info", "write_results"]
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,10 @@ def metric_info(name: str) -> Mapping[str, Any]:
 
 
 def _values(found: Found, seed: int) -> dict[str, Any]:
-    """The content of `metrics.json`: by split its size and the score of each metric and subject; and the summaries."""
+    """The content of `metrics.json`: by split its size and the score of each metric and subject; and the summaries.
+
+    Where there are gates, `gate_thresholds` has their thresholds by subject.
+    """
     splits = {
         split: {
             "role": "forget" if evidence.to_forget else "keep",
@@ -74,7 +78,16 @@ def _values(found: Found, seed: int) -> dict[str, Any]:
         }
         for split, evidence in found.splits.items()
     }
-    return {"splits": splits, "summaries": _by_name(found.summaries, seed)}
+    values = {"splits": splits, "summaries": _by_name(found.summaries, seed)}
+    thresholds = {subject: known for subject, one in found.evidence.items() if (known := _thresholds(one)) is not None}
+    return values | ({"gate_thresholds": thresholds} if thresholds else {})
+
+
+def _thresholds(evidence: Mapping[str, Evidence]) -> list[float | None] | None:
+    """Thresholds of the gates, None for a gate without one; None without gates, or if they were not recorded."""
+    rows = (row for one in evidence.values() for row in one.rows)
+    known = next((row.gate_thresholds for row in rows if row.gate_thresholds), None)
+    return None if known is None else [one if math.isfinite(one) else None for one in known]
 
 
 def _by_name(scores: Mapping[str, Mapping[str, Score]], seed: int) -> dict[str, dict[str, Any]]:

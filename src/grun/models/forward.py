@@ -16,6 +16,7 @@ __all__ = [
     "observed_outputs",
     "reference_signals",
     "side_signals",
+    "thresholds_of_last_call",
     "unwrapped",
 ]
 
@@ -186,11 +187,22 @@ def gates_of_last_call(model: nn.Module) -> tuple[Tensor, Tensor] | None:
     The gates of all active adapters, those of each adapter in layer order. A call with adapters off does not change them:
     after it they are still those of an earlier call.
     """
-    found = getattr(getattr(unwrapped(model), "base_model", None), "last_gates", None)
-    if not found:
+    gates = _last_gates(model)
+    if not gates:
         return None
-    gates = list(found.values())
     return torch.cat([g.logits_BG for g in gates], dim=1), torch.cat([g.values_BG for g in gates], dim=1)
+
+
+def thresholds_of_last_call(model: nn.Module) -> Tensor | None:
+    """Thresholds (G,) in logits of the gates of `gates_of_last_call`, in their order; None without gates."""
+    gates = _last_gates(model)
+    return torch.cat([g.threshold_G for g in gates]) if gates else None
+
+
+def _last_gates(model: nn.Module) -> list[Any]:
+    """Decisions of the gates of each active adapter; none without gates."""
+    found = getattr(getattr(unwrapped(model), "base_model", None), "last_gates", None)
+    return list(found.values()) if found else []
 
 
 @contextmanager

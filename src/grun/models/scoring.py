@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.models.encoding.batching import length_batches
-from grun.models.forward import accepts_prompt_lengths, forward_parameters, gates_of_last_call
+from grun.models.forward import accepts_prompt_lengths, forward_parameters, gates_of_last_call, thresholds_of_last_call
 
 TOKENS_PER_BATCH = 2048
 LEAST_VARIANCE = 1e-6
@@ -55,13 +55,15 @@ class RowScores:
     Attributes:
         answers: scores of each answer, in order.
         generated: token ids of the greedy answer, without the token that ended it; None if none was asked for.
-        gate_logits, gate_values: one per gate of the adapter; None without a gated adapter.
+        gate_logits, gate_values, gate_thresholds: one per gate of the adapter; None without a gated adapter. Thresholds are
+            logits, the same for all rows; that of a gate without one is minus infinity.
     """
 
     answers: list[TokenScores] = field(default_factory=list)
     generated: list[int] | None = None
     gate_logits: tuple[float, ...] | None = None
     gate_values: tuple[float, ...] | None = None
+    gate_thresholds: tuple[float, ...] | None = None
 
 
 @torch.no_grad()
@@ -106,7 +108,8 @@ def score_rows(
                     found[i].generated = ids
         for position, i in enumerate(index):
             if gates is not None:
-                found[i].gate_logits, found[i].gate_values = (tuple(side[position].tolist()) for side in gates)
+                found[i].gate_logits, found[i].gate_values = (tuple(side[position].tolist()) for side in gates[:2])
+                found[i].gate_thresholds = tuple(gates[2].tolist())
         progress(len(index))
     return found
 
@@ -148,9 +151,11 @@ class _PromptBatch:
             more["logits_to_keep"] = keep
         return self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, **more)
 
-    def gates(self) -> tuple[Tensor, Tensor] | None:
-        """Gate logits and values of these prompts, (B, G) each; None without gates."""
-        return gates_of_last_call(self.model) if accepts_prompt_lengths(self.model) else None
+    def gates(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Gate logits and values of these prompts, (B, G) each, and the gates' thresholds (G,); None without gates."""
+        found = gates_of_last_call(self.model) if accepts_prompt_lengths(self.model) else None
+        threshold_G = None if found is None else thresholds_of_last_call(self.model)
+        return None if found is None or threshold_G is None else (*found, threshold_G)
 
     def score(
         self, answers: Sequence[Sequence[Sequence[int]]], tokens_per_batch: int, every_answer_in_detail: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Evidence", "RowEvidence", "Score"]
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class RowEvidence:
         perturbed_logps: the same of each perturbed answer.
         generated_base_logps: the same of the greedy answer under the base model, its end left out; None if not asked for.
         gradient_norm: mean over the model's parameters of the norm of the gradient of the answer's mean nll; None likewise.
+        gate_thresholds: thresholds of the gates, in logits, the same for all rows of a model; minus infinity for a gate
+            without one. None without a gated adapter, and in evidence of versions that did not keep them.
     """
 
     example: Example
@@ -43,11 +46,19 @@ class RowEvidence:
     perturbed_logps: tuple[tuple[float, ...], ...] = ()
     generated_base_logps: tuple[float, ...] | None = None
     gradient_norm: float | None = None
+    gate_thresholds: tuple[float, ...] | None = None
 
     @property
     def ends(self) -> bool:
         """True if the last of the answer's tokens is its end."""
         return not self.truncated and not self.example.choices
+
+    @property
+    def gate_margins(self) -> tuple[float, ...] | None:
+        """Distance of each gate's logit above its threshold; None without gates, or if a gate has no known threshold."""
+        if not self.gate_logits or not self.gate_thresholds or -math.inf in self.gate_thresholds:
+            return None
+        return tuple(logit - threshold for logit, threshold in zip(self.gate_logits, self.gate_thresholds, strict=True))
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ def row_key(example: Example) -> str:
 
 def _line(row: RowEvidence) -> dict[str, Any]:
     values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "example"}
+    if row.gate_thresholds is None:
+        del values["gate_thresholds"]  # a file of a version that did not know it stays the same
     return {"row": row_key(row.example), **values}
 
 

@@ -125,6 +125,7 @@ def _evidence(
         token_z=gold.z,
         paraphrased_logps=paraphrased[0].logps if paraphrased else (),
         perturbed_logps=tuple(one.logps for one in others[len(paraphrased) :]),
+        gate_thresholds=scores.gate_thresholds,
     )
 
 

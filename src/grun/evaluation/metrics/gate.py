@@ -46,11 +46,12 @@ def gate_open(evidence: Evidence) -> Score:
 def gate_auroc(evidence: Evidence) -> Score:
     """Area under the ROC curve of the gate logits: rows to be forgotten against rows to be kept.
 
-    The chance that the gate logit of a row to be forgotten lies above that of a row to be kept. On a split to be kept, the
-    rows of the forget split are compared with its own; on further rows of what must be forgotten, its own with all rows to be
-    kept. It has no value on the forget split itself, which the gate was fitted on.
+    The chance that the gate logit of a row to be forgotten lies above that of a row to be kept. Of several gates, the largest
+    margin above a gate's own threshold counts, since one open gate is enough; the largest logit counts where thresholds are
+    not known. On a split to be kept, the rows of the forget split are compared with its own; on further rows of what must be
+    forgotten, its own with all rows to be kept. It has no value on the forget split itself, which the gate was fitted on.
 
-    Blind spot: the threshold. A perfect ranking with a bad threshold still harms.
+    Blind spot: the height of the thresholds. A perfect ranking with a bad threshold still harms.
     """
     if evidence.to_forget:
         return _separation(len(evidence.rows), evidence.rows if evidence.normal else None, evidence.normal or ())
@@ -95,13 +96,24 @@ def _separation(n: int, forget: Sequence[RowEvidence] | None, normal: Sequence[R
     if any(math.isnan(value) for row in (*ours, *theirs) for value in row):
         return missing("a gate logit is not a number", n)
     columns = zip(zip(*theirs, strict=True), zip(*ours, strict=True), strict=True)
-    widest = tuple(max(row) for row in theirs), tuple(max(row) for row in ours)
+    widest = _ranked(forget, normal)
     return Score(
         auroc(*widest),
         n,
         per_gate=tuple(auroc(positive, negative) for positive, negative in columns),
         groups=widest,
     )
+
+
+def _ranked(*sides: Sequence[RowEvidence]) -> tuple[tuple[float, ...], ...]:
+    """The score of each row, side by side: how far it is from opening any gate, as far as that is known.
+
+    A single gate's logit ranks rows like its margin, and is comparable with earlier evidence.
+    """
+    several = any(len(row.gate_logits or ()) > 1 for side in sides for row in side)
+    if several and all(row.gate_margins for side in sides for row in side):
+        return tuple(tuple(max(row.gate_margins or ()) for row in side) for side in sides)
+    return tuple(tuple(max(row.gate_logits or ()) for row in side) for side in sides)
 
 
 def _gates(rows: Sequence[RowEvidence], name: str) -> list[tuple[float, ...]] | None:

@@ -14,16 +14,16 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from grun.core.records import Evidence, RowEvidence, Score
+from grun.core.records import RowEvidence, Score
 from grun.evaluation.intervals import interval
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.metrics import summaries
 from grun.evaluation.metrics.truth_ratio import truth_ratios
+from grun.evaluation.report.gate_figure import gate_figure
 from grun.evaluation.result_files import Found
 
 COLOURS = {"before": "#4477AA", "after": "#EE6677", "retrained": "#228833"}  # told apart by colour-blind readers too
 GREY = "#666666"
-BINS = np.linspace(0.0, 1.0, 26)
 RESOLUTION = 150  # dots per inch
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
@@ -50,7 +50,7 @@ def draw_figures(folder: Path, found: Found, forget: str | None, seed: int = 0) 
     with mpl.rc_context(STYLE):
         drawn = {
             "forget_utility": None if forget is None else _forget_utility(found, forget, seed),
-            "gates": _gates(found),
+            "gates": gate_figure(found.evidence.get("after", {})),
             "truth_ratio": None if forget is None else _truth_ratio(found, forget),
         }
         for name, figure in drawn.items():
@@ -120,36 +120,6 @@ def _place(score: Score | None, info: Mapping[str, Any], seed: int) -> _Place | 
         return None
     low, high = interval(score, info, seed) or (score.value, score.value)
     return _Place(score.value, [[max(0.0, score.value - low)], [max(0.0, high - score.value)]])
-
-
-def _gates(found: Found) -> Figure | None:
-    """Histograms of gate values, by split and gate."""
-    evidence = found.evidence.get("after", {})
-    gated = {split: rows for split, one in evidence.items() if (rows := _gate_values(one)) is not None}
-    if not gated:
-        return None
-    count = next(iter(gated.values())).shape[1]
-    figure = Figure(figsize=(max(4.6, 2.6 * count), 0.9 + 0.8 * len(gated)))
-    grid = figure.subplots(len(gated), count, squeeze=False, sharex=True, sharey=True)
-    for line, (split, values_BG) in zip(grid, gated.items(), strict=True):
-        for gate, axes in enumerate(line):
-            shares = np.full(len(values_BG), 1.0 / len(values_BG))
-            axes.hist(values_BG[:, gate], BINS, weights=shares, color=COLOURS["after"])
-            axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), yticks=[0.0, 1.0])
-            opened = float((values_BG[:, gate] > 0.0).mean())
-            axes.text(0.5, 0.75, f"open: {opened:.1%} of {len(values_BG)}", transform=axes.transAxes, ha="center")
-            if gate == 0:
-                axes.set_ylabel(split.replace("_", "\n"), rotation=0, ha="right", va="center", labelpad=14)
-    for gate, axes in enumerate(grid[-1]):
-        axes.set_xlabel(f"gate {gate + 1}" if count > 1 else "gate")
-    figure.suptitle("How far the gates open (share of rows)", fontsize="medium")
-    return figure
-
-
-def _gate_values(evidence: Evidence) -> np.ndarray[Any, Any] | None:
-    """Gate values (rows, gates); None without gates."""
-    values = [row.gate_values for row in evidence.rows]
-    return np.asarray(values) if values and all(values) else None
 
 
 def _truth_ratio(found: Found, forget: str) -> Figure | None:

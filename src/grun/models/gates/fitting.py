@@ -6,7 +6,7 @@ depend on the edit that it controls, so they are computed once and the gate is f
 
 from __future__ import annotations
 
-__all__ = ["GateFit", "fit_gates", "set_thresholds"]
+__all__ = ["GateFit", "chosen_thresholds", "fit_gates", "set_thresholds"]
 
 import math
 from collections.abc import Sequence
@@ -79,29 +79,37 @@ def fit_gates(
 def set_thresholds(
     model: nn.Module, forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]], *, adapter: str = "default"
 ) -> Tensor:
-    """Set thresholds so that at most a given share of withheld normal prompts opens any gate.
+    """Set the thresholds of a model's gates to `chosen_thresholds`.
+
+    Args:
+        model: PEFT model with a GRUN adapter whose gates are fitted.
+        forget_NG, normal: as of `chosen_thresholds`.
+        adapter: name of the adapter.
+
+    Returns:
+        The thresholds (G,).
+    """
+    threshold_G = chosen_thresholds(forget_NG, normal)
+    for (_, gate), threshold in zip(gates_of(model, adapter), threshold_G, strict=True):
+        gate.threshold.copy_(threshold)
+    return threshold_G
+
+
+def chosen_thresholds(forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Thresholds (G,) for which at most a given share of withheld normal prompts opens any gate.
 
     A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
     into the gap, nearer to the forget prompts, which only lowers the share. With several gates, the same number of prompts
     may exceed each gate's threshold: the largest number for which the union of the gates keeps the bound.
 
     Args:
-        model: PEFT model with a GRUN adapter whose gates are fitted.
         forget_NG: logits of the forget prompts.
         normal: logits (N, G) of normal prompts that no gate was fitted on, one entry for each kind of them, each with the
             largest share that may open a gate, in [0, 1].
-        adapter: name of the adapter.
-
-    Returns:
-        The thresholds (G,).
     """
-    gates = [gate for _, gate in gates_of(model, adapter)]
     low_G = torch.stack([_lowest_thresholds(logits_NG, rate) for logits_NG, rate in normal]).amax(0)
     high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    threshold_G = low_G + POSITION * (high_G - low_G).clamp_min(0.0)
-    for gate, threshold in zip(gates, threshold_G, strict=True):
-        gate.threshold.copy_(threshold)
-    return threshold_G
+    return low_G + POSITION * (high_G - low_G).clamp_min(0.0)
 
 
 def _lowest_thresholds(normal_NG: Tensor, false_positive_rate: float) -> Tensor:

@@ -30,10 +30,16 @@ GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds
 
 @dataclass(frozen=True)
 class Gates:
-    """Decisions of the gates of one adapter for each prompt: float32 logits and values, both (B, G), in layer order."""
+    """Decisions of the gates of one adapter for each prompt, in layer order.
+
+    Attributes:
+        logits_BG, values_BG: float32.
+        threshold_G: float32, in logits; minus infinity for a gate without a threshold.
+    """
 
     logits_BG: Tensor
     values_BG: Tensor
+    threshold_G: Tensor
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,9 @@ class GrunModel(BaseTuner):
             logits = [self.runtime.last_logits[name, layer.index] for layer in held]
             values = [layer.gates[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
             device = logits[0].device
-            gates[name] = Gates(*(torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)))
+            threshold_G = torch.stack([layer.gates[name].threshold.to(device) for layer in held])
+            both = [torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)]
+            gates[name] = Gates(both[0], both[1], threshold_G)
         return gates
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
