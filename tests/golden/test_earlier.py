@@ -31,7 +31,13 @@ from grun.requests.ledger import LedgerState
 
 WRITTEN: dict[str, Any] = json.loads((EARLIER / "commands.json").read_text())
 CLOSE = 1e-3
-ADDED = {*PROVENANCE, "role", "diversity", "whole_sentences", "gate_thresholds"}  # of records that the earlier version lacks
+ADDED = {
+    *PROVENANCE,
+    "role",
+    "diversity",
+    "whole_sentences",
+    "gate_thresholds",
+}  # of records that the earlier version lacks
 WEIGHTS, FORGET = "adapter_model.safetensors", "forget.jsonl"
 
 

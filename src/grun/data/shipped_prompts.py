@@ -7,8 +7,9 @@ __all__ = ["ShippedPrompt", "clashing", "drawn_rows", "ordinary_rows", "shipped_
 import json
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -19,7 +20,9 @@ from grun.core.records import Example
 ORDINARY = files("grun.data") / "ordinary_prompts.jsonl"
 TOPICS = files("grun.data") / "background_topics.jsonl"
 NOT_KEPT = ("long",)  # shapes of ordinary prompts that answers to would take long to learn
+SHORTEST_WORD = 4  # letters
 LONG_WORD, STEM = 6, 5  # letters; words that are longer count as the same if they begin alike
+UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"  # Thai to Han
 SHARE = 0.04  # of the prompts to forget, and at least SEVERAL of them, that have a telling word
 SEVERAL = 3
 RATIO = 20.0  # how much more often prompts to forget have a telling word than prompts that ship
@@ -86,9 +89,20 @@ def clashing(prompts: Sequence[str], forget: Sequence[str]) -> set[int]:
 
 
 def _words(text: str) -> set[str]:
-    """Words of four letters or more in lower case, long ones by their stem."""
-    words: Iterable[str] = re.findall(r"[^\W\d_]{4,}", text.lower())
-    return {word[:STEM] if len(word) > LONG_WORD else word for word in words}
+    """Words of four letters or more in lower case, long ones by their stem; of unspaced scripts all pairs of letters."""
+    text, found = unicodedata.normalize("NFC", text.lower()), set()
+    words = re.findall("[a-z]+", text) if text.isascii() else "".join(map(_letter_or_space, text)).split()
+    for word in words:
+        if re.search(UNSPACED, word):
+            found |= {word[i : i + 2] for i in range(len(word) - 1)}
+        elif len(word) >= SHORTEST_WORD:
+            found.add(word[:STEM] if len(word) > LONG_WORD else word)
+    return found
+
+
+def _letter_or_space(character: str) -> str:
+    """The character if it is part of a word: a letter, or a mark on one, such as the vowels of Indic scripts."""
+    return character if character.isalpha() or unicodedata.category(character).startswith("M") else " "
 
 
 def _lines(file: Any) -> Iterator[dict[str, Any]]:

@@ -70,14 +70,10 @@ class GrunConfig(PeftConfig):
     gate_reads: str = field(default="prompt", metadata={"help": "last or prompt."})
     gate_window: int | None = field(default=None, metadata={"help": "Tokens over which detectors are pooled."})
     gate_layer: int | None = field(default=0, metadata={"help": "Layer whose input the shared gate reads, or None."})
-    topic_layer: int | float | None = field(
-        default=None, metadata={"help": "Layer whose input the gate for topics reads, or None."}
-    )
+    topic_layer: int | float | None = field(default=None, metadata={"help": "Layer that the gate for topics reads."})
     topic_width: int = field(default=128, metadata={"help": "Size of the embedding of a topic."})
     topic_nearest: int = field(default=3, metadata={"help": "Nearest prompts that the gate for topics looks at."})
-    topic_kept: list[int] = field(
-        default_factory=lambda: [0, 0], metadata={"help": "Prompts that the gate for topics keeps (filled in)."}
-    )
+    topic_kept: list[int] = field(default_factory=lambda: [0, 0], metadata={"help": "Prompts it keeps (filled in)."})
     edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
@@ -227,11 +223,9 @@ class GrunConfig(PeftConfig):
             raise UserError(f"topic_kept is {kept!r}, expected two numbers of prompts.")
         if self.topic_layer is None:
             return
-        fraction = isinstance(self.topic_layer, float) and 0.0 < self.topic_layer <= 1.0
-        if not fraction and not (_is_int(self.topic_layer) and self.topic_layer >= 0):
+        if not _is_layer(self.topic_layer):
             raise UserError(
-                f"topic_layer is {self.topic_layer!r}, expected an index (int, from 0), a fraction of depth (float, 0 to 1) "
-                "or None."
+                f"topic_layer is {self.topic_layer!r}, expected an index (from 0), a fraction of depth (0 to 1) or None."
             )
         if self.gate == "none" or self.gate_layer is None:
             raise UserError(
@@ -265,8 +259,7 @@ class GrunConfig(PeftConfig):
         if isinstance(layers, (str, bytes)) or not isinstance(layers, Sequence) or not layers:
             raise UserError(f"layers is {layers!r}, expected one or more indices or fractions of depth.")
         for value in layers:
-            fraction = isinstance(value, float) and 0.0 < value <= 1.0
-            if not fraction and not (_is_int(value) and value >= 0):
+            if not _is_layer(value):
                 raise UserError(
                     f"layers contains {value!r}, expected an index (int, from 0) or a fraction of depth (float, 0 to 1)."
                 )
@@ -316,6 +309,10 @@ def _without_idle_topics(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_layer(value: object) -> bool:
+    return 0.0 < value <= 1.0 if isinstance(value, float) else _is_int(value) and value >= 0  # type: ignore[operator]
 
 
 def _is_finite(value: object) -> bool:
