@@ -41,8 +41,8 @@ from grun.data.examples import split_text
 from grun.data.shipped_prompts import shipped_prompts
 from grun.data.tables import read_rows
 from grun.jobs.inputs.unlearning import withhold
-from grun.models.adaptations import with_presets
-from grun.models.adaptations.grun import NO_TOPICS, grun_config
+from grun.models.adaptations import NO_TOPICS, with_presets
+from grun.models.adaptations.grun import grun_config
 from grun.models.gates.all_gates import JobRows, fit_all_gates
 from grun.models.gates.calibration import OpenShare, share_open
 from grun.models.gates.features import GateFeatures, features_of_rows, gate_logits, gates_of, thresholds_of

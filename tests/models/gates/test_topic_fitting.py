@@ -44,12 +44,12 @@ def test_a_prompt_is_judged_by_a_gate_that_does_not_keep_its_group(seed: int, ne
     for prompts in (forget, normal, KeptPrompts(random_units(5, WIDTH, seed + 2), ("somewhere else",) * 5)):
         found_N = withheld_logits(gate, prompts, forget, normal)
         for i, group in enumerate(prompts.groups):
-            others = [
+            near, far = [
                 kept.embedding_NK[[k for k, name in enumerate(kept.groups) if name != group]]
                 for kept in (forget, normal)
             ]
-            if min(map(len, others)) >= nearest:
-                expected_1 = gate_with(*others, nearest).logits(prompts.embedding_NK[i : i + 1])
+            if min(len(near), len(far)) >= nearest:
+                expected_1 = gate_with(near, far, nearest).logits(prompts.embedding_NK[i : i + 1])
                 torch.testing.assert_close(found_N[i : i + 1], expected_1, atol=1e-4, rtol=1e-4)
 
 

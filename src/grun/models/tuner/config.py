@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name", "parsed_layer", "resolved_layer"]
+__all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name", "layer_index", "parsed_layer"]
 
 import dataclasses
 import math
@@ -185,7 +185,7 @@ class GrunConfig(PeftConfig):
         Raises:
             UserError: if an index is out of range, or the gate would read above the first edited layer.
         """
-        indices = sorted({_index(value, num_layers) for value in self.layers})
+        indices = sorted({layer_index(value, num_layers) for value in self.layers})
         if indices[-1] >= num_layers or indices[0] < 0:
             wrong = indices[-1] if indices[-1] >= num_layers else indices[0]
             raise UserError(f"layers contains {wrong}, but the model has {num_layers} layers (0 to {num_layers - 1}).")
@@ -205,7 +205,7 @@ class GrunConfig(PeftConfig):
         if self.topic_layer is None:
             return None
         assert self.gate_layer is not None
-        first, index = self.resolved_layers(num_layers)[0], _index(self.topic_layer, num_layers)
+        first, index = self.resolved_layers(num_layers)[0], layer_index(self.topic_layer, num_layers)
         if isinstance(self.topic_layer, float):
             index = min(max(index, self.gate_layer + 1), first)
         if not self.gate_layer < index <= first:
@@ -286,21 +286,6 @@ def parsed_layer(text: str, flag: str) -> int | float:
         ) from error
 
 
-def resolved_layer(text: str, num_layers: int, flag: str) -> int:
-    """The index of a layer given on the command line as an index or as a fraction of depth.
-
-    Raises:
-        UserError: naming the flag, if it is neither, or out of range.
-    """
-    value = parsed_layer(text, flag)
-    in_range = 0.0 < value <= 1.0 if isinstance(value, float) else 0 <= value < num_layers
-    if not in_range:
-        raise UserError(
-            f"{flag} is {text}, but the model has {num_layers} layers (0 to {num_layers - 1}; or a fraction of depth)."
-        )
-    return _index(value, num_layers)
-
-
 def _without_idle_topics(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those of the gate for topics if there is none: older versions do not know them."""
     idle = settings["topic_layer"] is None
@@ -319,7 +304,8 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _index(value: int | float, num_layers: int) -> int:
+def layer_index(value: int | float, num_layers: int) -> int:
+    """Index of a layer that is given as an index, or as a fraction of a model's depth."""
     if not isinstance(value, float):
         return value
     return min(int(value * num_layers + 1e-6), num_layers - 1)  # 0.29 * 100 is 28.999999999999996

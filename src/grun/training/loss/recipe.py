@@ -15,7 +15,7 @@ from grun.core.errors import UserError
 from grun.core.records import Batch
 from grun.models.adaptations import adaptations
 from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.tuner.config import resolved_layer
+from grun.models.tuner.config import layer_index, parsed_layer
 from grun.models.tuner.model import decoder_layers
 from grun.training.loss.terms import Recipe, Weights, steering_direction
 from grun.training.objectives import needs_of, objective_options, objectives, retain_losses
@@ -76,11 +76,11 @@ def resolved_hidden_layer(recipe: Recipe, config: UnlearnConfig, model: nn.Modul
     count = len(decoder_layers(model)[1])
     edits = adaptations.get(config.adapt).info.get("edits", False)
     if config.hidden_layer is not None:
-        layer = resolved_layer(config.hidden_layer, count, "--hidden-layer")
+        layer = _layer_from(config.hidden_layer, count, "--hidden-layer")
     elif edits:
-        layer = max(resolved_layer(text, count, "--layers") for text in str(config.layers).split(","))
+        layer = max(_layer_from(text, count, "--layers") for text in str(config.layers).split(","))
     else:
-        layer = resolved_layer(str(WEIGHTS_LAYER), count, "--hidden-layer")
+        layer = _layer_from(str(WEIGHTS_LAYER), count, "--hidden-layer")
     size = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     return replace(recipe, hidden_layer=layer, steering_D=steering_direction(size, config.seed).to(model.device))  # type: ignore[arg-type]
 
@@ -133,3 +133,18 @@ def _reached(values: Tensor) -> set[int]:
 
 def _given(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _layer_from(text: str, num_layers: int, flag: str) -> int:
+    """The index of a layer given on the command line as an index or as a fraction of depth.
+
+    Raises:
+        UserError: naming the flag, if it is neither, or out of range.
+    """
+    value = parsed_layer(text, flag)
+    in_range = 0.0 < value <= 1.0 if isinstance(value, float) else 0 <= value < num_layers
+    if not in_range:
+        raise UserError(
+            f"{flag} is {text}, but the model has {num_layers} layers (0 to {num_layers - 1}; or a fraction of depth)."
+        )
+    return layer_index(value, num_layers)
