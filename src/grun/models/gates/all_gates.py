@@ -49,7 +49,7 @@ class _Prompts:
     """Prompts of one kind, as the gates read them.
 
     Attributes:
-        texts: the prompts.
+        texts: prompts that ship, and origins of rows ("forget.jsonl, row 12").
         names: features that each gate for names reads.
         topics: embeddings and groups, for the gate for topics; None without one.
     """
@@ -135,7 +135,9 @@ class _Fit:
             several = len({row.subject for row in part.examples}) > 1
             groups = (row.subject if several and row.subject else f"row {i}" for i, row in enumerate(part.examples))
             topics = KeptPrompts(features[self.topic].first_ND.cpu(), tuple(f"{kind} {group}" for group in groups))
-        return _Prompts(tuple(row.prompt for row in part.examples), [features[i] for i in self.names], topics)
+        # Records name rows of the user's, and never quote them.
+        texts = tuple(row.source or f"{kind}, row {i}" for i, row in enumerate(part.examples, 1))
+        return _Prompts(texts, [features[i] for i in self.names], topics)
 
     def fit_names(self, shut_for: Sequence[Sequence[GateFeatures]], seed: int) -> list[GateFit]:
         """Fit the gates for names; they are validated on normal prompts of the kinds that are judged."""

@@ -31,7 +31,7 @@ class Judged:
     """Prompts with the logits of all gates, as if the prompts of their own groups had not been fitted on.
 
     Attributes:
-        texts: the prompts.
+        texts: prompts that ship, and origins of rows ("forget.jsonl, row 12").
         logits_NG: float32, on the CPU.
     """
 
@@ -86,7 +86,7 @@ class Recognition:
         for kind, share in self.opened.items():
             low, high = share.interval
             logger.info(
-                "Withheld prompts that open a gate, %s: %d of %d (95 %% interval %.3f to %.3f).",
+                "Withheld prompts that count as to be forgotten, %s: %d of %d (95 %% interval %.3f to %.3f).",
                 KINDS[kind],
                 share.open,
                 share.prompts,
