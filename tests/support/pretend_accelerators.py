@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from grun.cli.main import main
+from support.few_prompts import ship_few
 
 _init = PartialState.__init__
 
@@ -21,4 +22,5 @@ def _pretend(self: PartialState, *args: Any, **kwargs: Any) -> None:
 
 if __name__ == "__main__":
     PartialState.__init__ = _pretend
+    ship_few()
     sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ __all__ = [
     "HIDDEN",
     "TOPICS",
     "attach_topics",
+    "few_shipped_prompts",
     "fill",
     "part_open",
     "random_head",
@@ -18,11 +19,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from grun.models.gates import all_gates, background, topic_head
 from grun.models.tuner.topic import TopicGate, TopicHead
 from support.adapter_kit import Padded, attach
+from support.few_prompts import STEPS, few_prompts
 
 TOPICS: dict[str, Any] = {"gate_layer": 0, "topic_layer": 1, "topic_width": 8, "topic_nearest": 2}
 HIDDEN = 32  # of the tiny models
@@ -92,3 +96,10 @@ def part_open(model: Any, batch: Padded, names: int, topics: int) -> tuple[list[
         gate.threshold.copy_((ordered[count] + ordered[count + 1]) / 2)
         opened.append((logits_B > gate.threshold).tolist())
     return opened[0], opened[1]
+
+
+def few_shipped_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if few prompts shipped, with a head that is learnt from them in few steps."""
+    for module in (background, all_gates):
+        monkeypatch.setattr(module, "shipped_prompts", few_prompts)
+    monkeypatch.setattr(topic_head, "STEPS", STEPS)

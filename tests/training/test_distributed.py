@@ -51,6 +51,15 @@ def test_two_processes_with_half_the_batch_equal_one(
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_gates_for_topics_are_the_same_in_every_process(memorised: Material, tmp_path: Path, sharded: bool) -> None:
+    settings = ["--objective", "idk", "--layers", "1,3", "--topic-layer", "1", "--evaluate-every", "4"]
+    launch(["-m", "support.few_prompts"], unlearn(memorised, tmp_path / "one", 4, *settings))
+    program = "support.pretend_accelerators" if sharded else "support.few_prompts"
+    launch([*TORCHRUN, "-m", program], unlearn(memorised, tmp_path / "two", 2, *settings), **(FSDP if sharded else {}))
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize("adapt", ["grun", "lora"])
 def test_sharded_parameters_learn_the_same(memorised: Material, tmp_path: Path, adapt: str) -> None:
     """FSDP, with the best state loaded at the end."""

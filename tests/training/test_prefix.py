@@ -27,6 +27,7 @@ from grun.training.forward_engines.prefix.engine import PrefixEngine
 from grun.training.forward_engines.prefix.store import PartStore
 from support.adapter_kit import CONFIGS, attach, config_id, make_rows
 from support.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
+from support.topic_kit import attach_topics
 
 TOKENIZER = tiny_tokenizer()
 ENCODER = RowEncoder(TOKENIZER, resolve_template("qa", TOKENIZER), None, 1, torch.device("cpu"))
@@ -74,6 +75,12 @@ def compare(model: Any, rows: list[Encoded] = ROWS) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_signals_and_gradients_are_those_of_the_plain_engine(arch: str, options: dict) -> None:
     compare(attach(arch, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": [2, 3], "topic_layer": 2, "edit_from": "last_prompt_only"}])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_with_a_gate_for_topics_too(arch: str, options: dict) -> None:
+    compare(attach_topics(arch, **options))
 
 
 @pytest.mark.parametrize(
