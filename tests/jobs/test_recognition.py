@@ -78,7 +78,7 @@ def test_a_run_writes_down_what_its_gates_recognise(config: UnlearnConfig, caplo
     logging.getLogger("grun").propagate = True
     caplog.set_level(logging.INFO, "grun")
     result = unlearn(config)
-    assert "Withheld prompts that open a gate, rows to forget" in caplog.text
+    assert "Withheld prompts that count as to be forgotten, rows to forget" in caplog.text
     facts = read(result, "metrics.json")
     found = facts["recognition"]
     assert found["opened"].keys() == {"forget", "normal", "topics"}
@@ -92,7 +92,7 @@ def test_a_run_writes_down_what_its_gates_recognise(config: UnlearnConfig, caplo
     assert found["opened"]["topics"]["share"] <= 2 * RATE
     for kind in found["nearest"].values():
         margins = [one["margin"] for one in kind]
-        assert margins == sorted((m for m in margins if m > 0)) + sorted((m for m in margins if m <= 0), reverse=True)
+        assert margins == sorted(m for m in margins if m > 0) + sorted((m for m in margins if m <= 0), reverse=True)
     settings = read(result, "adapter/adapter_config.json")
     assert facts["topic_kept"] == {"default": settings["topic_kept"]}
     gate = topic_gates(loaded(config.model, result))["default"]
@@ -213,9 +213,7 @@ def test_one_that_was_asked_for_is_refused_where_it_cannot_be(
 
 
 @pytest.mark.parametrize(("opens", "warned"), [(10, False), (9, False), (8, True), (0, True)])
-def test_gates_that_generalise_badly_are_warned_of(
-    opens: int, warned: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gates_that_generalise_badly_are_warned_of(opens: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("grun").propagate = True
     caplog.set_level(logging.INFO, "grun")
     logits_NG = torch.tensor([[1.0]] * opens + [[-1.0]] * (10 - opens))

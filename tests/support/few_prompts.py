@@ -25,7 +25,8 @@ def few_prompts() -> tuple[ShippedPrompt, ...]:
 
 def ship_few() -> None:
     """Replace the shipped prompts, for the rest of this process."""
-    all_gates.shipped_prompts = background.shipped_prompts = few_prompts  # type: ignore[assignment]
+    for module in (all_gates, background):
+        vars(module)["shipped_prompts"] = few_prompts
     topic_head.STEPS = STEPS
 
 

@@ -13,6 +13,7 @@ from grun.core.storage.content_hash import cache_directory
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates import background as module
 from grun.models.gates.background import Background, background
+from grun.models.gates.prompt_states import read_prompts
 from grun.models.row_encoder import RowEncoder
 from support.tiny_models import tiny_model, tiny_tokenizer
 from support.topic_kit import attach_topics, few_shipped_prompts
@@ -29,7 +30,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Few prompts ship; the numbers of prompts that were read, one for each time."""
     few_shipped_prompts(monkeypatch)
     found: list[int] = []
-    real = module.read_prompts
+    real = read_prompts
 
     def reading(model: Any, prompts: Any, *others: Any) -> Any:
         found.append(len(prompts))
@@ -48,7 +49,11 @@ def known(
 
 
 def same(one: Background, two: Background) -> bool:
-    return one.numbers == two.numbers and one.head.digest == two.head.digest and torch.equal(one.embedding_NK, two.embedding_NK)
+    return (
+        one.numbers == two.numbers
+        and one.head.digest == two.head.digest
+        and torch.equal(one.embedding_NK, two.embedding_NK)
+    )
 
 
 def cached() -> list[Path]:

@@ -23,7 +23,7 @@ SLIDING: dict[str, dict[str, Any]] = {
     "mistral": WINDOW,
     "qwen2": WINDOW | {"use_sliding_window": True, "max_window_layers": 0},
 }
-MODELS = [(arch, {}) for arch in ARCHITECTURES] + list(SLIDING.items())
+MODELS: list[tuple[str, dict[str, Any]]] = [(arch, {}) for arch in ARCHITECTURES] + list(SLIDING.items())
 
 
 def prompts_of(start: list[int], count: int = 40) -> list[list[int]]:
