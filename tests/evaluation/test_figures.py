@@ -110,9 +110,11 @@ def test_gate_scores_are_drawn_with_thresholds_and_the_sides_apart(
     given = dataclasses.replace(found(), evidence={"before": splits, "after": splits})
     assert draw_figures(tmp_path, given, None) == ["gates"]
     figure = drawn["gates"]
-    assert [part.get_suptitle() for part in figure.subfigs] == ["splits to forget", "splits to keep"]
+    assert [part.get_suptitle() for part in figure.subfigs] == [
+        f"splits to {side}: scores of the gates (share of rows)" for side in ("forget", "keep")
+    ]
     grid: list[list[Any]] = [list(part.axes) for part in figure.subfigs]
-    assert [axes.get_xlabel() for axes in grid[0]] == ["gate 1", "gate 2", "any gate: largest margin"]
+    assert [axes.get_xlabel() for axes in grid[0]] == ["gate 1: logit", "gate 2: logit", "any gate: largest margin"]
     for line in grid:
         assert [axes.lines[0].get_xdata()[0] for axes in line] == [1.0, 8.0, 0.0]
     scores = [[_mean_of_bars(axes) for axes in line] for line in grid]

@@ -45,6 +45,12 @@ class _Column:
         free = MARGIN * (high - low) or 1.0
         return np.linspace(low - free, high + free, BINS + 1)
 
+    def shares(self, split: str) -> NDArray[np.float64]:
+        """Share of a split's rows in each bin; scores that are not finite lie in none."""
+        scores_N = self.scores[split]
+        counts, _ = np.histogram(scores_N[np.isfinite(scores_N)], self.bins())
+        return counts / len(scores_N)
+
 
 def gate_figure(evidence: Mapping[str, Evidence]) -> Figure | None:
     """Histograms of gate scores (logits), a column per gate and a line per split; None without gates.
@@ -61,13 +67,14 @@ def gate_figure(evidence: Mapping[str, Evidence]) -> Figure | None:
     columns = _columns({split: one.rows for split, one in gated.items()})
     sides = {side: [split for split in gated if gated[split].to_forget == side] for side in SIDES}
     drawn = {side: splits for side, splits in sides.items() if splits}
-    heights = [0.45 + 0.8 * len(splits) for splits in drawn.values()]
-    figure = Figure(figsize=(max(4.6, 2.6 * len(columns)), 0.9 + sum(heights)))
+    heights = [0.8 + 0.8 * len(splits) for splits in drawn.values()]
+    figure = Figure(figsize=(max(4.6, 2.6 * len(columns)), sum(heights)))
     parts = figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
+    largest = max(float(column.shares(split).max()) for column in columns for split in gated)
+    top = min(1.0, math.ceil(10 * largest) / 10) or 1.0
     for part, (side, splits) in zip(parts, drawn.items(), strict=True):
-        _draw_side(part, side, splits, columns)
-        part.suptitle(SIDES[side][0], fontsize="medium", color=SIDES[side][1])
-    figure.suptitle("Scores of the gates (share of rows), and their thresholds", fontsize="medium")
+        _draw_side(part, side, splits, columns, top)
+        part.suptitle(f"{SIDES[side][0]}: scores of the gates (share of rows)", fontsize="medium", color=SIDES[side][1])
     return figure
 
 
@@ -79,7 +86,7 @@ def _columns(rows: Mapping[str, Sequence[RowEvidence]]) -> list[_Column]:
     for gate in range(count):
         found.append(
             _Column(
-                f"gate {gate + 1}" if count > 1 else "gate",
+                f"gate {gate + 1}: logit" if count > 1 else "gate: logit",
                 {split: np.array([(row.gate_logits or ())[gate] for row in own]) for split, own in rows.items()},
                 {split: _share((row.gate_values or ())[gate] > 0.0 for row in own) for split, own in rows.items()},
                 next((row.gate_thresholds[gate] for row in every if row.gate_thresholds), None),
@@ -96,20 +103,19 @@ def _share(which: Any) -> float:
     return float(np.mean(list(which)))
 
 
-def _draw_side(part: Any, side: bool, splits: Sequence[str], columns: Sequence[_Column]) -> None:
+def _draw_side(part: Any, side: bool, splits: Sequence[str], columns: Sequence[_Column], top: float) -> None:
     """The histograms of the splits of one side, each with its share of open rows."""
     grid = part.subplots(len(splits), len(columns), squeeze=False)
-    for line, split in zip(grid, splits, strict=True):
+    for number, (line, split) in enumerate(zip(grid, splits, strict=True), 1):
         for axes, column in zip(line, columns, strict=True):
-            bins, scores_N = column.bins(), column.scores[split]
-            known_N = scores_N[np.isfinite(scores_N)]
-            axes.hist(known_N, bins, weights=np.full(len(known_N), 1.0 / len(scores_N)), color=SIDES[side][1])
-            axes.set(xlim=(bins[0], bins[-1]), ylim=(0.0, 1.0), yticks=[0.0, 1.0])
+            bins, shares = column.bins(), column.shares(split)
+            axes.bar(bins[:-1], shares, np.diff(bins), align="edge", color=SIDES[side][1])
+            axes.set(xlim=(bins[0], bins[-1]), ylim=(0.0, top), yticks=[0.0, top])
             if column.threshold is not None and math.isfinite(column.threshold):
                 axes.axvline(column.threshold, color=LINE, linewidth=0.8, linestyle="--")
-            told = f"open: {column.opened[split]:.1%} of {len(scores_N)}"
-            axes.text(0.5, 0.75, told, transform=axes.transAxes, ha="center")
-            axes.tick_params(labelbottom=line is grid[-1], labelleft=axes is line[0])
+            told = f"open: {column.opened[split]:.1%} of {len(column.scores[split])}"
+            axes.text(0.5, 1.03, told, transform=axes.transAxes, ha="center", fontsize="small")
+            axes.tick_params(labelbottom=number == len(splits), labelleft=axes is line[0])
         line[0].set_ylabel(split.replace("_", "\n"), rotation=0, ha="right", va="center", labelpad=14)
     for axes, column in zip(grid[-1], columns, strict=True):
         axes.set_xlabel(column.label)
