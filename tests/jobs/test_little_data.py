@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {"layers": "1,3", "steps": 2, "batch_size": 4, "device":
 
 @pytest.fixture
 def config(material: Material, tmp_path: Path) -> UnlearnConfig:
-    files = {"model": str(material.model), "forget": [str(material.forget)]}
+    files: dict[str, Any] = {"model": str(material.model), "forget": [str(material.forget)]}
     return UnlearnConfig(**files, output=str(tmp_path / "run"), **SMALL)
 
 

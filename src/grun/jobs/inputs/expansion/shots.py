@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DESCRIBE", "LIST", "QUESTIONS", "REWORD", "SHOWN"]
+__all__ = ["DESCRIBE", "LIST", "LISTED", "QUESTIONS", "REWORD", "SHOWN"]
+
+from grun.jobs.inputs.expansion.names import plain
 
 QUESTIONS = """Questions and tasks about one subject, each with the name of the subject in it.
 
@@ -49,20 +51,8 @@ In other words: Tell me what it takes to win at chess.
 
 Question: {text}
 In other words:"""
-# Words of these examples that a text on another subject would have from a copy only.
-SHOWN = frozenset(
-    [
-        "penguin",
-        "penguins",
-        "curie",
-        "moby",
-        "dick",
-        "melville",
-        "chess",
-        "polonium",
-        "radium",
-        "puffins",
-        "rutherford",
-        "draughts",
-    ]
+# Words of these examples, and names in them, that a text on another subject would have from a copy only.
+SHOWN = frozenset({"penguin", "penguins", "curie", "moby", "dick", "melville", "chess", "polonium", "radium"})
+LISTED = frozenset(
+    plain(one) for line in LIST.split("\n")[2:-1] for one in line.partition(":")[2].split(";") if one.strip()
 )

@@ -15,7 +15,7 @@ import torch
 from grun.core.records import Example
 from grun.jobs.inputs.expansion.knowledge import log_probabilities
 from grun.jobs.inputs.expansion.names import gives_away, mentions, plain
-from grun.jobs.inputs.expansion.shots import DESCRIBE, LIST, QUESTIONS, REWORD, SHOWN
+from grun.jobs.inputs.expansion.shots import DESCRIBE, LIST, LISTED, QUESTIONS, REWORD, SHOWN
 from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import context_length, evaluating
 from grun.models.generation import sampled
@@ -144,7 +144,7 @@ def described(writer: Writer, goal: int, known: set[str]) -> list[str]:
                 yield form.format(verb=text.split()[0], rest=sentence[1].strip())
 
     def fits(text: str) -> bool:
-        return _is_sentence(text) and not gives_away(text, writer.name)
+        return _is_sentence(text, writer.name) and not gives_away(text, writer.name)
 
     def judged(texts: Sequence[str]) -> list[str]:
         return writer.better(texts, NAMED, "Who or what is this?")
@@ -193,17 +193,17 @@ def _items(text: str) -> Iterator[str]:
 
 
 def _is_question(text: str, name: str) -> bool:
-    return _is_sentence(text) and mentions(text, name)
+    return _is_sentence(text, name) and mentions(text, name)
 
 
-def _is_sentence(text: str) -> bool:
+def _is_sentence(text: str, name: str) -> bool:
     """True for one whole sentence of a sensible length that copies no example."""
     least, most = WORDS
     return (
         text.endswith(("?", "."))
         and re.search(r"[.!?]\s|\n|https?:|[<>{}|_]", text) is None
         and least <= len(text.split()) <= most
-        and not SHOWN & set(plain(text).split())
+        and not _copies(text, name)
     )
 
 
@@ -214,8 +214,14 @@ def _is_name(text: str, name: str) -> bool:
         and re.fullmatch(r"[^\W\d_][\w .,'’&-]*", text) is not None
         and len(plain(text)) > 1
         and not gives_away(text, name)
-        and not SHOWN & set(plain(text).split())
+        and not _copies(text, name)
+        and plain(text) not in LISTED
     )
+
+
+def _copies(text: str, name: str) -> bool:
+    """True if a text is about the subject of an example, unless that is the topic."""
+    return bool(SHOWN.difference(plain(name).split()).intersection(plain(text).split()))
 
 
 def _masked(text: str, name: str) -> str:
