@@ -127,10 +127,11 @@ def _rows(writer: Writer) -> tuple[list[Row], list[Row], list[Row]]:
         logger.warning("The writer's context is too short for examples to go on from: all rows come from frames.")
         return forget, [], []
     asked = questions(writer, QUESTIONS - len(frames), known)
-    forget += [_row(text, KINDS[0], "model") for text in asked]
-    forget += [_row(text, KINDS[1], "model") for text in paraphrases(writer, asked, known)]
-    descriptions = [_row(text, "description", "model") for text in described(writer, DESCRIPTIONS, known)]
-    return forget, descriptions, _neighbours(neighbour_names(writer, NEIGHBOUR_NAMES), writer.seed)
+    reworded = paraphrases(writer, asked, known)
+    descriptions = described(writer, DESCRIPTIONS, known)
+    names = neighbour_names(writer, NEIGHBOUR_NAMES, [*asked, *reworded, *descriptions])
+    forget += [_row(text, kind, "model") for kind, own in zip(KINDS, (asked, reworded), strict=True) for text in own]
+    return forget, [_row(text, "description", "model") for text in descriptions], _neighbours(names, writer.seed)
 
 
 def _row(text: str, kind: str, source: str) -> Row:

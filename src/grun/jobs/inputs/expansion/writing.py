@@ -25,6 +25,7 @@ ROUNDS = 3  # of sampling, at most, for rows of one kind
 SAMPLES = 8  # texts of a round
 TEMPERATURE = 0.8
 WORDS = (4, 40)  # of a row that a model wrote
+PART = 2  # rows about a topic that hold the name of a part of it
 NAME_WORDS = 5  # of a neighbour's name, at most
 DESCRIPTIONS = (
     "Who or what {verb} {rest}?",
@@ -152,8 +153,16 @@ def described(writer: Writer, goal: int, known: set[str]) -> list[str]:
     return _collected(drawn, fits, judged, goal, known)
 
 
-def neighbour_names(writer: Writer, goal: int) -> list[str]:
-    """Names of similar things, those first that the model names most often; at most `goal`."""
+def neighbour_names(writer: Writer, goal: int, about: Sequence[str]) -> list[str]:
+    """Names of similar things, those first that the model names most often; at most `goal`.
+
+    A name that several rows about the topic hold is left out: it is rather a part of the topic than a neighbour.
+
+    Args:
+        writer: the model that writes.
+        goal: number of names.
+        about: rows that the model wrote about the topic.
+    """
     votes: Counter[str] = Counter()
     spelt: dict[str, str] = {}
     for text in writer.sample("neighbours", [LIST.format(name=writer.name)], 40, count=2 * SAMPLES)[0]:
@@ -162,7 +171,8 @@ def neighbour_names(writer: Writer, goal: int) -> list[str]:
             if _is_name(one, writer.name):
                 votes[plain(one)] += 1
                 spelt.setdefault(plain(one), one)
-    return [spelt[one] for one, _ in votes.most_common(goal)]
+    names = [spelt[one] for one, _ in votes.most_common()]
+    return [one for one in names if sum(gives_away(text, one) for text in about) < PART][:goal]
 
 
 def _collected(
