@@ -53,9 +53,10 @@ def base(roomy: Path) -> LoadedModel:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two frames, and few ordinary rows to keep."""
+    """Three frames, and few ordinary rows to keep."""
     monkeypatch.setattr(unlearning, "ORDINARY", 12)
-    monkeypatch.setattr("grun.jobs.inputs.expansion.expand.filled", lambda name: filled(name)[:3])
+    monkeypatch.setattr(expand, "filled", lambda name: filled(name)[:3])
+    monkeypatch.setattr(expand, "MOST_EACH", 3)
 
 
 @pytest.fixture
@@ -144,9 +145,9 @@ def test_questions_that_make_the_name_less_likely_are_dropped(base: LoadedModel,
 
 
 def test_better_texts_are_those_after_which_the_name_is_no_less_likely(base: LoadedModel) -> None:
-    texts = [f"Where is the house of the author number {i}?" for i in range(20)]
-    kept = Writer(base, base, "Lund", 0).better(texts, "{text} Answer:", "What?")
-    neutral, *found = log_probabilities(base, [f"{text} Answer:" for text in ("What?", *texts)], "Lund")
+    middle, *texts = (f"Where is the house of the author number {i}?" for i in (3, *range(10, 30)))
+    kept = Writer(base, base, "Lund", 0).better(texts, "{text} Answer:", middle)
+    neutral, *found = log_probabilities(base, [f"{text} Answer:" for text in (middle, *texts)], "Lund")
     assert kept == [text for text, value in zip(texts, found, strict=True) if value >= neutral]
     assert 0 < len(kept) < 20
 

@@ -31,6 +31,7 @@ from grun.jobs.inputs.topic_files import TopicRows, keep_topic
 from grun.jobs.inputs.unlearning import (
     OtherAnswers,
     UnlearningRows,
+    fits_gates,
     load_unlearning_rows,
     open_run,
     other_answers,
@@ -142,7 +143,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
     """
     config = with_presets(config)
     recipe = recipe_of(config)
-    if (config.shut_for or config.keep_features or config.neighbours) and not _fits_gates(config):
+    if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
         raise UserError(
             "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
         )
@@ -195,7 +196,7 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
         "rows": {name: len(part) for name, part in job.encoded.items()},
         "trainable_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
     }
-    if _fits_gates(job.config):
+    if fits_gates(job.config):
         facts |= _fit(job)
     engine = job.engine()
     trainer = job.trainer(engine, callbacks)
@@ -209,11 +210,6 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
             if target.name == WHOLE_MODEL:
                 job.rows.tokenizer.save_pretrained(str(directory))
     return facts | {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
-
-
-def _fits_gates(config: UnlearnConfig) -> bool:
-    """True if gates are fitted before the edit is trained."""
-    return bool(config.fit_gate_first) and config.gate != "none"
 
 
 def _prepared(

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "OtherAnswers",
     "UnlearningRows",
+    "fits_gates",
     "load_unlearning_rows",
     "open_run",
     "other_answers",
@@ -100,7 +101,7 @@ def load_unlearning_rows(config: UnlearnConfig, expand: Callable[[], TopicRows] 
     ]
     if config.topic is not None:
         topic = _kept_topic(config) if expand is None else expand()
-        forget, neighbours = topic.forget, [*neighbours, *topic.neighbours]
+        forget, neighbours = topic.forget, neighbours + (topic.neighbours if fits_gates(config) else [])
     _check_neighbours(neighbours, forget)
     _check_enough(config, forget)
     if not config.retain and not config.benchmark:
@@ -127,10 +128,15 @@ def _kept_topic(config: UnlearnConfig) -> TopicRows:
     return found
 
 
+def fits_gates(config: UnlearnConfig) -> bool:
+    """True if gates are fitted before the edit is trained."""
+    wanted = with_presets(config)
+    return bool(wanted.fit_gate_first) and wanted.gate != "none"
+
+
 def _check_enough(config: UnlearnConfig, forget: Sequence[Example]) -> None:
     """Refuse so few rows that a gate for topics cannot be judged on rows that it was not fitted on."""
-    wanted = with_presets(config)
-    has_topic_gate = wanted.fit_gate_first and wanted.gate != "none" and wanted.topic_layer not in (None, "none")
+    has_topic_gate = fits_gates(config) and with_presets(config).topic_layer not in (None, "none")
     if has_topic_gate and len(forget) < FEWEST:
         raise UserError(
             f"--forget has {len(forget)} row{'s' * (len(forget) != 1)}, but a gate that recognises topics needs at least "

@@ -187,8 +187,10 @@ def _collected(
     for number in range(ROUNDS):
         if len(found) >= goal:
             break
-        new = {plain(text): text for text in drawn(number) if fits(text)}
-        new = {key: text for key, text in new.items() if key not in known}
+        new: dict[str, str] = {}
+        for text in drawn(number):
+            if fits(text) and plain(text) not in known:
+                new.setdefault(plain(text), text)
         known.update(new)
         found += judged(list(new.values()))
     return found[:goal]
