@@ -88,8 +88,8 @@ _add(
         "adapter",
         "The result is in {result}. Measure it: grun evaluate --model {config.model} --adapter {result} ...",
     ),
-    "Learn an adapter that makes a model forget the rows in --forget, or a --topic, and keep those in --retain. The same "
-    "command again resumes an interrupted run.",
+    "Learn an adapter that makes a model forget the rows in --forget and keep those in --retain. The same command again "
+    "resumes an interrupted run.",
 )
 _add(
     "expand",
