@@ -13,6 +13,7 @@ __all__ = [
     "CompareResult",
     "EvaluateResult",
     "Example",
+    "ExpandResult",
     "FinetuneResult",
     "GrunConfig",
     "GrunModel",
@@ -26,23 +27,38 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "expand",
     "finetune",
     "unlearn",
 ]
 
 if TYPE_CHECKING:
-    from grun.api.jobs import calibrate, compare, evaluate, finetune, unlearn
+    from grun.api.jobs import calibrate, compare, evaluate, expand, finetune, unlearn
     from grun.api.ledger import Ledger
-    from grun.api.results import CalibrateResult, CompareResult, EvaluateResult, FinetuneResult, UnlearnResult
+    from grun.api.results import (
+        CalibrateResult,
+        CompareResult,
+        EvaluateResult,
+        ExpandResult,
+        FinetuneResult,
+        UnlearnResult,
+    )
     from grun.core.errors import Interrupted, TrainingDiverged, UserError
     from grun.core.records import Example, Signals
     from grun.models.tuner.config import GrunConfig
     from grun.models.tuner.model import GrunModel
 
 _HOMES = {
-    "grun.api.jobs": ("calibrate", "compare", "evaluate", "finetune", "unlearn"),
+    "grun.api.jobs": ("calibrate", "compare", "evaluate", "expand", "finetune", "unlearn"),
     "grun.api.ledger": ("Ledger",),
-    "grun.api.results": ("CalibrateResult", "CompareResult", "EvaluateResult", "FinetuneResult", "UnlearnResult"),
+    "grun.api.results": (
+        "CalibrateResult",
+        "CompareResult",
+        "EvaluateResult",
+        "ExpandResult",
+        "FinetuneResult",
+        "UnlearnResult",
+    ),
     "grun.core.errors": ("Interrupted", "TrainingDiverged", "UserError"),
     "grun.core.records": ("Example", "Signals"),
     "grun.models.tuner.config": ("GrunConfig",),

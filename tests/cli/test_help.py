@@ -17,6 +17,7 @@ PAGES = (
     "finetune",
     "unlearn",
     "evaluate",
+    "expand",
     "calibrate",
     "import",
     "sweep",

@@ -40,6 +40,7 @@ ORDER = (
     "evaluation.report",
     "jobs.engines",
     "jobs.inputs",
+    "jobs.inputs.expansion",
     "jobs",
     "requests",
     "api",

@@ -1,8 +1,8 @@
-"""The jobs as functions: `unlearn`, `evaluate`, `finetune`, `calibrate`, `compare`."""
+"""The jobs as functions: `unlearn`, `expand`, `evaluate`, `finetune`, `calibrate`, `compare`."""
 
 from __future__ import annotations
 
-__all__ = ["calibrate", "compare", "evaluate", "finetune", "unlearn"]
+__all__ = ["calibrate", "compare", "evaluate", "expand", "finetune", "unlearn"]
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +10,17 @@ from typing import Any
 
 from grun.api.documentation import with_settings
 from grun.api.objects import ModelLike, RowsLike, Standing, as_it_was, named_model, named_rows
-from grun.api.results import CalibrateResult, CompareResult, EvaluateResult, FinetuneResult, RunResult, UnlearnResult
+from grun.api.results import (
+    CalibrateResult,
+    CompareResult,
+    EvaluateResult,
+    ExpandResult,
+    FinetuneResult,
+    RunResult,
+    UnlearnResult,
+)
 from grun.api.settings import from_python, naming_parameters
-from grun.core.config.jobs import EvaluateConfig, FinetuneConfig, UnlearnConfig
+from grun.core.config.jobs import EvaluateConfig, ExpandConfig, FinetuneConfig, UnlearnConfig
 from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
 
@@ -64,6 +72,37 @@ def unlearn(
         config = from_python(UnlearnConfig, values, "grun.unlearn")
         with as_it_was(standing, trains_weights=config.adapt == "full"):
             return UnlearnResult(job(config, callbacks).parent)
+
+
+@with_settings(ExpandConfig)
+def expand(
+    topic: str, model: ModelLike, *, writer: ModelLike | None = None, tokenizer: Any = None, **settings: Any
+) -> ExpandResult:
+    """Write rows about a topic from its name, into files to be read and corrected before `grun.unlearn` takes them.
+
+    Args:
+        topic: name of what is to be forgotten.
+        model: the model that is to forget, as `grun.unlearn` takes it; it gives the answers.
+        writer: model that writes rows, likewise; None for the model that is to forget.
+        tokenizer: of a loaded model; None for the one in the folder that the model was loaded from.
+        **settings: every other setting of `grun expand`, by its name.
+
+    Raises:
+        UserError: for wrong input, or a topic that the model seems to know nothing about.
+    """
+    from grun.jobs.inputs.expansion.expand import expand as job
+
+    with naming_parameters():
+        standing = Standing()
+        values = {
+            "topic": topic,
+            "model": named_model(model, tokenizer, standing),
+            "writer": None if writer is None else named_model(writer, None, standing),
+            **settings,
+        }
+        config = from_python(ExpandConfig, values, "grun.expand")
+        with as_it_was(standing):
+            return ExpandResult(job(config))
 
 
 @with_settings(EvaluateConfig)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CalibrateResult", "CompareResult", "EvaluateResult", "FinetuneResult", "RunResult", "UnlearnResult"]
+__all__ = [
+    "CalibrateResult",
+    "CompareResult",
+    "EvaluateResult",
+    "ExpandResult",
+    "FinetuneResult",
+    "RunResult",
+    "UnlearnResult",
+]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +97,25 @@ class FinetuneResult(RunResult):
     def _facts(self) -> list[tuple[str, str]]:
         names = ("rows", "parameters", "steps", "loss")
         return [("model", str(self.model)), *((name, number(self.metrics.get(name))) for name in names)]
+
+
+class ExpandResult(RunResult):
+    """Rows about a topic, in files to be read and corrected."""
+
+    @property
+    def forget(self) -> list[Path]:
+        """Files of rows to forget: questions, and descriptions without the name where there are any."""
+        return [file for file in (self.path / "forget.jsonl", self.path / "described.jsonl") if file.exists()]
+
+    @property
+    def neighbours(self) -> list[Path]:
+        """Files of questions about neighbouring topics; none if the writer named none."""
+        return [file for file in (self.path / "neighbours.jsonl",) if file.exists()]
+
+    def _facts(self) -> list[tuple[str, str]]:
+        rows = self.metrics["rows"].items()
+        counts = [(kind, f"{sum(own.values())} ({own['frame']} from frames)") for kind, own in rows]
+        return [*super()._facts(), *counts]
 
 
 class UnlearnResult(RunResult):

@@ -12,7 +12,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from grun.core.config.jobs import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
+from grun.core.config.jobs import (
+    ChatConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExpandConfig,
+    FinetuneConfig,
+    SweepConfig,
+    UnlearnConfig,
+)
 from grun.core.config.requests import CalibrateConfig, CalibrateRequestsConfig, ImportConfig, RequestConfig
 from grun.core.config.schema import from_mapping, without_none
 from grun.core.errors import UserError
@@ -31,6 +39,7 @@ CONFIGS: tuple[type, ...] = (
     SweepConfig,
     ChatConfig,
     DemoConfig,
+    ExpandConfig,
 )
 FLAG = re.compile(r"--(no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 PARAMETERS = {f.name for config in CONFIGS for f in dataclasses.fields(config)} | {"runs", "tokenizer", "id", "scale"}

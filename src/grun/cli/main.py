@@ -22,7 +22,15 @@ from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import Stopped, command_for
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS, declared, has_extensions
-from grun.core.config.jobs import ChatConfig, DemoConfig, EvaluateConfig, FinetuneConfig, SweepConfig, UnlearnConfig
+from grun.core.config.jobs import (
+    ChatConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExpandConfig,
+    FinetuneConfig,
+    SweepConfig,
+    UnlearnConfig,
+)
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import RunsFailed, TrainingDiverged, UserError
 
@@ -82,6 +90,14 @@ _add(
     ),
     "Learn an adapter that makes a model forget the rows in --forget and keep those in --retain. The same command again "
     "resumes an interrupted run.",
+)
+_add(
+    "expand",
+    ExpandConfig,
+    _function(
+        "expand", "path", "The rows are in {result}. Read and correct them, then: grun unlearn --forget FILE ..."
+    ),
+    "Write rows about a topic from its name: questions, descriptions and neighbouring topics, to be read and corrected.",
 )
 _add(
     "evaluate",

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
+from grun.jobs.inputs.expansion.expand import topic_rows
 from grun.jobs.inputs.own_answers import with_own_answers
+from grun.jobs.inputs.topic_files import TopicRows, keep_topic
 from grun.jobs.inputs.unlearning import (
     OtherAnswers,
     UnlearningRows,
+    fits_gates,
     load_unlearning_rows,
     open_run,
     other_answers,
@@ -122,12 +125,13 @@ class _Job:
         )
 
 
-def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) -> Path:
+def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), topic: TopicRows | None = None) -> Path:
     """Run an unlearning job; run it again after an interruption to resume it.
 
     Args:
         config: of the job.
         callbacks: more callbacks for the trainer.
+        topic: rows about the topic that the settings name, if they are written already.
 
     Returns:
         The directory of the adapter (or, where all weights are trained, of the model).
@@ -139,7 +143,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     """
     config = with_presets(config)
     recipe = recipe_of(config)
-    if (config.shut_for or config.keep_features or config.neighbours) and not _fits_gates(config):
+    if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
         raise UserError(
             "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
         )
@@ -148,7 +152,12 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
             f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
             f"--topic-layer {NO_TOPICS}."
         )
-    data = load_unlearning_rows(config)
+    if config.topic is not None and topic is None:
+        open_run(
+            config, None
+        )  # refuses a directory that holds something else before anything is written about the topic
+    expand = cache(lambda: topic_rows(config, Path(config.output).expanduser()) if topic is None else topic)
+    data = load_unlearning_rows(config, expand)
     answers = other_answers(config, recipe.sides, data.forget)
     join_processes(config.device)
     objective = objectives.get(config.objective).info.get("content", "")  # of a function that was given
@@ -164,6 +173,8 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = ()) ->
     job = _prepared(config, recipe, data, answers, run)
     if is_main():
         run.start()
+        if config.topic is not None:
+            keep_topic(expand(), run.path)
         if config.alternatives == "generate":
             keep_alternatives(run, job.examples["forget"])
     wait()
@@ -190,7 +201,7 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
         "rows": {name: len(part) for name, part in job.encoded.items()},
         "trainable_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
     }
-    if _fits_gates(job.config):
+    if fits_gates(job.config):
         facts |= _fit(job)
     engine = job.engine()
     trainer = job.trainer(engine, callbacks)
@@ -204,11 +215,6 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
             if target.name == WHOLE_MODEL:
                 job.rows.tokenizer.save_pretrained(str(directory))
     return facts | {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
-
-
-def _fits_gates(config: UnlearnConfig) -> bool:
-    """True if gates are fitted before the edit is trained."""
-    return bool(config.fit_gate_first) and config.gate != "none"
 
 
 def _prepared(

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
 from grun.core.storage.run_directory import FEATURES, holds_run
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
+from grun.jobs.inputs.expansion.expand import topic_rows
 from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import NO_TOPICS, with_presets
@@ -59,10 +61,13 @@ def add(config: RequestConfig) -> str:
         raise UserError(f"{what}, but only gated adapters (grun) can be stacked.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`grun request add` runs in one process: a ledger is changed by one at a time.")
-    if not config.forget and not config.benchmark:
-        raise UserError("FILES is missing: name the rows to forget (grun request add rows.jsonl ...), or --benchmark.")
+    if not config.forget and not config.benchmark and config.topic is None:
+        raise UserError(
+            "FILES is missing: name the rows to forget (grun request add rows.jsonl ...), or --topic, or --benchmark."
+        )
     _check_text(config.why)
-    data = load_unlearning_rows(config)
+    topic = cache(lambda: topic_rows(config, None))
+    data = load_unlearning_rows(config, topic)
     found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = LedgerState.read_or_new(config.ledger)
     base = identity(config.model, config.trust_remote_code)
@@ -78,7 +83,8 @@ def add(config: RequestConfig) -> str:
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(UnlearnConfig)}
         settings["shut_for"] = [*config.shut_for, *_kept_features(now, wanted)]
         work = _work(now, UnlearnConfig(**settings), fingerprint(data.parts))
-        adapter = unlearn(UnlearnConfig(**{**settings, "output": str(work)}))
+        job = UnlearnConfig(**{**settings, "output": str(work)})
+        adapter = unlearn(job, topic=None if config.topic is None else topic())
         metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
         in_force = measured(now, folders, config, data.forget, data.validation or data.retain)

@@ -12,6 +12,7 @@ __all__ = [
     "DataConfig",
     "DemoConfig",
     "EvaluateConfig",
+    "ExpandConfig",
     "FinetuneConfig",
     "JobConfig",
     "SweepConfig",
@@ -128,6 +129,23 @@ class EvaluateConfig(DataConfig):
         check_choice("questions", self.questions, ("both", "original", "paraphrased"))
         if self.quantize is not None:
             check_choice("quantize", self.quantize, ("8bit", "4bit"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandConfig(JobConfig):
+    """Settings of `grun expand`: write rows about a topic from its name."""
+
+    MAIN: ClassVar[tuple[str, ...]] = ("topic", "model", "writer", "output")
+
+    output: str = option("expanded", "Directory to write the rows and the run's records to.", group="run")
+    topic: str = option("", "Name of what is to be forgotten.", group="data")
+    model: str = option("", "Hub id or folder of the model that is to forget; it gives the answers.", group="method")
+    writer: str | None = option(
+        None, "Hub id or folder of a model that writes rows. Default: the model that is to forget.", group="method"
+    )
+    force_topic: bool = option(False, "Go on although the model seems to know nothing about the topic.", group="data")
+    template: str = option("auto", "Prompt template, as in the other commands.", group="data")
+    batch_size: int = option(16, "Prompts are answered in batches of four times this size.", group="machine", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

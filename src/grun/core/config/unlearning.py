@@ -23,6 +23,18 @@ class UnlearnConfig(TrainConfig):
     retain: list[str] = option(
         [], "Files or hub ids of rows to keep. Default: ordinary prompts that come with grun.", group="data"
     )
+    topic: str | None = option(
+        None,
+        "Name of what is to be forgotten, instead of --forget: rows are written from it first, as by grun expand, into the "
+        "folder 'topic' of --output.",
+        group="data",
+    )
+    force_topic: bool = option(False, "Go on although the model seems to know nothing about the topic.", group="data")
+    writer: str | None = option(
+        None,
+        "Hub id or folder of a model that writes rows about the topic. Default: the model that is to forget.",
+        group="data",
+    )
     neighbours: list[str] = option(
         [],
         "Files or hub ids of prompts about close topics that must stay: gates learn to stay shut for them. Answers are not "

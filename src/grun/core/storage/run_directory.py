@@ -55,7 +55,7 @@ class RunDirectory:
         command: str,
         overwrite: bool = False,
         *,
-        data: str = "",
+        data: str | None = "",
         usual: JobConfig | None = None,
     ) -> RunDirectory:
         """Look at a directory without changing it: it must be new, empty, or hold this very run (which is then resumed).
@@ -65,7 +65,7 @@ class RunDirectory:
             config: the resolved settings.
             command: name of the job ("unlearn").
             overwrite: another run may be there; `start` deletes it.
-            data: fingerprint of the data that the job reads.
+            data: fingerprint of the data that the job reads; None if it is not known yet, and any will do.
             usual: see `settings_difference`.
 
         Raises:
@@ -208,4 +208,4 @@ def _difference(
         return f"grun {found.get('command')}"
     if changed := settings_difference(files.read_json(path / CONFIG) or {}, config, usual):
         return changed
-    return "" if found.get("data") == wanted["data"] else "the content of its data differs"
+    return "" if wanted["data"] in (None, found.get("data")) else "the content of its data differs"

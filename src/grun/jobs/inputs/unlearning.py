@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "OtherAnswers",
     "UnlearningRows",
+    "fits_gates",
     "load_unlearning_rows",
     "open_run",
     "other_answers",
@@ -28,11 +29,13 @@ from grun.data.benchmarks import load_benchmark
 from grun.data.examples import check_disjoint, read_examples
 from grun.data.refusals import Refusals
 from grun.data.shipped_prompts import clashing, drawn_rows, ordinary_rows
+from grun.jobs.inputs.topic_files import TopicRows, read_topic
 from grun.models.adaptations import NO_TOPICS, with_presets
 
 logger = logging.getLogger("grun")
 OtherAnswers = Callable[[Example], Sequence[str]]
 ORDINARY = 300  # rows to keep where none were given
+FEWEST = 4  # rows to forget with a gate for topics
 SHOW = 60  # characters of a prompt in messages
 
 
@@ -68,12 +71,20 @@ def usual_settings(config: UnlearnConfig) -> UnlearnConfig:
     return usual if usual.topic_layer is None else replace(usual, topic_layer=NO_TOPICS)
 
 
-def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:
+def load_unlearning_rows(config: UnlearnConfig, expand: Callable[[], TopicRows] | None = None) -> UnlearningRows:
     """Read what to forget and what to keep, from a benchmark or from files, and withhold whole retain subjects.
 
+    Args:
+        config: of the job.
+        expand: function that gives the rows about a topic, called once everything else is read; None reads those that a run
+            has kept.
+
     Raises:
-        UserError: for missing or contradictory settings, unreadable files, or identical forget and retain rows.
+        UserError: for missing or contradictory settings, unreadable files, identical forget and retain rows, or too few of
+            them.
     """
+    if config.topic is not None and (config.benchmark or config.forget):
+        raise UserError("--topic and --forget/--benchmark were both given; take the rows from one of them.")
     if config.benchmark and (config.forget or config.retain):
         raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
     if config.benchmark:
@@ -82,17 +93,25 @@ def load_unlearning_rows(config: UnlearnConfig) -> UnlearningRows:
         )
         forget, retain = list(data.splits[data.forget]), list(data.splits[data.retain])
     else:
-        if not config.forget:
-            raise UserError("--forget is missing: give a file of what to forget, or --benchmark.")
+        if not config.forget and config.topic is None:
+            raise UserError("--forget is missing: give a file of what to forget, or --topic, or --benchmark.")
         forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
         retain = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
-        retain = retain or _ordinary(forget, config.seed)
+    neighbours = [
+        row for source in config.neighbours for row in read_examples(source, columns=config.columns, need_answers=False)
+    ]
+    if config.topic is not None:
+        topic = _kept_topic(config) if expand is None else expand()
+        forget, neighbours = topic.forget, neighbours + (topic.neighbours if fits_gates(config) else [])
+    _check_neighbours(neighbours, forget)
+    _check_enough(config, forget)
+    if not config.retain and not config.benchmark:
+        retain = _ordinary(forget, config.seed)
     shared = check_disjoint(forget, retain)
     if shared:
         logger.warning("%d rows are in both --forget and --retain; they are forgotten.", shared)
         known = {(row.prompt, row.answer) for row in forget}
         retain = [row for row in retain if (row.prompt, row.answer) not in known]
-    neighbours = _neighbours(config, forget)
     return UnlearningRows(forget, *withhold(retain, config.withhold, config.seed), neighbours)
 
 
@@ -103,22 +122,37 @@ def _ordinary(forget: Sequence[Example], seed: int) -> list[Example]:
     return [row for i, row in enumerate(rows) if i not in dropped][:ORDINARY]
 
 
-def _neighbours(config: UnlearnConfig, forget: Sequence[Example]) -> list[Example]:
-    """Prompts about close topics that must stay; answers are not looked at.
+def _kept_topic(config: UnlearnConfig) -> TopicRows:
+    found = read_topic(Path(config.output).expanduser())
+    if found is None:
+        raise UserError(f"--topic '{config.topic}': its rows are not in '{config.output}'.")
+    return found
 
-    Raises:
-        UserError: for a row that is also to be forgotten.
-    """
+
+def fits_gates(config: UnlearnConfig) -> bool:
+    """True if gates are fitted before the edit is trained."""
+    wanted = with_presets(config)
+    return bool(wanted.fit_gate_first) and wanted.gate != "none"
+
+
+def _check_enough(config: UnlearnConfig, forget: Sequence[Example]) -> None:
+    """Refuse so few rows that a gate for topics cannot be judged on rows that it was not fitted on."""
+    has_topic_gate = fits_gates(config) and with_presets(config).topic_layer not in (None, NO_TOPICS)
+    if has_topic_gate and len(forget) < FEWEST:
+        raise UserError(
+            f"--forget has {len(forget)} row{'s' * (len(forget) != 1)}, but a gate that recognises topics needs at least "
+            f"{FEWEST} to be checked; give more rows in other words, or --topic-layer {NO_TOPICS}."
+        )
+
+
+def _check_neighbours(neighbours: Sequence[Example], forget: Sequence[Example]) -> None:
+    """Refuse a neighbouring prompt that is also to be forgotten."""
     known = {_plain(row.prompt) for row in forget}
-    rows = [
-        row for source in config.neighbours for row in read_examples(source, columns=config.columns, need_answers=False)
-    ]
-    for row in rows:
+    for row in neighbours:
         if _plain(row.prompt) in known:
             raise UserError(
                 f"--neighbours {row.source}: '{row.prompt[:SHOW]}' is also to be forgotten; remove the row from one of them."
             )
-    return rows
 
 
 def _plain(prompt: str) -> str:
@@ -134,15 +168,15 @@ def say_kept(config: UnlearnConfig, data: UnlearningRows) -> None:
         )
 
 
-def open_run(config: UnlearnConfig, data: UnlearningRows, objects: str = "") -> RunDirectory:
+def open_run(config: UnlearnConfig, data: UnlearningRows | None, objects: str = "") -> RunDirectory:
     """The directory of an unlearning run; see `RunDirectory.open`.
 
     Args:
         config: of the job, with presets filled in.
-        data: the rows.
+        data: the rows; None if they are not known yet.
         objects: fingerprint of what was given as Python objects, a model or an objective.
     """
-    content, usual = fingerprint(data.parts) + objects, usual_settings(config)
+    content, usual = None if data is None else fingerprint(data.parts) + objects, usual_settings(config)
     return RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=content, usual=usual)
 
 

@@ -1,0 +1,1 @@
+"""Rows about a topic, written from its name alone."""
