@@ -6,7 +6,6 @@ __all__ = ["Gate", "LowRankEdit", "compute_dtype", "gate_value", "is_open", "ort
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
@@ -52,8 +51,12 @@ def orthonormal(free_DR: Tensor) -> Tensor:
 
 def windowed(x_XTK: Tensor, window: int) -> Tensor:
     """The largest value of every `window` tokens in a row (..., T - window + 1, K)."""
-    length = x_XTK.shape[-2] - window + 1
-    return reduce(torch.maximum, (x_XTK[..., i : i + length, :] for i in range(window)))
+    size = 1  # tokens whose largest value stands at the first of them
+    while size < window:
+        step = min(size, window - size)
+        x_XTK = torch.maximum(x_XTK[..., :-step, :], x_XTK[..., step:, :])
+        size += step
+    return x_XTK
 
 
 def pooled(
