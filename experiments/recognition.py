@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import re
 import shutil
 import sys
 import tempfile
@@ -38,7 +37,6 @@ from grun.core.records import Benchmark, Example
 from grun.core.storage.atomic_files import read_json, write_json
 from grun.data.benchmarks import load_benchmark
 from grun.data.examples import split_text
-from grun.data.shipped_prompts import shipped_prompts
 from grun.data.tables import read_rows
 from grun.jobs.inputs.unlearning import withhold
 from grun.models.adaptations import NO_TOPICS, with_presets
@@ -148,13 +146,7 @@ def of_topic(topic: str, seed: int) -> tuple[Rows, Rows]:
     """Rows of a topic to fit on, and prompts to ask."""
     data: Benchmark = load_benchmark("topics", seed=seed, options={"topic": topic})
     parts = fitted_rows(data.splits["forget"], data.splits["retain"], seed)
-    known = {plain(prompt.text) for prompt in shipped_prompts()}
-    return parts, {kind: [row for row in data.splits[kind] if plain(row.prompt) not in known] for kind in ASKED}
-
-
-def plain(text: str) -> str:
-    """The words of a text: a few greetings are among the ordinary prompts and among those that ship, and are not asked."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    return parts, {kind: data.splits[kind] for kind in ASKED}
 
 
 def of_wmdp(folder: Path, corpus: str, form: str, ordinary: Sequence[Example]) -> tuple[Rows, Rows]:

@@ -11,7 +11,7 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.data.benchmarks import load_benchmark
 from grun.data.benchmarks.topics import _topics, topics
-from grun.data.shipped_prompts import ordinary_rows
+from grun.data.shipped_prompts import ordinary_rows, shipped_prompts
 
 SIZES = {"forget": 60, "unseen": 40, "described": 20, "neighbours": 60, "retain": 150, "ordinary": 300}
 NAMES = {
@@ -40,6 +40,14 @@ def test_every_topic_has_prompts_of_every_kind_and_none_twice(topic: str) -> Non
     assert not any(re.search(NAMES[topic], row.prompt, re.IGNORECASE) for row in data.splits["described"])
     named = sum(bool(re.search(NAMES[topic], row.prompt, re.IGNORECASE)) for row in data.splits["unseen"])
     assert named <= 10
+
+
+def test_no_prompt_of_the_test_ships_for_the_fit() -> None:
+    shipped = {plain(Example(prompt.text, "")) for prompt in shipped_prompts()}
+    for topic in _topics():
+        data = topics(topic=topic)
+        asked = [plain(row) for name in ("unseen", "described", "neighbours", "ordinary") for row in data.splits[name]]
+        assert not shipped.intersection(asked)
 
 
 def test_there_are_the_topics_that_are_tested() -> None:

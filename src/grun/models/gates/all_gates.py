@@ -31,7 +31,7 @@ from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withhel
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.topic import TopicGate
 
-TOPICS_RATE = 2.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
+TOPICS_RATE = 4.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
 NEIGHBOUR_RATE = 0.05  # share of withheld neighbouring prompts that may open a gate
 LONGEST_TO_FIT = 512  # characters of a shipped prompt that gates for names are fitted on
 
