@@ -216,7 +216,7 @@ def broken(signals: grun.Signals) -> Tensor:
         ({"objective": wide}, r"'wide' returns a tensor of shape \(2,\), expected a scalar"),
         ({"objective": broken}, "'broken' fails on a random batch of 2 rows .AttributeError"),
         ({"objective": lambda signals: signals.forget.mean_nll}, "without a name"),
-        ({"forget": None}, "^forget is missing: give a file of what to forget, or benchmark"),
+        ({"forget": None}, "^forget is missing: give a file of what to forget, or topic, or benchmark"),
         ({"forget": []}, "^forget is empty"),
         ({"forget": 3}, "^forget is of type int, expected a path"),
         ({"forget": [{"question": "Who?"}]}, "^forget lacks a column for the answer. Columns found: question"),
