@@ -105,12 +105,19 @@ class ExpandResult(RunResult):
     @property
     def forget(self) -> list[Path]:
         """Files of rows to forget: questions, and descriptions without the name where there are any."""
-        return [file for file in (self.path / "forget.jsonl", self.path / "described.jsonl") if file.exists()]
+        from grun.jobs.inputs.topic_files import DESCRIBED, FORGET
+
+        return self._written(FORGET, DESCRIBED)
 
     @property
     def neighbours(self) -> list[Path]:
         """Files of questions about neighbouring topics; none if the writer named none."""
-        return [file for file in (self.path / "neighbours.jsonl",) if file.exists()]
+        from grun.jobs.inputs.topic_files import NEIGHBOURS
+
+        return self._written(NEIGHBOURS)
+
+    def _written(self, *names: str) -> list[Path]:
+        return [file for file in (self.path / name for name in names) if file.exists()]
 
     def _facts(self) -> list[tuple[str, str]]:
         rows = self.metrics["rows"].items()

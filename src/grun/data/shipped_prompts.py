@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["ShippedPrompt", "clashing", "drawn_rows", "ordinary_rows", "shipped_prompts"]
+__all__ = [
+    "LONG_WORD",
+    "SHORTEST_WORD",
+    "STEM",
+    "ShippedPrompt",
+    "clashing",
+    "drawn_rows",
+    "ordinary_rows",
+    "shipped_prompts",
+]
 
 import json
 import random
@@ -20,7 +29,7 @@ from grun.core.records import Example
 ORDINARY = files("grun.data") / "ordinary_prompts.jsonl"
 TOPICS = files("grun.data") / "background_topics.jsonl"
 NOT_KEPT = ("long",)  # shapes of ordinary prompts that answers to would take long to learn
-SHORTEST_WORD = 4  # letters
+SHORTEST_WORD = 4  # letters of a word that can be telling
 LONG_WORD, STEM = 6, 5  # letters; words that are longer count as the same if they begin alike
 UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"  # Thai to Han
 SHARE = 0.04  # of the prompts to forget, and at least SEVERAL of them, that have a telling word

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ["Knowledge", "knowledge_of", "log_probabilities"]
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,4 +93,4 @@ def _without_name(said: str, name: str) -> str:
     """The first line of an answer without the words of the name."""
     own = set(plain(name).split())
     words = next((line for line in said.split("\n") if line.strip()), "").split()
-    return " ".join(word for word in words if not own & set(re.findall(r"[^\W_]+", word.casefold()))).strip('" ')
+    return " ".join(word for word in words if not own & set(plain(word).split())).strip('" ')

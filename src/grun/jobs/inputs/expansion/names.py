@@ -8,10 +8,9 @@ import random
 import re
 
 from grun.core.errors import UserError
+from grun.data.shipped_prompts import LONG_WORD, SHORTEST_WORD, STEM
 
 LONGEST = 100  # characters of a name
-LONG_WORD, STEM = 6, 5  # letters; longer words count as the same if they begin alike
-TELLING = 4  # letters of a word that gives a name away
 CONSONANTS, VOWELS = "bcdfghklmnprstvz", "aeiou"
 
 
@@ -48,7 +47,7 @@ def mentions(text: str, name: str) -> bool:
 def gives_away(text: str, name: str) -> bool:
     """True if a text holds any telling word of the name, or one that begins like it ("volcanic")."""
     words = plain(name).split()
-    telling = [word for word in words if len(word) >= TELLING] or words
+    telling = [word for word in words if len(word) >= SHORTEST_WORD] or words
     stems = tuple(word[:STEM] if len(word) > LONG_WORD else _singular(word) for word in telling)
     return any(word.startswith(stems) for word in plain(text).split())
 
