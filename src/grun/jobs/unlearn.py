@@ -153,9 +153,8 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
             f"--topic-layer {NO_TOPICS}."
         )
     if config.topic is not None and topic is None:
-        open_run(
-            config, None
-        )  # refuses a directory that holds something else before anything is written about the topic
+        # Refuses a directory that holds something else, before anything is written about the topic.
+        open_run(config, None)
     expand = cache(lambda: topic_rows(config, Path(config.output).expanduser()) if topic is None else topic)
     data = load_unlearning_rows(config, expand)
     answers = other_answers(config, recipe.sides, data.forget)

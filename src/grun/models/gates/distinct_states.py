@@ -65,14 +65,12 @@ class GateFeatures:
         nothing, before = len(x_UK), gate.window - 1
         x_UK = torch.cat([x_UK, x_UK.new_zeros(1, x_UK.shape[1])])
         at_NT = nn.functional.pad(self.at_NP.masked_fill(~self.mask_NP, nothing), (before, 0), value=nothing)
-        real_NT = nn.functional.pad(self.mask_NP, (before, 0), value=True)
+        token_NT, real_NT = (nn.functional.pad(self.mask_NP, (before, 0), value=value) for value in (False, True))
         with torch.no_grad():
             # Prompts one after the other, without padding: prompts of very different lengths would mostly be padding.
             logits_L = gate.windows(nn.functional.embedding(at_NT[real_NT], x_UK))
-            ends_L = real_NT.clone()
-            ends_L[:, :before] = False
             logits_NP = torch.full(self.at_NP.shape, -math.inf, dtype=logits_L.dtype, device=logits_L.device)
-            logits_NP[self.mask_NP] = logits_L[ends_L[real_NT][before:]]
+            logits_NP[self.mask_NP] = logits_L[token_NT[real_NT][before:]]
             first_N1 = logits_NP.argmax(1, keepdim=True)
         window_NW = at_NT.gather(1, first_N1 + torch.arange(gate.window, device=at_NT.device))
         return gate.windows(nn.functional.embedding(window_NW, x_UK))[:, 0]
