@@ -6,7 +6,6 @@ __all__ = ["unlearn"]
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
 from grun.jobs.inputs.expansion.expand import topic_rows
-from grun.jobs.inputs.own_answers import with_own_answers
+from grun.jobs.inputs.own_answers import with_own_answers, worth_answering
 from grun.jobs.inputs.topic_files import TopicRows, keep_topic
 from grun.jobs.inputs.unlearning import (
     OtherAnswers,
@@ -40,6 +39,7 @@ from grun.jobs.inputs.unlearning import (
 from grun.models.adaptations import NO_TOPICS, adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
+from grun.models.forward import adapters_off
 from grun.models.gates.all_gates import JobRows, fit_all_gates, make_room
 from grun.models.gates.features import features_of_rows, held_gates, readings_of_gates, save_features
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
@@ -49,7 +49,7 @@ from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.forward_engines.preparation import Preparation
 from grun.training.forward_engines.selection import chosen_engine
 from grun.training.interruption import StopCleanly, train_or_resume
-from grun.training.loss.dual_variable import DualVariable
+from grun.training.loss.dual_variable import DualVariable, dual_variable, is_constrained
 from grun.training.loss.plateau import stopping_callbacks
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
@@ -62,9 +62,9 @@ from grun.training.validation import spread, validation, validation_subset
 
 logger = logging.getLogger("grun")
 GATES = "gates.json"
+NORMAL = ("retain", "validation")  # kinds of rows to keep
 WHOLE_MODEL = "model"  # directory of the result where all weights are trained
 STRETCH = 40  # steps whose rows are prepared at a time, where training may stop early
-SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Job:
     rows: RowEncoder
     examples: dict[str, list[Example]]
     encoded: dict[str, list[Encoded]]
-    items: PairedRows
+    answers: Mapping[str, OtherAnswers]
     arguments: TrainingArguments
     dual: DualVariable | None
     model: Any
@@ -95,7 +95,7 @@ class _Job:
 
     def trainer(self, engine: ForwardEngine, callbacks: Sequence[TrainerCallback]) -> UnlearnTrainer:
         """The trainer, once the base model was asked all that the loss needs; building it changes no weight."""
-        items, patience = self.items, self.config.patience
+        items, patience = self._items(), self.config.patience
         stretch = STRETCH * rows_per_step(self.arguments)
         if patience is None or world() > 1 or self.arguments.dataloader_num_workers:
             stretch = len(items)
@@ -123,6 +123,26 @@ class _Job:
                 callbacks=[*own, *callbacks],
             )
         )
+
+    def _items(self) -> PairedRows:
+        """All training items in order."""
+        count = self.arguments.max_steps * rows_per_step(self.arguments)
+        forget, sides = self.examples["forget"], self.recipe.sides
+        return paired_rows(self.rows, self.encoded, forget, sides, count, self.config.seed, self.answers)
+
+    def answered(self, open_rows: Mapping[str, Sequence[int]] | None) -> _Job:
+        """The job with the base model's own answers to normal rows that have none, as far as training can use them.
+
+        Args:
+            open_rows: numbers of rows that open a gate, by kind; None to answer all, as earlier versions did.
+        """
+        changed = {kind: self.examples[kind] for kind in NORMAL if any(not row.answer for row in self.examples[kind])}
+        with adapters_off(self.model):
+            for kind, rows in changed.items():
+                numbers = range(len(rows)) if open_rows is None else open_rows[kind]
+                changed[kind] = with_own_answers(self.base, worth_answering(rows, numbers))
+        encoded = {kind: self.rows.encode(rows) for kind, rows in changed.items()}
+        return dataclasses.replace(self, examples=self.examples | changed, encoded=self.encoded | encoded)
 
 
 def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), topic: TopicRows | None = None) -> Path:
@@ -202,6 +222,7 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
     }
     if fits_gates(job.config):
         facts |= _fit(job)
+        job = job.answered(facts.get("open_rows"))
     engine = job.engine()
     trainer = job.trainer(engine, callbacks)
     train_or_resume(trainer, job.run)
@@ -219,15 +240,18 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
 def _prepared(
     config: UnlearnConfig, recipe: Recipe, data: UnlearningRows, answers: Mapping[str, OtherAnswers], run: RunDirectory
 ) -> _Job:
-    """Load the model, encode and pair the rows, and adapt the model; nothing is written."""
+    """Load the model, encode the rows, and adapt the model; nothing is written."""
     base = load(
         config.model, config, template=config.template, max_length=config.max_length, batch_size=config.batch_size
     )
     model, rows = base.model, base.encoder
     recipe = resolved_hidden_layer(recipe, config, model)
+    # Gates need no answers, and training only few of those to normal rows once gates are fitted (see `_Job.answered`).
+    later = fits_gates(config) and not is_constrained(config)
+    unanswered = ("neighbours", *NORMAL) if later else ("neighbours",)
     examples = {
         kind: chunk_running_text(
-            part if kind == "neighbours" else with_own_answers(base, part), rows.tokenizer, rows.max_length
+            part if kind in unanswered else with_own_answers(base, part), rows.tokenizer, rows.max_length
         )
         for kind, part in data.parts.items()
     }
@@ -236,26 +260,12 @@ def _prepared(
     forget = examples["forget"]
     encoded = {kind: rows.encode(part) for kind, part in examples.items()}
     arguments = unlearning_arguments(config, run, len(forget), model.device)
-    count = arguments.max_steps * rows_per_step(arguments)
-    items = paired_rows(rows, encoded, forget, recipe.sides, count, config.seed, answers)
     base_loss = partial(rows.mean_nll, model, encoded["retain"])
-    dual = _dual_variable(config, recipe, len(forget), arguments, base_loss)
+    dual = dual_variable(config, recipe, len(forget) / rows_per_step(arguments), base_loss)
     torch.manual_seed(config.seed)
     adapted = adaptations.get(config.adapt).target(model, config)
     freeze_unreached(adapted, recipe, next(rows.batches(encoded["forget"][:1]))[1])
-    return _Job(config, recipe, run, rows, examples, encoded, items, arguments, dual, adapted, base)
-
-
-def _dual_variable(
-    config: UnlearnConfig, recipe: Recipe, forget_rows: int, arguments: TrainingArguments, base_loss: Any
-) -> DualVariable | None:
-    """The dual variable, where the retain loss is a constraint; `base_loss` is only computed if no bound was given."""
-    constrained = objectives.get(config.objective).info.get("constrained", False)
-    if config.retain_bound is None and not constrained:
-        return None
-    bound = config.retain_bound if config.retain_bound is not None else SLACK * base_loss()
-    warmup = math.ceil(config.dual_warmup * forget_rows / rows_per_step(arguments))
-    return DualVariable(recipe.weights.retain, bound, config.dual_step, warmup)
+    return _Job(config, recipe, run, rows, examples, encoded, answers, arguments, dual, adapted, base)
 
 
 def _fit(job: _Job) -> dict[str, Any]:
@@ -281,6 +291,7 @@ def _fit(job: _Job) -> dict[str, Any]:
             forget = features_of_rows(model, job.rows, job.encoded["forget"])
             save_features(run.path / FEATURES, forget, readings_of_gates(model))
         facts["gates"] = [dataclasses.asdict(fit) for fit in found.fits]
+        facts["open_rows"] = {kind: found.open_rows.get(kind, []) for kind in NORMAL}
         facts["topic_kept"] = {part: list(layer.configs[part].topic_kept) for layer, part in held_gates(model)}
         if "normal" in found.opened:
             facts["validation_false_positive_rate"] = found.opened["normal"].share

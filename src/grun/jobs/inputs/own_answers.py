@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["LONGEST", "with_own_answers"]
+__all__ = ["LONGEST", "with_own_answers", "worth_answering"]
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
 from tqdm.auto import tqdm
@@ -23,6 +23,7 @@ from grun.models.loading.loaded import LoadedModel
 
 logger = logging.getLogger("grun")
 LONGEST = 32  # tokens of an answer
+SHUT = 32  # normal rows with shut gates that training sees: no edit changes them, but losses are averages over rows
 
 
 def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LONGEST) -> list[Example]:
@@ -59,3 +60,18 @@ def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LO
     for i, answer in zip(missing, answers, strict=True):
         found[i] = replace(rows[i], answer=answer)
     return found
+
+
+def worth_answering(rows: Sequence[Example], open_rows: Collection[int]) -> list[Example]:
+    """Normal rows that training can use: those with an answer or an open gate, and `SHUT` others at equal distances.
+
+    The edits cannot change an answer to a prompt that opens no gate, so that most of these need none.
+
+    Args:
+        rows: normal rows.
+        open_rows: numbers of those that open a gate.
+    """
+    used = {*open_rows, *(i for i, row in enumerate(rows) if row.answer)}
+    others = [i for i in range(len(rows)) if i not in used]
+    used.update(others[:: max(1, -(-len(others) // SHUT))])
+    return [rows[i] for i in sorted(used)]

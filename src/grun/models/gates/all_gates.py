@@ -24,11 +24,13 @@ from grun.models.gates.features import (
     held_gates,
     load_features,
     readings_of_gates,
+    thresholds_of,
 )
 from grun.models.gates.fitting import GateFit, fit_gates, set_thresholds
 from grun.models.gates.recognition import Judged, Recognition
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.edit import is_open
 from grun.models.tuner.topic import TopicGate
 
 TOPICS_RATE = 4.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
@@ -168,15 +170,32 @@ class _Fit:
 
     def judged(self, part: _Prompts, kept: KeptPrompts | None) -> Judged:
         """Prompts with the logits of all gates; that of the gate for topics as if their own group were not kept."""
-        columns: list[Tensor] = [
-            features.logits(self.gates[i]).cpu() for i, features in zip(self.names, part.names, strict=True)
-        ]
-        if self.topic is not None and kept is not None:
-            forget = self.to_fit["forget"].topics
+        if self.topic is None or kept is None:
+            return Judged(part.texts, self._logits(part, None))
+        forget = self.to_fit["forget"].topics
+        assert part.topics is not None
+        assert forget is not None
+        withheld_N = withheld_logits(self.gates[self.topic], part.topics, forget, kept)
+        return Judged(part.texts, self._logits(part, withheld_N))
+
+    @torch.no_grad()
+    def open_rows(self, part: _Prompts) -> list[int]:
+        """Numbers of the prompts that open a gate."""
+        topics_N = None
+        if self.topic is not None:
             assert part.topics is not None
-            assert forget is not None
-            columns.insert(self.topic, withheld_logits(self.gates[self.topic], part.topics, forget, kept))
-        return Judged(part.texts, torch.stack(columns, dim=1))
+            gate = self.gates[self.topic]
+            topics_N = gate.logits(part.topics.embedding_NK.to(gate.offset)).cpu()
+        open_N = is_open(self._logits(part, topics_N), thresholds_of(self.model)).any(1)
+        return [int(i) for i in open_N.nonzero()]
+
+    def _logits(self, part: _Prompts, topics_N: Tensor | None) -> Tensor:
+        """Logits (N, G) of prompts, on the CPU; `topics_N` are those of the gate for topics, if there is one."""
+        pairs = zip(self.names, part.names, strict=True)
+        columns: list[Tensor] = [features.logits(self.gates[i]).cpu() for i, features in pairs]
+        if self.topic is not None and topics_N is not None:
+            columns.insert(self.topic, topics_N)
+        return torch.stack(columns, dim=1)
 
 
 @torch.no_grad()
@@ -242,7 +261,8 @@ def fit_all_gates(
         fit.to_judge |= {"neighbours": withheld} if withheld.texts else {}
     found = Recognition(fit.fit_names(shut, seed), left_out=fit.left_out)
     kept = None if fit.topic is None else fit.fit_topics(shut, false_positive_rate or 0.0, seed)
-    return found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
+    found = found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
+    return replace(found, open_rows={kind: fit.open_rows(part) for kind, part in read.items()})
 
 
 def make_room(model: Any, kept: Mapping[str, Sequence[int]]) -> None:

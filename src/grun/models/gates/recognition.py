@@ -69,12 +69,14 @@ class Recognition:
             `normal`, `topics` (shipped ones about other topics) and `neighbours`; empty before thresholds are set.
         left_out: topics of shipped prompts that share telling words with the rows to forget.
         nearest: prompts nearest to the thresholds, by kind.
+        open_rows: numbers of the job's rows that open a gate, by kind; these were fitted on, apart from `validation`.
     """
 
     fits: list[GateFit]
     opened: dict[str, OpenShare] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     nearest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    open_rows: dict[str, list[int]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The record as it is written to `metrics.json`."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["DualVariable"]
+__all__ = ["DualVariable", "dual_variable", "is_constrained"]
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import mean_over_processes
+from grun.training.loss.terms import Recipe
+from grun.training.objectives import objectives
+
+SLACK = 1.1  # bound on the retain loss where none was given, relative to the base model's
 
 
 class DualVariable(TrainerCallback, ExportableState):
@@ -43,3 +50,25 @@ class DualVariable(TrainerCallback, ExportableState):
         """Content of a checkpoint."""
         fixed = {"bound": self.bound, "step_size": self.step_size, "warmup": self.warmup}
         return {"args": {"weight": self.weight, **fixed}, "attributes": {}}
+
+
+def is_constrained(config: UnlearnConfig) -> bool:
+    """True if the retain loss of a job is a constraint."""
+    return config.retain_bound is not None or bool(objectives.get(config.objective).info.get("constrained", False))
+
+
+def dual_variable(
+    config: UnlearnConfig, recipe: Recipe, steps_per_pass: float, base_loss: Callable[[], float]
+) -> DualVariable | None:
+    """The dual variable of a job, where its retain loss is a constraint.
+
+    Args:
+        config: of the job.
+        recipe: the loss that is minimised.
+        steps_per_pass: steps in which every row to forget is seen once.
+        base_loss: computes the retain loss of the base model; only called if no bound was given.
+    """
+    if not is_constrained(config):
+        return None
+    bound = config.retain_bound if config.retain_bound is not None else SLACK * base_loss()
+    return DualVariable(recipe.weights.retain, bound, config.dual_step, math.ceil(config.dual_warmup * steps_per_pass))
