@@ -160,7 +160,7 @@ def test_a_head_for_raw_states_is_the_one_that_was_learnt_on_standardised_ones()
     with torch.no_grad():
         h_PD, shared_PD = states.own[0], states.shared_PD
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(topic_head, "DROPOUT", 0.0)
+            patch.setattr(topic_head, "DROPPED", 0)
             expected_NK = pooling(shared_PD, [h_PD, *states.own[1:4]])
     found_NK = embedded(pooling.head(), PromptStates(shared_PD, states.own[:4]))
     torch.testing.assert_close(found_NK, expected_NK, atol=1e-4, rtol=1e-4)

@@ -31,7 +31,7 @@ from grun.models.tuner.layer import GrunLayer
 from grun.models.tuner.topic import TopicHead, embedding
 
 logger = logging.getLogger("grun")
-VERSION = 1  # of how the head is learnt; a change makes kept ones useless
+VERSION = 2  # of how the head is learnt; a change makes kept ones useless
 LONGEST = 128  # tokens, the last ones, of a text that the head is learnt from
 
 

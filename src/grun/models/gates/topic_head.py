@@ -18,7 +18,7 @@ TOPICS, TEXTS = 64, 4  # of a batch, and of each of its topics
 TEMPERATURE = 0.1
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
-DROPOUT = 0.3
+DROPPED = 77  # of 256 values
 
 
 class _Pooling(nn.Module):
@@ -35,7 +35,7 @@ class _Pooling(nn.Module):
         """Unit vectors (N, K) of prompts from the states of the tokens that all begin with, and of their own tokens."""
         prompt_M = torch.arange(len(own)).repeat_interleave(torch.tensor([len(h_PD) for h_PD in own]))
         h_MD = torch.cat([shared_PD, *own])
-        h_MD = nn.functional.dropout((_scaled(h_MD) - self.mean_D) / self.std_D, DROPOUT)
+        h_MD = _dropout((_scaled(h_MD) - self.mean_D) / self.std_D)
         attention_M = self.attention(h_MD).squeeze(1)
         weighted_MK = (attention_M - attention_M.max().detach()).exp()[:, None] * self.projection(h_MD)
         shared_PK, own_MK = weighted_MK.tensor_split([len(shared_PD)])
@@ -93,6 +93,13 @@ def _contrastive_loss(embedding_NK: Tensor, label_N: Tensor) -> Tensor:
     logits_NN = (embedding_NK @ embedding_NK.T / TEMPERATURE).masked_fill(itself_NN, -math.inf)
     partner_NN = (label_N[:, None] == label_N) & ~itself_NN
     return -logits_NN.log_softmax(1)[partner_NN].mean()
+
+
+def _dropout(h_MD: Tensor) -> Tensor:
+    """Dropout in place, from one random byte per value: torch's own draws take half of the time of learning."""
+    words = torch.empty(-(-h_MD.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    keep_MD = (words.view(torch.uint8)[: h_MD.numel()] >= DROPPED).view(h_MD.shape)
+    return h_MD.mul_(keep_MD).mul_(256 / (256 - DROPPED))
 
 
 def _scaled(h_MD: Tensor) -> Tensor:
