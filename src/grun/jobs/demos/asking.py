@@ -25,7 +25,7 @@ from grun.models.tuner.edit import is_open
 
 LONGEST_ANSWER = 32  # tokens
 READ_AT_ONCE = 64  # prompts that the gate reads, at most
-ANSWERED_AT_ONCE = 8  # prompts; the longest of them decides what the others cost
+ANSWERED_AT_ONCE = 32  # prompts, of similar length
 SENTENCES = frozenset(sentence for language in REFUSALS.values() for sentence in language)
 
 
@@ -77,7 +77,7 @@ class Questions:
     def opened(self, model: Any) -> dict[str, list[bool]]:
         """Whether each prompt opens a gate of a model with an adapter, by kind."""
         threshold_G, found = thresholds_of(model), [False] * len(self._encoded)
-        with tqdm(total=len(found), desc="gate", unit="prompt", dynamic_ncols=True) as bar:
+        with tqdm(total=len(found), desc="gate", unit="prompt", disable=None, dynamic_ncols=True) as bar:
             for index in length_batches([len(row.input_ids) for row in self._encoded], READ_AT_ONCE, TOKENS_PER_BATCH):
                 logits_NG = logits_of_rows(model, self._base.encoder, [self._encoded[i] for i in index])
                 for i, opens in zip(index, is_open(logits_NG, threshold_G).any(1).tolist(), strict=True):
@@ -97,7 +97,7 @@ class Questions:
         """
         rows = dict(zip(self._places, self._encoded, strict=True))
         prompts = [rows[place].input_ids[: rows[place].prompt_length] for place in self.to_answer]
-        with tqdm(total=len(prompts), desc=label, unit="answer", dynamic_ncols=True) as bar:
+        with tqdm(total=len(prompts), desc=label, unit="answer", disable=None, dynamic_ncols=True) as bar:
             found = greedy(model, self._base.tokenizer, prompts, LONGEST_ANSWER, ANSWERED_AT_ONCE, bar.update)
         return dict(zip(self.to_answer, found, strict=True))
 
