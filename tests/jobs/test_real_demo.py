@@ -20,6 +20,8 @@ from grun.cli.main import main
 from grun.core.config.jobs import DemoConfig, UnlearnConfig
 from grun.data.benchmarks import load_benchmark
 from grun.data.refusals import REFUSALS
+from grun.evaluation.report.recognition_table import recognition_table, recognition_to_markdown
+from grun.evaluation.report.table import show_whole
 from grun.jobs.demos.asking import AnsweredPrompt, Questions, counted
 from grun.jobs.demos.demo import demo
 from grun.jobs.demos.real import KINDS
@@ -251,6 +253,15 @@ def test_what_counts() -> None:
     found = counted("some", True, [one.open for one in answers] + [True, False], answers)
     assert (found.prompts, found.open, found.answered, found.answered_shut) == (7, 4, 5, 2)
     assert (found.refusals, found.as_before, found.shut_as_before) == (1, 2, 1)
+
+
+def test_text_from_outside_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [counted("[b]some[/b]", True, [True], [])]
+    show_whole(recognition_table(kinds, "After [red]model[/red]\x1b[2J forgot"))
+    shown = capsys.readouterr().out
+    assert "[b]some[/b]" in shown
+    assert "After [red]model[/red]·[2J" in shown
+    assert "| \\[b\\]some" in recognition_to_markdown(kinds)
 
 
 def test_answers_do_not_depend_on_prompts_that_only_the_gate_reads(model: Path) -> None:

@@ -44,9 +44,10 @@ class KindOfPrompts:
 
 def recognition_table(kinds: Sequence[KindOfPrompts], title: str | None = None) -> Table:
     """Counts of every kind of prompts, for the terminal."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=i == 0)
+    heading = None if title is None else plain_text(title)
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(HEADINGS):
+        table.add_column(name, justify="right" if i > 1 else "left", no_wrap=i == 0)
     for cells in _lines(kinds):
         table.add_row(*map(plain_text, cells))
     return table
