@@ -1,4 +1,4 @@
-# make demo   set up and run the main job on an invented benchmark
+# make demo   set up and make a small real model forget a topic; with ARGS=--fictional, a smaller one invented people
 # make test   set up and run the tests
 # make lint   set up and run the linter, the formatter's check and the type checker
 #

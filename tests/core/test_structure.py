@@ -42,6 +42,7 @@ ORDER = (
     "jobs.inputs",
     "jobs.inputs.expansion",
     "jobs",
+    "jobs.demos",
     "requests",
     "api",
     "cli",

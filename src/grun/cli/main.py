@@ -138,8 +138,8 @@ _add(
 _add(
     "demo",
     DemoConfig,
-    _job("grun.jobs.demo", "demo", ""),
-    "See it work: a small model learns invented people by heart, forgets some of them, and keeps the rest.",
+    _job("grun.jobs.demos.demo", "demo", ""),
+    "See it work: a real model forgets a topic, and answers questions that unlearning never saw, before and after.",
 )
 
 

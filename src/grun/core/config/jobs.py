@@ -196,18 +196,43 @@ class ChatConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(JobConfig):
-    """Settings of `grun demo`: learn, forget with GRUN and with LoRA, and compare."""
+    """Settings of `grun demo`: a real model forgets a topic, or a small one invented people."""
 
-    MAIN: ClassVar[tuple[str, ...]] = ("objective", "epochs", "steps", "rows", "output")
+    MAIN: ClassVar[tuple[str, ...]] = ("model", "benchmark_options", "fictional", "rows", "output")
 
-    output: str = option("demo", "Directory for the models, the adapters and the table.", group="run")
-    objective: str = option(
-        "idk", "Unlearning objective, the same for GRUN and for LoRA.", group="method", choices_from="objectives"
+    output: str | None = option(
+        None,
+        "Directory for models, adapters, table and answers. Default: demo; with --fictional demo-fictional.",
+        group="run",
     )
-    rows: int = option(120, "Rows of each split to measure.", group="measuring", minimum=1)
+    fictional: bool = option(
+        False,
+        "Train a small model on facts about invented people instead, and make it forget some of them with GRUN and with LoRA.",
+        group="method",
+    )
+    model: str | None = option(
+        None,
+        "Hub id or folder of the model that is to forget. Default: smollm2, a small real one. Not with --fictional.",
+        group="method",
+    )
+    objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
+    rows: int | None = option(
+        None,
+        "Prompts of each kind that are answered before and after. Default: 6; with --fictional 120, the rows of each split "
+        "that are measured.",
+        group="measuring",
+        minimum=1,
+    )
     batch_size: int = option(16, "Rows per step of training (and per side).", group="training", minimum=1)
-    benchmark_options: dict[str, str] = option({}, "Options of the benchmark, as name=value (people=60).", group="data")
-    epochs: float | None = option(
-        None, "Passes of the target model's training. Default: as grun finetune.", group="training", minimum=0.01
+    benchmark_options: dict[str, str] = option(
+        {},
+        "Options of the benchmark, as name=value: of topics (topic=beethoven), with --fictional of fictional (people=60).",
+        group="data",
     )
-    steps: int | None = option(None, "Steps of unlearning. Default: as the presets say.", group="training", minimum=1)
+    epochs: float | None = option(
+        None,
+        "Passes of the target model's training, only with --fictional. Default: as grun finetune.",
+        group="training",
+        minimum=0.01,
+    )
+    steps: int | None = option(None, "Steps of unlearning. Default: as grun unlearn.", group="training", minimum=1)

@@ -1,12 +1,11 @@
-"""`grun demo`: a small model learns invented people by heart, forgets some of them, and shows what is left."""
+"""`grun demo --fictional`: a small model learns invented people by heart, forgets some of them, and shows what is left."""
 
 from __future__ import annotations
 
-__all__ = ["demo"]
+__all__ = ["fictional_demo"]
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from grun.evaluation.report.table import (
     to_markdown,
 )
 from grun.evaluation.scores import Results, needs_of_metrics, score
+from grun.jobs.demos.parts import say, say_where, spread, training_facts
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import NO_TOPICS
@@ -38,6 +38,7 @@ SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that 
 ADAPTATIONS = {"grun": "GRUN", "lora": "LoRA"}
 OWN: dict[str, dict[str, Any]] = {"grun": {"topic_layer": NO_TOPICS}}  # the benchmark asks about names only
 METRICS = ("probability", "rouge_l_recall", "exact_match", "gate_mean", "gate_auroc")
+ROWS = 120  # of each split to measure, unless the settings say otherwise
 EXAMPLES = {"forget": 4, "forget_paraphrased": 2, "retain": 1, "retain_heldout": 2, "general": 1}
 KEPT = ("retain", "retain_heldout", "general")
 TARGET = "target"
@@ -45,31 +46,31 @@ NEXT_FACT = 4  # rows; a fact is asked in three phrasings
 LONGEST_ANSWER = 40  # tokens; the benchmark's answers have fewer
 
 
-def demo(config: DemoConfig) -> Path:
+def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
     """Train a target model, make it forget with GRUN and with LoRA, measure all three, and show a table and answers.
 
     Every part is a run of its own below the output directory, so that an interrupted demo goes on where it stopped.
 
-    Returns:
-        The directory with `table.md`, `answers.md` and `metrics.json`.
+    Args:
+        config: of the demo.
+        run: its directory, not started yet.
 
     Raises:
         UserError: for wrong input.
         Interrupted: if the user stopped it.
     """
-    run = RunDirectory.open(config.output, config, "demo", config.overwrite)
+    data = load_benchmark(BENCHMARK, seed=config.seed, options=config.benchmark_options)
     run.start()
     started = time.monotonic()
     output, console = run.path, Console()
     shared: dict[str, Any] = {name: getattr(config, name) for name in SHARED} | {"benchmark": BENCHMARK}
-    data = load_benchmark(BENCHMARK, seed=config.seed, options=config.benchmark_options)
     people = sum(_people(data.splits[split]) for split in ("forget", "retain", "retain_heldout"))
-    _say(console, f"1/4  A small model learns facts about {people} invented people ...")
+    say(console, f"1/4  A small model learns facts about {people} invented people ...")
     target = str(finetune(FinetuneConfig(output=str(output / "target"), epochs=config.epochs, **shared)))
     adapted = {}
     for number, (name, label) in enumerate(ADAPTATIONS.items(), 2):
         forgotten = _people(data.splits[data.forget])
-        _say(console, f"{number}/4  It forgets {forgotten} of them: {config.objective} with {label} ...")
+        say(console, f"{number}/4  It forgets {forgotten} of them: {config.objective} with {label} ...")
         job = UnlearnConfig(
             output=str(output / name),
             model=target,
@@ -80,11 +81,11 @@ def demo(config: DemoConfig) -> Path:
             **shared,
         )
         adapted[f"{config.objective}, {label}"] = unlearn(job)
-    _say(console, "4/4  Questions to all three, also about people and in words that unlearning never saw ...")
+    say(console, "4/4  Questions to all three, also about people and in words that unlearning never saw ...")
     measured = _measure(config, data, target, adapted)
     results = {subject: score(evidence, METRICS) for subject, evidence in measured.items()}
     answers = _examples(measured)
-    facts = {name: _facts(output / name) for name in ADAPTATIONS}
+    facts = {name: training_facts(output / name) for name in ADAPTATIONS}
     run.write_text("table.md", to_markdown(results))
     run.write_text("answers.md", answers_to_markdown(answers))
     run.write_json("metrics.json", {"splits": _values(results), "training": facts})
@@ -92,13 +93,8 @@ def demo(config: DemoConfig) -> Path:
     show_whole(before_after_table(results))
     console.print(answers_table(answers, title="Answers before and after"))
     for line in _summary(results, facts):
-        console.print(line, highlight=False)
-    console.print(f"It took {time.monotonic() - started:.0f} s; everything lies in {output}.", highlight=False)
-    return output
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(f"\n{line}", style="bold", highlight=False)
+        console.print(line, highlight=False, markup=False)
+    say_where(console, run)
 
 
 def _people(rows: Iterable[Example]) -> int:
@@ -109,7 +105,7 @@ def _measure(
     config: DemoConfig, data: Benchmark, target: str, adapted: Mapping[str, Path]
 ) -> dict[str, dict[str, Evidence]]:
     """Evidence by subject (the target first) and split, on evenly spaced rows of each split."""
-    splits = {name: _spread(data.splits[name], config.rows) for name in data.evaluation}
+    splits = {name: spread(data.splits[name], config.rows or ROWS) for name in data.evaluation}
     measured = {}
     for label, adapter in {TARGET: None, **adapted}.items():
         base = load(target, config)
@@ -118,11 +114,6 @@ def _measure(
         subject = Subject(model, base.tokenizer, label)
         measured[label] = measure(subject, splits, settings, forget_split=data.forget)
     return measured
-
-
-def _spread(rows: Sequence[Example], count: int) -> list[Example]:
-    """At most `count` rows, evenly spaced."""
-    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else list(rows)
 
 
 def _examples(measured: Mapping[str, Mapping[str, Evidence]]) -> list[Answered]:
@@ -136,12 +127,6 @@ def _examples(measured: Mapping[str, Mapping[str, Evidence]]) -> list[Answered]:
             answers = {subject: str(evidence[split].rows[i].generated) for subject, evidence in measured.items()}
             found.append(Answered(split, example.prompt, example.answer, answers))
     return found
-
-
-def _facts(run: Path) -> dict[str, Any]:
-    """What an unlearning run found out about itself, and how long it took."""
-    found: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    return found | {"seconds": json.loads((run / "run.json").read_text(encoding="utf-8"))["seconds"]}
 
 
 def _values(results: Mapping[str, Results]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The main job from end to end, on a smaller scale: the same code, fewer people and steps."""
+"""The demo with invented people from end to end, on a smaller scale: the same code, fewer people and steps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     output = tmp_path_factory.mktemp("demo") / "demo"
     return [
         "demo",
+        "--fictional",
         "--output",
         str(output),
         "--epochs",
@@ -39,7 +40,7 @@ def test_the_demo_shows_what_was_forgotten_and_kept(arguments: list[str], capsys
     shown = capsys.readouterr().out
     for words in ("1/4", "4/4", "retain_heldout", "paraphrased", "true answer", "npo, GRUN", "npo, LoRA", "It took"):
         assert words in shown
-    output = Path(arguments[2])
+    output = Path(arguments[3])
     found = json.loads((output / "metrics.json").read_text())
     assert set(found["splits"]["forget"]["probability"]) == {"target", "npo, GRUN", "npo, LoRA"}
     assert found["training"]["grun"]["trainable_parameters"] > 0
@@ -50,7 +51,7 @@ def test_the_demo_shows_what_was_forgotten_and_kept(arguments: list[str], capsys
 
 
 def test_the_same_demo_again_trains_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    model = Path(arguments[2]) / "target" / "model" / "model.safetensors"
+    model = Path(arguments[3]) / "target" / "model" / "model.safetensors"
     if not model.exists():
         assert main(arguments) == 0
     written = model.stat().st_mtime_ns
@@ -58,3 +59,22 @@ def test_the_same_demo_again_trains_nothing(arguments: list[str], capsys: pytest
     assert model.stat().st_mtime_ns == written
     assert main([*arguments, "--objective", "gd"]) == 2
     assert "--objective was npo, now gd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--model", "smollm2"], "--model is smollm2, but it only works without --fictional"),
+        (["--benchmark-options", "topic=volcanoes"], "topic"),
+        (["--rows", "0"], "--rows is 0, expected at least 1"),
+    ],
+    ids=str,
+)
+def test_what_does_not_belong_to_it_is_refused(
+    more: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--fictional", "--output", str(tmp_path / "demo"), *more]) == 2
+    line = capsys.readouterr().err.strip()
+    assert words in line
+    assert "\n" not in line
+    assert not (tmp_path / "demo").exists()

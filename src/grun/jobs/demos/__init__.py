@@ -1,0 +1,1 @@
+"""What `grun demo` shows."""
