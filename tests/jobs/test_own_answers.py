@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.records import Example
 from grun.jobs.inputs import own_answers
-from grun.jobs.inputs.own_answers import with_own_answers
+from grun.jobs.inputs.own_answers import SHUT, with_own_answers, worth_answering
 from grun.models.encoding.encode import encode_prompt
 from grun.models.generation import greedy
 from grun.models.loading.loaded import load
@@ -32,6 +34,19 @@ def test_only_missing_answers_are_filled_in_and_asked_for_once(
     assert found[1] is rows[1]
     monkeypatch.setattr(own_answers, "greedy", None)  # nothing is asked again
     assert with_own_answers(base, rows) == found
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=200))
+def test_rows_with_an_answer_or_an_open_gate_are_used_and_few_others(kinds: list[tuple[bool, bool]]) -> None:
+    rows = [Example(f"Question {i}?", "Yes." if answered else "") for i, (answered, _) in enumerate(kinds)]
+    open_rows = [i for i, (_, is_open) in enumerate(kinds) if is_open]
+    used = worth_answering(rows, open_rows)
+    wanted = {i for i, kind in enumerate(kinds) if any(kind)}
+    numbers = [rows.index(row) for row in used]
+    assert numbers == sorted(set(numbers))
+    assert wanted <= set(numbers)
+    others = len(rows) - len(wanted)
+    assert min(others, SHUT // 2) <= len(numbers) - len(wanted) <= min(others, SHUT)
 
 
 def test_a_benchmark_without_answers_is_forgotten_and_measured(memorised: Material, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.records import Example
 from grun.core.storage.content_hash import cache_directory
 from grun.jobs.calibrate import calibrate
+from grun.jobs.inputs import own_answers
+from grun.jobs.inputs.own_answers import with_own_answers
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
 from grun.models.gates.calibration import share_open
 from grun.models.gates.recognition import Recognition
+from grun.models.loading.loaded import LoadedModel
 from grun.requests.ledger import LedgerState
 from grun.requests.operations import add
 from support.few_prompts import RARE, few_prompts
@@ -113,7 +118,9 @@ def test_rows_to_forget_that_share_a_word_with_shipped_prompts_leave_these_out(
 
 
 @pytest.mark.parametrize("cache", ["kept", "lost"])
-def test_a_run_that_is_killed_ends_with_the_same_bytes(config: UnlearnConfig, cache: str) -> None:
+@pytest.mark.parametrize("answers", ["given", "own"])
+def test_a_run_that_is_killed_ends_with_the_same_bytes(config: UnlearnConfig, cache: str, answers: str) -> None:
+    config = config if answers == "given" else replace(config, retain=[])
     with pytest.raises(KeyboardInterrupt):
         unlearn(config, callbacks=[Kill()])
     if cache == "lost":
@@ -124,6 +131,45 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(config: UnlearnConfig, ca
     assert read(resumed, "gates.json") == read(whole, "gates.json")
     recognition = [read(result, "metrics.json")["recognition"] for result in (resumed, whole)]
     assert recognition[0] == recognition[1]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of rows without an answer, by the calls that ask the base model for their answers."""
+    found: list[int] = []
+
+    def counted(base: LoadedModel, rows: Sequence[Example]) -> list[Example]:
+        found.append(sum(not row.answer for row in rows))
+        return with_own_answers(base, rows)
+
+    monkeypatch.setattr("grun.jobs.unlearn.with_own_answers", counted)
+    return found
+
+
+def test_normal_rows_that_no_edit_changes_are_not_answered(
+    config: UnlearnConfig, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    monkeypatch.setattr(own_answers, "SHUT", 3)
+    facts = read(unlearn(replace(config, retain=[])), "metrics.json")
+    forget, *normal = asked
+    assert forget == 0, "these have answers"
+    for kind, count in zip(("retain", "validation"), normal, strict=True):
+        opens = len(facts["open_rows"][kind])
+        assert opens < count <= opens + 3 < facts["rows"][kind], "gates are fitted on all of them"
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_all_answers(config: UnlearnConfig, asked: list[int]) -> None:
+    config = replace(config, retain=[])
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(config, callbacks=[Kill()])
+    gates = Path(config.output) / "gates.json"
+    known = json.loads(gates.read_text())
+    del known["open_rows"]
+    gates.write_text(json.dumps(known))
+    asked.clear()
+    facts = read(unlearn(config), "metrics.json")
+    assert facts["steps"] == 8
+    assert asked == [0, facts["rows"]["retain"], facts["rows"]["validation"]]
 
 
 @pytest.mark.parametrize("edit_from", ["last_prompt_on", "last_prompt_only"])
