@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,9 +180,7 @@ def written(text: str, form: str, *, answer: bool = True) -> Example:
 
 def questions(folder: Path, corpus: str) -> list[Example]:
     """Questions as the benchmark `wmdp` writes them; of many, some that are drawn at random."""
-    with tempfile.TemporaryDirectory() as layout:
-        shutil.copy(folder / f"{corpus}_test.jsonl", Path(layout) / f"{corpus}.jsonl")
-        rows = list(load_benchmark("wmdp", data_dir=layout).splits[corpus])
+    rows = list(load_benchmark("wmdp", data_dir=folder).splits[corpus])
     return rows if len(rows) <= QUESTIONS else random.Random(f"questions {corpus}").sample(rows, QUESTIONS)
 
 
