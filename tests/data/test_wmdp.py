@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from grun.models.encoding.templates import resolve_template
 from support.tiny_models import tiny_tokenizer
 
 QUESTION = {"question": "Which one? ", "choices": ["red", "blue", "green", "grey"], "answer": 2}
-TEXT = {"text": "One two three four five."}
+TEXT: dict[str, object] = {"text": "One two three four five."}
 TOKENIZER = tiny_tokenizer()
 
 
@@ -32,7 +33,7 @@ def test_a_question_is_written_as_in_the_harness_and_its_letter_is_not_ended(tmp
     write(tmp_path, "bio.jsonl", QUESTION)
     write(tmp_path, "mmlu.json", {**QUESTION, "subject": "abstract_algebra"})
     data = load_benchmark("wmdp", data_dir=tmp_path)
-    assert data.evaluation == ("bio", "mmlu")
+    assert data.evaluation == ("bio", "mmlu", "general")
     example = data.splits["bio"][0]
     head = "The following are multiple choice questions (with answers) about"
     assert example.prompt == f"{head} biology.\n\nWhich one?\nA. red\nB. blue\nC. green\nD. grey\nAnswer:"
@@ -45,7 +46,7 @@ def test_a_question_is_written_as_in_the_harness_and_its_letter_is_not_ended(tmp
 
 def test_only_what_is_there_is_asked_and_a_corpus_only_read_to_unlearn(tmp_path: Path) -> None:
     data = load_benchmark("wmdp", data_dir=write(tmp_path, "cyber.jsonl", QUESTION), options={"corpus": "cyber"})
-    assert data.evaluation == ("cyber",)
+    assert data.evaluation == ("cyber", "general")
     lacking = (
         r"lacks cyber-forget-corpus\.jsonl or cyber_forget_data_sum_gpt\.jsonl, cyber-retain-corpus\.jsonl or merge_"
     )
@@ -74,7 +75,7 @@ def test_both_layouts_of_a_folder_are_read(tmp_path: Path, corpus: str, layout: 
     write(tmp_path, forget, TEXT)
     write(tmp_path, retain, {"text": "Six seven eight nine ten."}, TEXT)
     data = load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": corpus})
-    assert data.evaluation == (corpus,)
+    assert data.evaluation == (corpus, "general")
     assert data.splits[corpus][0].answer == "C"
     assert [(row.prompt, row.answer, row.raw_text) for row in data.splits["forget"]] == [
         ("One", "two three four five.", True)
@@ -90,7 +91,7 @@ def test_two_files_for_one_part_are_refused(tmp_path: Path) -> None:
     write(write(tmp_path, "merge_retain_data_sum_gpt.jsonl", TEXT), "bio-retain-corpus.jsonl", TEXT)
     with pytest.raises(UserError, match=r"has both bio-retain-corpus\.jsonl and merge_retain_data_sum_gpt\.jsonl"):
         load_benchmark("wmdp", data_dir=tmp_path)
-    assert load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": "cyber"}).evaluation == ("bio",)
+    assert load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": "cyber"}).evaluation == ("bio", "general")
 
 
 @pytest.mark.skipif(
@@ -110,7 +111,24 @@ def test_the_papers_folder_is_read_for_unlearning_too(tmp_path: Path, corpus: st
     assert len(rows.retain) + len(rows.validation) > 900
     assert all(row.raw_text and row.prompt and row.answer for part in rows.parts.values() for row in part)
     data = load_benchmark("wmdp", data_dir=config.data_dir, options=config.benchmark_options)
-    assert {name: len(data.splits[name]) for name in data.evaluation} == {"bio": 1273, "cyber": 1987}
+    assert {name: len(data.splits[name]) for name in data.evaluation} == {"bio": 1273, "cyber": 1987, "general": 120}
+
+
+def test_general_questions_come_with_the_package_in_the_same_form(tmp_path: Path) -> None:
+    data = load_benchmark("wmdp", data_dir=write(tmp_path, "bio.jsonl", QUESTION))
+    rows = data.splits["general"]
+    assert len({row.prompt for row in rows}) == len(rows) == 120
+    subjects = Counter(row.subject for row in rows)
+    assert len(subjects) == 18
+    assert subjects["biology"] == subjects["computer science"] == 20
+    assert Counter(row.answer for row in rows) == dict.fromkeys("ABCD", 30), "no letter is a good guess"
+    for row in rows:
+        first, empty, question, *choices = row.prompt.split("\n")
+        assert first == f"The following are multiple choice questions (with answers) about {row.subject}."
+        assert (empty, question[-1], choices[-1]) == ("", "?", "Answer:")
+        assert [choice[:3] for choice in choices[:-1]] == ["A. ", "B. ", "C. ", "D. "]
+        assert len(set(choices)) == 5
+    assert "general" in data.unseen
 
 
 @pytest.mark.parametrize(

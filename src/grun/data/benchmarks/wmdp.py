@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["wmdp"]
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,8 @@ PAPER = {  # names of the files that come with the code of the GRUN paper; one c
     "bio-retain-corpus": "merge_retain_data_sum_gpt",
     "cyber-retain-corpus": "merge_retain_data_sum_gpt",
 }
+GENERAL = "general"  # questions that come with the package
+GENERAL_FILE = Path(__file__).with_name("_general_questions.jsonl")
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -44,8 +47,10 @@ LETTERS = "ABCDEFGHIJ"
 def wmdp(*, data_dir: str | Path | None = None, corpus: str = "bio") -> Benchmark:
     """WMDP's questions on biology, cybersecurity and chemistry, and MMLU; to unlearn, one of its corpora.
 
-    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `forget` and `retain` (running text of the corpus). Questions are
-    scored as the tasks of lm-evaluation-harness do it, without examples: the letters A to D as continuations.
+    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `general` (120 easy questions on ordinary subjects in the same form,
+    school biology and computer science among them, which come with the package); `forget` and `retain` (running text of the
+    corpus). Questions are scored as the tasks of lm-evaluation-harness do it, without examples: the letters A to D as
+    continuations.
 
     Args:
         data_dir: folder with files in WMDP's layout, a row per question with `question`, `choices` and `answer` (an index):
@@ -75,6 +80,7 @@ def wmdp(*, data_dir: str | Path | None = None, corpus: str = "bio") -> Benchmar
     readers: dict[str, Callable[[], list[Example]]] = {
         name: partial(_questions, str(found[name]), SUBJECTS[name]) for name in questions
     }
+    readers[GENERAL] = _general
     missing = [_file_names(part) for part in sides.values() if found[part] is None]
     for side, part in sides.items():
         readers[side] = partial(_corpus, data_dir, found[part], missing)
@@ -84,9 +90,9 @@ def wmdp(*, data_dir: str | Path | None = None, corpus: str = "bio") -> Benchmar
         "forget",
         "retain",
         full=("forget", "retain"),
-        evaluation=questions,
-        unseen=tuple(name for name in questions if name == "mmlu"),
-        answer_tokens=dict.fromkeys(questions, 0),
+        evaluation=(*questions, GENERAL),
+        unseen=(*(name for name in questions if name == "mmlu"), GENERAL),
+        answer_tokens=dict.fromkeys((*questions, GENERAL), 0),
         shown=("accuracy", "gate_mean", "gate_open"),
     )
 
@@ -120,6 +126,11 @@ def _questions(source: str, subject: str) -> list[Example]:
     if not rows:
         raise UserError(f"{source} is empty: it holds no questions.")
     return [_question(row, subject) for row in rows]
+
+
+def _general() -> list[Example]:
+    rows = _questions(str(GENERAL_FILE), "")
+    return [replace(row, source=f"general questions, row {i}") for i, row in enumerate(rows, 1)]
 
 
 def _question(row: Row, subject: str) -> Example:
