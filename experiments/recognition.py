@@ -4,9 +4,9 @@
 
 Gates are fitted and calibrated as in an unlearning run, and no edit is trained. For every topic of the benchmark `topics` and
 three seeds, the experiment counts prompts that open a gate: unseen questions and descriptions of the topic, which must, and
-questions about its neighbours and ordinary prompts, which must not. Three ways are compared (`recognisers.py`): both gates, the
-gate for names alone (`--topic-layer none`), and a sentence embedder as the gate (`baselines/sentence_gate.py`). Rows to forget
-stand without answers here, so that nothing needs to be generated.
+questions about its neighbours and ordinary prompts, which must not. Three ways are compared (`recognisers.py`): both gates,
+the gate for names alone (`--topic-layer none`), and a sentence embedder as the gate (`baselines/sentence_gate.py`). Rows to
+forget stand without answers here, so that nothing needs to be generated.
 
 Where `GRUN_WMDP_DIR` names the folder of the benchmark `wmdp`, gates are fitted on 400 one-sentence summaries of a corpus, as
 whole prompts and as running text (the first quarter), with 200 sentences of an encyclopaedia as normal rows. Asked are the

@@ -145,7 +145,7 @@ def _rows(embed: SentenceEmbedder, kind: str, part: Sequence[Example]) -> KeptPr
 
 
 def _shipped(embed: SentenceEmbedder, parts: Mapping[str, Sequence[Example]]) -> tuple[list[str], KeptPrompts]:
-    """The shipped prompts that are neither about what is to be forgotten nor rows of the job, as `fit_all_gates` takes them."""
+    """The shipped prompts that are neither about what is to be forgotten nor rows of the job, as in `fit_all_gates`."""
     prompts, rows = shipped_prompts(), {row.prompt for part in parts.values() for row in part}
     dropped = clashing([prompt.text for prompt in prompts], [f"{row.prompt} {row.answer}" for row in parts["forget"]])
     at = [i for i, prompt in enumerate(prompts) if i not in dropped and prompt.text not in rows]
