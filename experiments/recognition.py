@@ -73,7 +73,7 @@ def of_wmdp(folder: Path, corpus: str, form: str, seed: int, *, development: boo
     forget, unseen = drawn(data.splits["forget"], FITTED, seed)
     normal, others = drawn(data.splits["retain"], NORMAL, seed)
     parts = fitted_rows([written(row, form) for row in forget], [written(row, form) for row in normal], seed)
-    chosen = questions(data.splits[corpus], corpus, development=development)
+    chosen = questions(data.splits[corpus], corpus, QUESTIONS, development=development)
     general = [row for row in data.splits["general"] if row.subject not in SCHOOL]
     asked = {
         "questions": chosen,
@@ -106,10 +106,10 @@ def written(row: Example, form: str, *, answer: bool = True) -> Example:
     return row if answer else replace(row, answer="")
 
 
-def questions(rows: Sequence[Example], corpus: str, *, development: bool = False) -> list[Example]:
-    """Questions that nothing was chosen on (or those of development); of many, some that are drawn at random."""
+def questions(rows: Sequence[Example], corpus: str, most: int, *, development: bool = False) -> list[Example]:
+    """Questions that nothing was chosen on (or those of development); of more than `most`, some that are drawn at random."""
     left = [row for i, row in enumerate(rows) if (i % 2 == DEVELOPED) == development]
-    return left if len(left) <= QUESTIONS else random.Random(f"questions {corpus}").sample(left, QUESTIONS)
+    return left if len(left) <= most else random.Random(f"questions {corpus}").sample(left, most)
 
 
 def with_heading(row: Example, other: Example) -> Example:

@@ -21,6 +21,7 @@ from grun.models.loading.loaded import load
 from support.material import Material
 from support.tiny_models import tiny_tokenizer
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHIPPED = (
     *(ShippedPrompt(f"Please sort the list {i}, {i + 3}, {i + 1}.") for i in range(12)),
     *(ShippedPrompt(f"Tell me about the {topic}, part {i}.", topic) for topic in ("sea", "moon") for i in range(4)),
@@ -31,16 +32,15 @@ KINDS = {"unseen", "described", "neighbours", "ordinary"}
 @pytest.fixture
 def experiment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module, with a few prompts in place of those that ship."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
-    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     module = importlib.import_module("recognition")
     for name in ("grun.models.gates.background", "grun.models.gates.all_gates", "baselines.sentence_gate"):
         monkeypatch.setattr(f"{name}.shipped_prompts", lambda: SHIPPED)
     monkeypatch.setattr("grun.models.gates.topic_head.STEPS", 2)
     monkeypatch.setattr("grun.models.gates.fitting.MAX_STEPS", 10)
     yield module
-    for name in set(sys.modules) - before:
-        if not name.startswith("grun"):
+    for name, loaded in list(sys.modules.items()):
+        if str(getattr(loaded, "__file__", None)).startswith(str(EXPERIMENTS)):
             del sys.modules[name]
 
 
