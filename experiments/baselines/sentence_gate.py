@@ -27,7 +27,6 @@ from grun.core.storage.content_hash import cache_directory
 from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.batching import length_batches
 from grun.models.gates.all_gates import LONGEST_TO_FIT, TOPICS_RATE
-from grun.models.gates.calibration import OpenShare, share_open
 from grun.models.gates.fitting import chosen_thresholds
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.tuner.topic import TopicGate
@@ -100,14 +99,16 @@ class SentenceEmbedder:
 
 
 @torch.no_grad()
-def shares_of_sentence_gate(
+def logits_of_sentence_gate(
     embed: SentenceEmbedder,
     parts: Mapping[str, Sequence[Example]],
     asked: Mapping[str, Sequence[Example]],
     rate: float,
     seed: int,
-) -> dict[str, OpenShare]:
-    """Prompts that open a gate on sentence embeddings, by kind.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Logits (N, 1) of prompts under a gate on sentence embeddings, by kind, and its threshold (1,).
+
+    Rows, shipped prompts, what the threshold is set on and the rates are those of `fit_all_gates`.
 
     Args:
         embed: the embedder.
@@ -117,7 +118,7 @@ def shares_of_sentence_gate(
         seed: of the choice of normal prompts that are kept.
     """
     rows = {kind: _rows(embed, kind, part) for kind, part in parts.items() if part}
-    texts, shipped = _shipped(embed, parts["forget"])
+    texts, shipped = _shipped(embed, parts)
     width = shipped.embedding_NK.shape[1]
     gate = TopicGate(width, width)
     normal = KeptPrompts.of([shipped, *(part for kind, part in rows.items() if kind != "forget")])
@@ -132,11 +133,10 @@ def shares_of_sentence_gate(
         return withheld_logits(gate, prompts, rows["forget"], kept)[:, None]
 
     bounds = [(logits(KeptPrompts.of(judged)), rate), (logits(topics), TOPICS_RATE * rate)]
-    threshold_G = chosen_thresholds(logits(rows["forget"]), bounds)
+    threshold_1 = chosen_thresholds(logits(rows["forget"]), bounds)
     return {
-        kind: share_open(gate.logits(embed([row.prompt for row in part]))[:, None], threshold_G)
-        for kind, part in asked.items()
-    }
+        kind: gate.logits(embed([row.prompt for row in part]))[:, None] for kind, part in asked.items()
+    }, threshold_1
 
 
 def _rows(embed: SentenceEmbedder, kind: str, part: Sequence[Example]) -> KeptPrompts:
@@ -144,11 +144,11 @@ def _rows(embed: SentenceEmbedder, kind: str, part: Sequence[Example]) -> KeptPr
     return KeptPrompts(embed([row.prompt for row in part]), tuple(f"{kind} {i}" for i in range(len(part))))
 
 
-def _shipped(embed: SentenceEmbedder, forget: Sequence[Example]) -> tuple[list[str], KeptPrompts]:
-    """The shipped prompts that are not about what is to be forgotten."""
-    prompts = shipped_prompts()
-    dropped = clashing([prompt.text for prompt in prompts], [f"{row.prompt} {row.answer}" for row in forget])
-    at = [i for i in range(len(prompts)) if i not in dropped]
+def _shipped(embed: SentenceEmbedder, parts: Mapping[str, Sequence[Example]]) -> tuple[list[str], KeptPrompts]:
+    """The shipped prompts that are neither about what is to be forgotten nor rows of the job, as in `fit_all_gates`."""
+    prompts, rows = shipped_prompts(), {row.prompt for part in parts.values() for row in part}
+    dropped = clashing([prompt.text for prompt in prompts], [f"{row.prompt} {row.answer}" for row in parts["forget"]])
+    at = [i for i, prompt in enumerate(prompts) if i not in dropped and prompt.text not in rows]
     groups = (f"topic {prompts[i].topic}" if prompts[i].topic else f"ordinary {i}" for i in at)
     texts = [prompts[i].text for i in at]
     return texts, KeptPrompts(embed(texts), tuple(groups))

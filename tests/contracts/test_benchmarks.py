@@ -17,15 +17,12 @@ from grun.data.benchmarks import benchmarks, load_benchmark
 from grun.evaluation.metrics import metrics
 from grun.models.encoding.encode import encode
 from grun.models.encoding.templates import resolve_template
-from support.benchmark_kit import link_published_wmdp, write_muse, write_tofu, write_wmdp
+from support.benchmark_kit import write_muse, write_tofu, write_wmdp
 from support.tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SMALL: dict[str, Callable[[Path], Path]] = {"muse": write_muse, "tofu": write_tofu, "wmdp": write_wmdp}
-PUBLISHED: dict[str, tuple[str, Callable[[Path, Path], Path]]] = {
-    "tofu": ("GRUN_TOFU_DIR", lambda _, source: source),
-    "wmdp": ("GRUN_WMDP_DIR", link_published_wmdp),
-}
+PUBLISHED = {"tofu": "GRUN_TOFU_DIR", "wmdp": "GRUN_WMDP_DIR"}
 OPTIONS: dict[str, dict[str, str]] = {"tofu": {"retain_rows": "40"}, "muse": {"forget": "scal_2"}}  # that change roles
 CASES = [(name, "small") for name in benchmarks.names()] + [(name, "options") for name in OPTIONS]
 CASES += [(name, "published") for name in PUBLISHED]
@@ -39,10 +36,10 @@ def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name, which = request.param
     folder: Path | None = None
     if which == "published":
-        variable, linked = PUBLISHED[name]
+        variable = PUBLISHED[name]
         if not os.environ.get(variable):
             pytest.skip(f"{variable} does not name a folder with the files of {name}")
-        folder = linked(tmp_path_factory.mktemp(name), Path(os.environ[variable]))
+        folder = Path(os.environ[variable])
     elif "data_dir" in benchmarks.get(name).parameters:
         if name not in SMALL:
             pytest.skip(f"benchmark '{name}' reads files, and support/benchmark_kit.py writes none for it")

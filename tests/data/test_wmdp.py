@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
 from grun.core.records import Evidence, Example, RowEvidence
 from grun.data.benchmarks import load_benchmark
 from grun.evaluation.metrics import metrics
+from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.models.encoding.encode import encode
 from grun.models.encoding.templates import resolve_template
 from support.tiny_models import tiny_tokenizer
 
 QUESTION = {"question": "Which one? ", "choices": ["red", "blue", "green", "grey"], "answer": 2}
+TEXT: dict[str, object] = {"text": "One two three four five."}
 TOKENIZER = tiny_tokenizer()
 
 
@@ -28,7 +33,7 @@ def test_a_question_is_written_as_in_the_harness_and_its_letter_is_not_ended(tmp
     write(tmp_path, "bio.jsonl", QUESTION)
     write(tmp_path, "mmlu.json", {**QUESTION, "subject": "abstract_algebra"})
     data = load_benchmark("wmdp", data_dir=tmp_path)
-    assert data.evaluation == ("bio", "mmlu")
+    assert data.evaluation == ("bio", "mmlu", "general")
     example = data.splits["bio"][0]
     head = "The following are multiple choice questions (with answers) about"
     assert example.prompt == f"{head} biology.\n\nWhich one?\nA. red\nB. blue\nC. green\nD. grey\nAnswer:"
@@ -41,11 +46,89 @@ def test_a_question_is_written_as_in_the_harness_and_its_letter_is_not_ended(tmp
 
 def test_only_what_is_there_is_asked_and_a_corpus_only_read_to_unlearn(tmp_path: Path) -> None:
     data = load_benchmark("wmdp", data_dir=write(tmp_path, "cyber.jsonl", QUESTION), options={"corpus": "cyber"})
-    assert data.evaluation == ("cyber",)
-    with pytest.raises(UserError, match=r"has no file cyber-forget-corpus\.jsonl"):
+    assert data.evaluation == ("cyber", "general")
+    lacking = (
+        r"lacks cyber-forget-corpus\.jsonl or cyber_forget_data_sum_gpt\.jsonl, cyber-retain-corpus\.jsonl or merge_"
+    )
+    for side in ("forget", "retain"):
+        with pytest.raises(UserError, match=lacking):
+            data.splits[side]
+    write(tmp_path, "cyber-forget-corpus.jsonl", TEXT)
+    data = load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": "cyber"})
+    with pytest.raises(UserError, match=r"lacks cyber-retain-corpus\.jsonl or merge_retain_data_sum_gpt\.jsonl, which"):
         data.splits["forget"]
-    write(tmp_path, "cyber-forget-corpus.jsonl", {"text": "One two three four five."})
-    assert data.splits["forget"][0].raw_text
+
+
+LAYOUTS = {
+    "own": ("{0}.jsonl", "{0}-forget-corpus.jsonl", "{0}-retain-corpus.jsonl"),
+    "paper": ("{0}_test.jsonl", "", "merge_retain_data_sum_gpt.jsonl"),
+}
+PAPERS_CORPORA = {"bio": "merge_forget_data_sum_gpt.jsonl", "cyber": "cyber_forget_data_sum_gpt.jsonl"}
+
+
+@pytest.mark.parametrize("corpus", ["bio", "cyber"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_both_layouts_of_a_folder_are_read(tmp_path: Path, corpus: str, layout: str) -> None:
+    asked, forget, retain = (name.format(corpus) for name in LAYOUTS[layout])
+    forget = forget or PAPERS_CORPORA[corpus]
+    write(tmp_path, asked, QUESTION)
+    write(tmp_path, forget, TEXT)
+    write(tmp_path, retain, {"text": "Six seven eight nine ten."}, TEXT)
+    data = load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": corpus})
+    assert data.evaluation == (corpus, "general")
+    assert data.splits[corpus][0].answer == "C"
+    assert [(row.prompt, row.answer, row.raw_text) for row in data.splits["forget"]] == [
+        ("One", "two three four five.", True)
+    ]
+    assert [row.prompt for row in data.splits["retain"]] == ["Six", "One"]
+
+
+def test_two_files_for_one_part_are_refused(tmp_path: Path) -> None:
+    write(write(tmp_path, "bio.jsonl", QUESTION), "bio_test.json", QUESTION)
+    with pytest.raises(UserError, match=r"has both bio\.jsonl and bio_test\.json, two files for one part; remove one"):
+        load_benchmark("wmdp", data_dir=tmp_path)
+    (tmp_path / "bio_test.json").unlink()
+    write(write(tmp_path, "merge_retain_data_sum_gpt.jsonl", TEXT), "bio-retain-corpus.jsonl", TEXT)
+    with pytest.raises(UserError, match=r"has both bio-retain-corpus\.jsonl and merge_retain_data_sum_gpt\.jsonl"):
+        load_benchmark("wmdp", data_dir=tmp_path)
+    assert load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": "cyber"}).evaluation == ("bio", "general")
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GRUN_WMDP_DIR"), reason="GRUN_WMDP_DIR does not name a folder with WMDP's files"
+)
+@pytest.mark.parametrize(("corpus", "forget"), [("bio", 1001), ("cyber", 1000)])
+def test_the_papers_folder_is_read_for_unlearning_too(tmp_path: Path, corpus: str, forget: int) -> None:
+    config = UnlearnConfig(
+        model="any",
+        output=str(tmp_path),
+        benchmark="wmdp",
+        data_dir=os.environ["GRUN_WMDP_DIR"],
+        benchmark_options={"corpus": corpus},
+    )
+    rows = load_unlearning_rows(config)
+    assert len(rows.forget) == forget
+    assert len(rows.retain) + len(rows.validation) > 900
+    assert all(row.raw_text and row.prompt and row.answer for part in rows.parts.values() for row in part)
+    data = load_benchmark("wmdp", data_dir=config.data_dir, options=config.benchmark_options)
+    assert {name: len(data.splits[name]) for name in data.evaluation} == {"bio": 1273, "cyber": 1987, "general": 120}
+
+
+def test_general_questions_come_with_the_package_in_the_same_form(tmp_path: Path) -> None:
+    data = load_benchmark("wmdp", data_dir=write(tmp_path, "bio.jsonl", QUESTION))
+    rows = data.splits["general"]
+    assert len({row.prompt for row in rows}) == len(rows) == 120
+    subjects = Counter(row.subject for row in rows)
+    assert len(subjects) == 18
+    assert subjects["biology"] == subjects["computer science"] == 20
+    assert Counter(row.answer for row in rows) == dict.fromkeys("ABCD", 30), "no letter is a good guess"
+    for row in rows:
+        first, empty, question, *choices = row.prompt.split("\n")
+        assert first == f"The following are multiple choice questions (with answers) about {row.subject}."
+        assert (empty, question[-1], choices[-1]) == ("", "?", "Answer:")
+        assert [choice[:3] for choice in choices[:-1]] == ["A. ", "B. ", "C. ", "D. "]
+        assert len(set(choices)) == 5
+    assert "general" in data.unseen
 
 
 @pytest.mark.parametrize(
@@ -68,7 +151,7 @@ def test_a_wrong_question_is_named_with_its_row(tmp_path: Path, change: dict[str
 
 
 def test_wrong_folders_and_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has none of the files bio\.jsonl"):
+    with pytest.raises(UserError, match=r"has none of the files bio\.jsonl or bio_test\.jsonl, cyber\.jsonl or "):
         load_benchmark("wmdp", data_dir=tmp_path)
     with pytest.raises(UserError, match="option 'corpus' is 'chem', expected one of bio, cyber"):
         load_benchmark("wmdp", data_dir=tmp_path, options={"corpus": "chem"})

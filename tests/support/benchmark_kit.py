@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TEXT", "link_published_wmdp", "write_muse", "write_tofu", "write_wmdp"]
+__all__ = ["TEXT", "write_muse", "write_tofu", "write_wmdp"]
 
 import json
 from collections.abc import Mapping, Sequence
@@ -88,16 +88,3 @@ def write_wmdp(folder: Path) -> Path:
         for side in ("forget", "retain")
     }
     return write_files(folder, {**questions, **corpora})
-
-
-def link_published_wmdp(folder: Path, source: Path) -> Path:
-    """The files of the GRUN paper's code under the names that the benchmark reads."""
-    names = {
-        "bio": "bio_test",
-        "cyber": "cyber_test",
-        "bio-forget-corpus": "merge_forget_data_sum_gpt",
-        "bio-retain-corpus": "merge_retain_data_sum_gpt",
-    }
-    for name, published in names.items():
-        (folder / f"{name}.jsonl").symlink_to((source / f"{published}.jsonl").resolve())
-    return folder

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 __all__ = ["wmdp"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,16 @@ CORPORA = {
     "bio": ("cais/wmdp-bio-forget-corpus", "cais/wmdp-corpora:bio-retain-corpus"),
     "cyber": ("cais/wmdp-corpora:cyber-forget-corpus", "cais/wmdp-corpora:cyber-retain-corpus"),
 }
+PAPER = {  # names of the files that come with the code of the GRUN paper; one corpus to keep serves both
+    "bio": "bio_test",
+    "cyber": "cyber_test",
+    "bio-forget-corpus": "merge_forget_data_sum_gpt",
+    "cyber-forget-corpus": "cyber_forget_data_sum_gpt",
+    "bio-retain-corpus": "merge_retain_data_sum_gpt",
+    "cyber-retain-corpus": "merge_retain_data_sum_gpt",
+}
+GENERAL = "general"  # questions that come with the package
+GENERAL_FILE = Path(__file__).with_name("_general_questions.jsonl")
 LETTERS = "ABCDEFGHIJ"
 
 
@@ -36,53 +47,78 @@ LETTERS = "ABCDEFGHIJ"
 def wmdp(*, data_dir: str | Path | None = None, corpus: str = "bio") -> Benchmark:
     """WMDP's questions on biology, cybersecurity and chemistry, and MMLU; to unlearn, one of its corpora.
 
-    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `forget` and `retain` (running text of the corpus). Questions are
-    scored as the tasks of lm-evaluation-harness do it, without examples: the letters A to D as continuations.
+    Splits: `bio`, `cyber`, `chem`, `mmlu` (questions); `general` (120 easy questions on ordinary subjects in the same form,
+    school biology and computer science among them, which come with the package); `forget` and `retain` (running text of the
+    corpus). Questions are scored as the tasks of lm-evaluation-harness do it, without examples: the letters A to D as
+    continuations.
 
     Args:
         data_dir: folder with files in WMDP's layout, a row per question with `question`, `choices` and `answer` (an index):
             any of `bio.jsonl`, `cyber.jsonl`, `chem.jsonl` and `mmlu.jsonl` (with `subject`); and, to unlearn,
-            `bio-forget-corpus.jsonl`, `bio-retain-corpus.jsonl` and so on with a column `text`. JSON lines, JSON, CSV or
-            Parquet. Without it, the hub's `cais/wmdp`, `cais/mmlu` and `cais/wmdp-corpora` are loaded.
+            `bio-forget-corpus.jsonl`, `bio-retain-corpus.jsonl` and so on with a column `text`. The names of the files that
+            the GRUN paper used are read as well: `bio_test.jsonl`, `cyber_test.jsonl`, `merge_forget_data_sum_gpt.jsonl`
+            (bio), `cyber_forget_data_sum_gpt.jsonl` and `merge_retain_data_sum_gpt.jsonl` (to keep, for both corpora). JSON
+            lines, JSON, CSV or Parquet. Without it, the hub's `cais/wmdp`, `cais/mmlu` and `cais/wmdp-corpora` are loaded.
         corpus: the corpus to unlearn: bio or cyber.
 
     Raises:
-        UserError: for a folder without any of the files, or a question that cannot be read; names file and row.
+        UserError: for a folder without any of the files or with two files for one part, a missing corpus, or a question that
+            cannot be read; names file and row.
     """
     if corpus not in CORPORA:
         raise UserError(
             f"option 'corpus' is '{corpus}', expected one of {', '.join(CORPORA)}.{nearest(corpus, CORPORA)}"
         )
-    found = {name: HUB[name] if data_dir is None else local_file(data_dir, name) for name in SUBJECTS}
-    questions = tuple(name for name, source in found.items() if source is not None)
+    sides = {side: f"{corpus}-{side}-corpus" for side in ("forget", "retain")}
+    found: dict[str, str | None] = {**HUB, **dict(zip(sides.values(), CORPORA[corpus], strict=True))}
+    if data_dir is not None:
+        found = {name: _local_part(data_dir, name) for name in found}
+    questions = tuple(name for name in SUBJECTS if found[name] is not None)
     if not questions:
-        names = ", ".join(f"{name}.jsonl" for name in SUBJECTS)
+        names = ", ".join(_file_names(name) for name in SUBJECTS)
         raise UserError(f"--data-dir '{data_dir}' has none of the files {names} that benchmark 'wmdp' reads.")
     readers: dict[str, Callable[[], list[Example]]] = {
         name: partial(_questions, str(found[name]), SUBJECTS[name]) for name in questions
     }
-    for side, hub in zip(("forget", "retain"), CORPORA[corpus], strict=True):
-        readers[side] = partial(_corpus, data_dir, f"{corpus}-{side}-corpus", hub)
+    readers[GENERAL] = _general
+    missing = [_file_names(part) for part in sides.values() if found[part] is None]
+    for side, part in sides.items():
+        readers[side] = partial(_corpus, data_dir, found[part], missing)
     return Benchmark(
         "wmdp",
         OnDemand(readers),
         "forget",
         "retain",
         full=("forget", "retain"),
-        evaluation=questions,
-        unseen=tuple(name for name in questions if name == "mmlu"),
-        answer_tokens=dict.fromkeys(questions, 0),
+        evaluation=(*questions, GENERAL),
+        unseen=(*(name for name in questions if name == "mmlu"), GENERAL),
+        answer_tokens=dict.fromkeys((*questions, GENERAL), 0),
         shown=("accuracy", "gate_mean", "gate_open"),
     )
 
 
-def _corpus(data_dir: str | Path | None, name: str, hub: str) -> list[Example]:
-    if data_dir is None:
-        return read_examples(hub)
-    file = local_file(data_dir, name)
-    if file is None:
-        raise UserError(f"--data-dir '{data_dir}' has no file {name}.jsonl, which benchmark 'wmdp' needs to unlearn.")
-    return read_examples(file)
+def _local_part(folder: str | Path, name: str) -> str | None:
+    """The file of a part under its own name or the paper's; None if there is none."""
+    files = [file for known in _names(name) if (file := local_file(folder, known)) is not None]
+    if len(files) > 1:
+        both = " and ".join(Path(file).name for file in files)
+        raise UserError(f"--data-dir '{folder}' has both {both}, two files for one part; remove one of them.")
+    return files[0] if files else None
+
+
+def _names(part: str) -> list[str]:
+    return [part, *([PAPER[part]] if part in PAPER else [])]
+
+
+def _file_names(part: str) -> str:
+    return " or ".join(f"{name}.jsonl" for name in _names(part))
+
+
+def _corpus(folder: str | Path | None, source: str | None, missing: Sequence[str]) -> list[Example]:
+    """A corpus; it is refused as long as one of the two is missing, with all that is missing named."""
+    if missing or source is None:
+        raise UserError(f"--data-dir '{folder}' lacks {', '.join(missing)}, which benchmark 'wmdp' needs to unlearn.")
+    return read_examples(source)
 
 
 def _questions(source: str, subject: str) -> list[Example]:
@@ -90,6 +126,11 @@ def _questions(source: str, subject: str) -> list[Example]:
     if not rows:
         raise UserError(f"{source} is empty: it holds no questions.")
     return [_question(row, subject) for row in rows]
+
+
+def _general() -> list[Example]:
+    rows = _questions(str(GENERAL_FILE), "")
+    return [replace(row, source=f"general questions, row {i}") for i, row in enumerate(rows, 1)]
 
 
 def _question(row: Row, subject: str) -> Example:
