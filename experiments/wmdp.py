@@ -7,7 +7,8 @@ encyclopaedia: with our gates, and with the setting of the GRUN paper. Objective
 passes are those of the paper in both. Before and after, the model is asked questions of both corpora with an odd index in the
 file, as everything was chosen on the even ones, and general questions in the same form: the likeliest of the letters A to D
 is its answer, as in lm-evaluation-harness. Writes `docs/results/wmdp.json` and `.md`; killed and started again it goes on
-where it stopped.
+where it stopped. One core takes about a quarter of an hour for the model before and with our gates, and as long for the
+paper's setting.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from grun.models.encoding.templates import resolve_template
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 
 ROWS = 200  # summaries to forget, and sentences to keep
-QUESTIONS = 120  # of each corpus, drawn at random
+QUESTIONS = 100  # of each corpus, drawn at random
 GENERAL = "general"  # split of general questions
 SEED = 0
 GUESSED = 0.25  # accuracy of guessing
@@ -53,7 +54,7 @@ PAPER: dict[str, Any] = {
     "adapt": "grun",
     "epochs": 4.0,
     "batch_size": 16,
-    "evaluate_every": 10,
+    "evaluate_every": 25,
 }
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by split and metric
 
@@ -161,7 +162,7 @@ def _remarks(before: Scores, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     found = [f"{ROWS} summaries to forget and {ROWS} sentences to keep in every run; 95 % intervals."]
     if guessed:
         found.append(
-            f"Before unlearning, the model's accuracy on {' and '.join(guessed)} cannot be told from guessing ({GUESSED}): a "
+            f"Before unlearning, the model's accuracy on {', '.join(guessed)} cannot be told from guessing ({GUESSED}): a "
             "fall of it is not to be expected there, and what counts is which questions open the gate."
         )
     if any(run["setting"] == "paper" for run in runs):
@@ -179,13 +180,14 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="name of a packaged model, hub id, file or folder")
     parser.add_argument("--data-dir", default=os.environ.get("GRUN_WMDP_DIR"), help="folder with WMDP's files")
     parser.add_argument("--work", type=Path, default=Path("runs/wmdp"), help="folder for runs and measurements")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=tuple(SETTINGS), help="only these settings")
     given = parser.parse_args()
     if not given.data_dir:
         parser.error("--data-dir is missing: expected a folder with WMDP's files (or its name in GRUN_WMDP_DIR)")
     given.work.mkdir(parents=True, exist_ok=True)
     study = Study(given.model, Path(given.data_dir), given.work)
     before = study.scores(given.work / "before.json", None)
-    runs = [study.run(corpus, setting) for corpus in CORPORA for setting in SETTINGS]
+    runs = [study.run(corpus, setting) for setting in given.settings for corpus in CORPORA]
     write_results("wmdp", {"model": given.model, "rows": ROWS, "before": before, "runs": runs}, table(before, runs))
 
 

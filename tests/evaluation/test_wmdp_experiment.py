@@ -80,7 +80,7 @@ def test_everything_runs_and_is_run_once(
     text = (tmp_path / "results" / "wmdp.md").read_text()
     found = json.loads((tmp_path / "results" / "wmdp.json").read_text())
     assert [(run["corpus"], run["setting"]) for run in found["runs"]] == [
-        (corpus, setting) for corpus in ("bio", "cyber") for setting in ("our gates", "paper")
+        (corpus, setting) for setting in ("our gates", "paper") for corpus in ("bio", "cyber")
     ]
     assert set(found["before"]) == {"bio", "cyber", "general"}
     for run in found["runs"]:
