@@ -27,7 +27,7 @@ from grun.core.storage.content_hash import cache_directory
 from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.batching import length_batches
 from grun.models.gates.all_gates import LONGEST_TO_FIT, TOPICS_RATE
-from grun.models.gates.fitting import chosen_thresholds
+from grun.models.gates.fitting import TOPICS, chosen_thresholds
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.tuner.topic import TopicGate
 
@@ -133,7 +133,7 @@ def logits_of_sentence_gate(
         return withheld_logits(gate, prompts, rows["forget"], kept)[:, None]
 
     bounds = [(logits(KeptPrompts.of(judged)), rate), (logits(topics), TOPICS_RATE * rate)]
-    threshold_1 = chosen_thresholds(logits(rows["forget"]), bounds)
+    threshold_1 = chosen_thresholds(logits(rows["forget"]), bounds, [TOPICS])
     return {
         kind: gate.logits(embed([row.prompt for row in part]))[:, None] for kind, part in asked.items()
     }, threshold_1

@@ -25,7 +25,7 @@ from grun.models.gates.features import (
     readings_of_gates,
     save_features,
 )
-from grun.models.gates.fitting import fit_gates, set_thresholds
+from grun.models.gates.fitting import ALONE, fit_gates, set_thresholds
 from grun.models.tuner.edit import Gate, is_open
 from support.adapter_kit import attach
 from support.tiny_models import tiny_model
@@ -35,7 +35,7 @@ def share_set(model: Any, forget: list[GateFeatures], normal: list[GateFeatures]
     """Set thresholds from features, and tell the share of the normal prompts that opens a gate."""
     gates = [gate for _, gate in gates_of(model)]
     normal_NG = gate_logits(normal, gates)
-    threshold_G = set_thresholds(model, gate_logits(forget, gates), [(normal_NG, rate)])
+    threshold_G = set_thresholds(model, gate_logits(forget, gates), [(normal_NG, rate)], [ALONE] * len(gates))
     return float(is_open(normal_NG, threshold_G).any(1).float().mean())
 
 

@@ -26,7 +26,7 @@ from grun.models.gates.features import (
     readings_of_gates,
     thresholds_of,
 )
-from grun.models.gates.fitting import GateFit, fit_gates, set_thresholds
+from grun.models.gates.fitting import ALONE, BESIDE_TOPICS, TOPICS, GateFit, Place, fit_gates, set_thresholds
 from grun.models.gates.recognition import Judged, Recognition
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.row_encoder import RowEncoder
@@ -178,6 +178,12 @@ class _Fit:
         withheld_N = withheld_logits(self.gates[self.topic], part.topics, forget, kept)
         return Judged(part.texts, self._logits(part, withheld_N))
 
+    @property
+    def places(self) -> list[Place]:
+        """Where the threshold of each gate is put."""
+        names = ALONE if self.topic is None else BESIDE_TOPICS
+        return [TOPICS if i == self.topic else names for i in range(len(self.gates))]
+
     @torch.no_grad()
     def open_rows(self, part: _Prompts) -> list[int]:
         """Numbers of the prompts that open a gate."""
@@ -210,7 +216,7 @@ def _thresholds(fit: _Fit, kept: KeptPrompts | None, rate: float, found: Recogni
         }
     rates = {"normal": rate, "topics": TOPICS_RATE * rate, "neighbours": NEIGHBOUR_RATE}
     bounds = [(part.logits_NG, rates[kind]) for kind, part in judged.items()]
-    threshold_G = set_thresholds(fit.model, forget.logits_NG, bounds).cpu()
+    threshold_G = set_thresholds(fit.model, forget.logits_NG, bounds, fit.places).cpu()
     opened = {kind: part.open(threshold_G) for kind, part in judged.items()}
     nearest = {kind: part.nearest(threshold_G) for kind, part in {"forget": forget, **judged}.items()}
     if fit.topic is not None:

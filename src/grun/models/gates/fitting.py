@@ -6,7 +6,7 @@ depend on the edit that it controls, so they are computed once and the gate is f
 
 from __future__ import annotations
 
-__all__ = ["GateFit", "chosen_thresholds", "fit_gates", "set_thresholds"]
+__all__ = ["ALONE", "BESIDE_TOPICS", "TOPICS", "GateFit", "Place", "chosen_thresholds", "fit_gates", "set_thresholds"]
 
 import math
 from collections.abc import Sequence
@@ -44,6 +44,27 @@ class GateFit:
     validation_loss: float
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the threshold of a gate is put.
+
+    Attributes:
+        share: of the normal prompts that may open any gate, those that may exceed this one, in [0, 1].
+        position: in the gap between withheld normal prompts (0) and prompts to forget (1), where there is one.
+    """
+
+    share: float
+    position: float
+
+
+ALONE = Place(1.0, POSITION)
+# Prompts to forget that are still to come lie further from those given in what they are about than in the names they hold.
+TOPICS = Place(1.0, 0.25)
+BESIDE_TOPICS = Place(
+    0.5, POSITION
+)  # a gate for names: what it knows lies clear of normal prompts, so it needs less room
+
+
 def fit_gates(
     model: nn.Module,
     forget: Sequence[GateFeatures],
@@ -77,47 +98,56 @@ def fit_gates(
 
 @torch.no_grad()
 def set_thresholds(
-    model: nn.Module, forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]], *, adapter: str = "default"
+    model: nn.Module,
+    forget_NG: Tensor,
+    normal: Sequence[tuple[Tensor, float]],
+    places: Sequence[Place],
+    *,
+    adapter: str = "default",
 ) -> Tensor:
     """Set the thresholds of a model's gates to `chosen_thresholds`.
 
     Args:
         model: PEFT model with a GRUN adapter whose gates are fitted.
-        forget_NG, normal: as of `chosen_thresholds`.
+        forget_NG, normal, places: as of `chosen_thresholds`.
         adapter: name of the adapter.
 
     Returns:
         The thresholds (G,).
     """
-    threshold_G = chosen_thresholds(forget_NG, normal)
+    threshold_G = chosen_thresholds(forget_NG, normal, places)
     for (_, gate), threshold in zip(gates_of(model, adapter), threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     return threshold_G
 
 
-def chosen_thresholds(forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]]) -> Tensor:
+def chosen_thresholds(forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]], places: Sequence[Place]) -> Tensor:
     """Thresholds (G,) for which at most a given share of withheld normal prompts opens any gate.
 
     A threshold just above the withheld prompts would suit these alone. Where forget prompts lie clear of them, it is put
-    into the gap, nearer to the forget prompts, which only lowers the share. With several gates, the same number of prompts
-    may exceed each gate's threshold: the largest number for which the union of the gates keeps the bound.
+    into the gap, nearer to the forget prompts, which only lowers the share. With several gates, the numbers of prompts that
+    may exceed each gate's threshold keep the ratio of their shares: the largest for which the union of the gates keeps the
+    bound.
 
     Args:
         forget_NG: logits of the forget prompts.
         normal: logits (N, G) of normal prompts that no gate was fitted on, one entry for each kind of them, each with the
             largest share that may open a gate, in [0, 1].
+        places: of the threshold of each gate.
     """
-    low_G = torch.stack([_lowest_thresholds(logits_NG, rate) for logits_NG, rate in normal]).amax(0)
+    share_G, position_G = (forget_NG.new_tensor([getattr(p, name) for p in places]) for name in ("share", "position"))
+    low_G = torch.stack([_lowest_thresholds(logits_NG, rate, share_G) for logits_NG, rate in normal]).amax(0)
     high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    return low_G + POSITION * (high_G - low_G).clamp_min(0.0)
+    return low_G + position_G * (high_G - low_G).clamp_min(0.0)
 
 
-def _lowest_thresholds(normal_NG: Tensor, false_positive_rate: float) -> Tensor:
-    """Thresholds (G,) that at most the given share exceeds in any gate, the same number of prompts in each."""
+def _lowest_thresholds(normal_NG: Tensor, false_positive_rate: float, share_G: Tensor) -> Tensor:
+    """Thresholds (G,) that at most the given share of prompts exceeds in any gate."""
     allowed = int(false_positive_rate * len(normal_NG))
     descending_NG = normal_NG.sort(dim=0, descending=True).values
     for exceeding in range(min(allowed, len(normal_NG) - 1), -1, -1):
-        low_G = descending_NG[exceeding]
+        exceeding_G = (exceeding * share_G).long().to(normal_NG.device)
+        low_G = descending_NG.gather(0, exceeding_G[None])[0]
         if int(is_open(normal_NG, low_G).any(1).sum()) <= allowed:
             break
     return low_G
