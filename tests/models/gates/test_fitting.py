@@ -25,7 +25,7 @@ from grun.models.gates.features import (
     readings_of_gates,
     save_features,
 )
-from grun.models.gates.fitting import ALONE, fit_gates, set_thresholds
+from grun.models.gates.fitting import ALONE, Place, chosen_thresholds, fit_gates, set_thresholds
 from grun.models.tuner.edit import Gate, is_open
 from support.adapter_kit import attach
 from support.tiny_models import tiny_model
@@ -218,3 +218,34 @@ def test_the_threshold_lies_in_a_gap_nearer_to_the_forget_prompts() -> None:
     share_set(model, model.features(-forget), model.features(normal), 0.0)
     assert float(gates_of(model, "default")[0][1].threshold) == pytest.approx(-1.0)
     assert math.isfinite(float(gates_of(model, "default")[0][1].threshold))
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    shares=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=4),
+    position=st.floats(0, 1),
+    rate=st.floats(0, 0.2),
+)
+def test_thresholds_keep_their_bound_whatever_the_places(
+    seed: int, shares: list[float], position: float, rate: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    normal_NG = torch.randn(200, len(shares), generator=generator)
+    forget_NG = torch.randn(40, len(shares), generator=generator) + 2
+    places = [Place(share, position) for share in shares]
+    threshold_G = chosen_thresholds(forget_NG, [(normal_NG, rate)], places)
+    assert int(is_open(normal_NG, threshold_G).any(1).sum()) <= int(rate * 200)
+    lowest_G = chosen_thresholds(forget_NG, [(normal_NG, rate)], [Place(share, 0.0) for share in shares])
+    exceeding_G = (normal_NG > lowest_G).sum(0)
+    most = int(exceeding_G.max())
+    for i, share in enumerate(shares):
+        if share == max(shares) == 1.0:
+            assert exceeding_G[i] == most
+        assert exceeding_G[i] <= share * max(most, int(rate * 200))
+
+
+def test_a_threshold_lies_in_the_gap_where_its_place_says() -> None:
+    forget_NG, normal_NG = torch.full((20, 3), 9.0), torch.full((20, 3), 1.0)
+    places = [Place(1.0, 0.0), Place(1.0, 0.25), Place(1.0, 1.0)]
+    threshold_G = chosen_thresholds(forget_NG, [(normal_NG, 0.0)], places)
+    torch.testing.assert_close(threshold_G, torch.tensor([1.0, 3.0, 9.0]))
