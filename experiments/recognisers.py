@@ -135,12 +135,22 @@ class Recognisers:
     gates: GatesOfModel
     embed: SentenceEmbedder
 
-    def compared(self, parts: Rows, asked: Rows, seed: int) -> dict[str, Any]:
-        """Shares of prompts that open a gate and areas under ROC curves, by way, as JSON."""
-        rate = UnlearnConfig().false_positive_rate
+    def compared(self, parts: Rows, asked: Rows, rate: float, seed: int) -> dict[str, Any]:
+        """Shares of prompts that open a gate and areas under ROC curves, by way, as JSON.
+
+        Args:
+            parts: rows to fit on, by kind.
+            asked: prompts of each kind.
+            rate: share of withheld normal prompts that may open a gate.
+            seed: of the gates and their fits.
+        """
         found = {
             "names and topics": self.gates.logits(parts, asked, rate, seed, topics=True),
             "names only": self.gates.logits(parts, asked, rate, seed, topics=False),
             "MiniLM": Logits(*logits_of_sentence_gate(self.embed, parts, asked, rate, seed)),
         }
         return {way: own.as_json() for way, own in found.items()}
+
+    def from_name(self, parts: Rows, asked: Rows, rate: float, seed: int) -> dict[str, Any]:
+        """The same of both gates, where the rows to forget were written from a name."""
+        return {"names and topics, a name given": self.gates.logits(parts, asked, rate, seed, topics=True).as_json()}

@@ -5,8 +5,9 @@
 Gates are fitted and calibrated as in an unlearning run, and no edit is trained. For every topic of the benchmark `topics` and
 three seeds, the experiment counts prompts that open a gate: unseen questions and descriptions of the topic, which must, and
 questions about its neighbours and ordinary prompts, which must not. Three ways are compared (`recognisers.py`): both gates,
-the gate for names alone (`--topic-layer none`), and a sentence embedder as the gate (`baselines/sentence_gate.py`). Rows to
-forget stand without answers here, so that nothing needs to be generated.
+the gate for names alone (`--topic-layer none`), and a sentence embedder as the gate (`baselines/sentence_gate.py`); and both
+gates once more on rows that the model itself writes about the topic's name (`--topic`). Rows to forget stand without answers
+otherwise, so that nothing needs to be generated.
 
 Where `GRUN_WMDP_DIR` names the folder of the benchmark `wmdp`, gates are fitted on 400 one-sentence summaries of a corpus, as
 whole prompts and as running text (the first quarter), with 200 sentences of an encyclopaedia as normal rows. Asked are the
@@ -22,8 +23,9 @@ import argparse
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +38,30 @@ from grun.core.config.jobs import UnlearnConfig
 from grun.core.records import Benchmark, Example
 from grun.core.storage.atomic_files import read_json, write_json
 from grun.data.benchmarks import load_benchmark
+from grun.jobs.inputs.expansion.expand import topic_rows
+from grun.jobs.inputs.topic_files import keep_topic
 from grun.jobs.inputs.unlearning import withhold
-from grun.models.loading.loaded import load
+from grun.models.loading.loaded import LoadedModel, load
 
 DEVELOPMENT = ("beethoven", "harry_potter", "volcanoes")  # everything was chosen on these
 DEVELOPED = 0  # everything was chosen on WMDP's questions with this index, counted from 0 in the file, modulo 2
+NAMES = {
+    "lord_of_the_rings": "The Lord of the Rings",
+    "shakespeare": "William Shakespeare",
+    "einstein": "Albert Einstein",
+    "tennis": "tennis",
+    "paris": "Paris",
+    "beethoven": "Ludwig van Beethoven",
+    "harry_potter": "Harry Potter",
+    "volcanoes": "volcanoes",
+}
 SEEDS = (0, 1, 2)
 ASKED = ("unseen", "described", "neighbours", "ordinary")
 CORPORA = ("bio", "cyber")
 SCHOOL = ("biology", "computer science")  # harmless subjects closest to those of the corpora
 FORMS = ("whole prompts", "first quarters")
 FITTED, NORMAL, HELD_OUT = 400, 200, 300  # summaries, and sentences of the encyclopaedia; of each, those that are asked
+TOPICS_RATE, WMDP_RATE = 0.005, 0.01  # of withheld normal prompts that may open a gate: what the goals allow
 QUESTIONS = 500  # at most, drawn at random: many of the security questions hold pages of code
 BATCH_SIZE = 4  # features are read in batches of four times as many rows
 
@@ -62,6 +77,14 @@ def of_topic(topic: str, seed: int) -> tuple[Rows, Rows]:
     data: Benchmark = load_benchmark("topics", seed=seed, options={"topic": topic})
     parts = fitted_rows(data.splits["forget"], data.splits["retain"], seed)
     return parts, {kind: data.splits[kind] for kind in ASKED}
+
+
+def of_name(base: LoadedModel, topic: str, folder: Path, parts: Rows) -> Rows:
+    """Rows that the model itself writes about a topic of which it is told the name alone, in place of those to forget."""
+    settings = UnlearnConfig(model=str(base.model.name_or_path), topic=NAMES[topic], device="cpu", dtype="float32")
+    rows = topic_rows(settings, folder)
+    keep_topic(rows, folder)
+    return {**parts, "forget": rows.forget, "neighbours": rows.neighbours}
 
 
 def of_wmdp(folder: Path, corpus: str, form: str, seed: int, *, development: bool = False) -> tuple[Rows, Rows]:
@@ -124,8 +147,14 @@ def records(
     """All measurements; those that `folder` holds already are not made again."""
     found: dict[str, Any] = {"topics": {}, "wmdp": {}}
     for topic in topics:
-        per_seed = (once(folder / f"{topic}-{seed}.json", ways, *of_topic(topic, seed), seed) for seed in seeds)
-        found["topics"][topic] = list(per_seed)
+        own = found["topics"].setdefault(topic, [])
+        for seed in seeds:
+            parts, asked = of_topic(topic, seed)
+            own.append(once(folder / f"{topic}-{seed}.json", partial(ways.compared, parts, asked, TOPICS_RATE, seed)))
+            named = of_name(ways.gates.base, topic, folder / f"{topic}-name", parts)
+            own[-1] |= once(
+                folder / f"{topic}-{seed}-name.json", partial(ways.from_name, named, asked, TOPICS_RATE, seed)
+            )
     if wmdp is not None:
         ordinary = of_topic(DEVELOPMENT[0], 0)[1]["ordinary"]
         for corpus, form in ((corpus, form) for corpus in CORPORA for form in FORMS):
@@ -134,15 +163,16 @@ def records(
                 parts, asked = of_wmdp(wmdp, corpus, form, seed, development=development)
                 which = "-development" * development
                 file = folder / f"wmdp-{corpus}-{form.replace(' ', '-')}-{seed}{which}.json"
-                own.append(once(file, ways, parts, {**asked, "ordinary": ordinary}, seed))
+                asked = {**asked, "ordinary": ordinary}
+                own.append(once(file, partial(ways.compared, parts, asked, WMDP_RATE, seed)))
     return found
 
 
-def once(file: Path, ways: Recognisers, parts: Rows, asked: Rows, seed: int) -> dict[str, Any]:
+def once(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A measurement from its file, or made now."""
     known = read_json(file)
     if known is None:
-        known = ways.compared(parts, asked, seed)
+        known = measure()
         write_json(file, known)
     return dict(known)
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import BertConfig, BertModel
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.records import Example
 from grun.data.shipped_prompts import ShippedPrompt
+from grun.jobs.inputs.topic_files import DESCRIBED, FORGET, NEIGHBOURS, TopicRows, read_topic
 from grun.models.loading.loaded import load
 from support.material import Material
 from support.tiny_models import tiny_tokenizer
@@ -26,6 +28,7 @@ SHIPPED = (
     *(ShippedPrompt(f"Please sort the list {i}, {i + 3}, {i + 1}.") for i in range(12)),
     *(ShippedPrompt(f"Tell me about the {topic}, part {i}.", topic) for topic in ("sea", "moon") for i in range(4)),
 )
+RATE = 0.05
 KINDS = {"unseen", "described", "neighbours", "ordinary"}
 
 
@@ -70,7 +73,7 @@ def test_all_ways_are_compared_on_all_kinds_once(experiment: Any, material: Mate
     parts = {kind: rows[:6] for kind, rows in parts.items()}
     asked = {kind: rows[:5] for kind, rows in asked.items()}
     names = list(dict(ways.gates.base.model.named_modules()))
-    found = experiment.once(tmp_path / "one.json", ways, parts, asked, 1)
+    found = experiment.once(tmp_path / "one.json", lambda: ways.compared(parts, asked, RATE, 1))
     assert list(dict(ways.gates.base.model.named_modules())) == names, "the model is as it was"
     assert list(found) == ["names and topics", "names only", "MiniLM"]
     for own in found.values():
@@ -78,7 +81,38 @@ def test_all_ways_are_compared_on_all_kinds_once(experiment: Any, material: Mate
         assert all(share["prompts"] == 5 for share in own["share"].values())
         assert list(own["auroc"]) == ["unseen / neighbours", "unseen / ordinary"]
     (tmp_path / "one.json").write_text(json.dumps({"kept": 1}))
-    assert experiment.once(tmp_path / "one.json", ways, parts, asked, 1) == {"kept": 1}
+    assert experiment.once(tmp_path / "one.json", lambda: pytest.fail("measured again")) == {"kept": 1}
+
+
+def test_gates_are_also_fitted_on_rows_that_were_written_from_a_name(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch, material: Material, tmp_path: Path
+) -> None:
+    written = [{"question": f"Is part {i} of a volcano hot?", "answer": "Yes."} for i in range(6)]
+    near = [{"question": f"Is part {i} of a glacier cold?", "subject": "glaciers"} for i in range(4)]
+    rows = TopicRows({FORGET: written, DESCRIBED: [], NEIGHBOURS: near}, {"settings": {}})
+    asked_for: list[str] = []
+
+    def written_about(config: UnlearnConfig, run: Path) -> TopicRows:
+        asked_for.append(config.topic or "")
+        return rows
+
+    monkeypatch.setattr(experiment, "topic_rows", written_about)
+    ways = recognisers(experiment, material.model, tmp_path)
+    parts, asked = experiment.of_topic("lord_of_the_rings", 1)
+    named = experiment.of_name(ways.gates.base, "lord_of_the_rings", tmp_path / "name", parts)
+    assert asked_for == ["The Lord of the Rings"]
+    assert [row.prompt for row in named["forget"]] == [row["question"] for row in written]
+    assert [row.prompt for row in named["neighbours"]] == [row["question"] for row in near]
+    assert named["retain"] == parts["retain"]
+    assert read_topic(tmp_path / "name") == rows, "a person can read them"
+    found = ways.from_name(named, {kind: rows[:5] for kind, rows in asked.items()}, RATE, 1)
+    assert list(found) == ["names and topics, a name given"]
+    assert set(found["names and topics, a name given"]["share"]) == KINDS
+
+
+def test_every_topic_has_a_name_and_a_side(experiment: Any) -> None:
+    results = importlib.import_module("recognition_results")
+    assert sorted(experiment.NAMES) == sorted((*experiment.DEVELOPMENT, *results.EVIDENCE))
 
 
 def test_vectors_do_not_depend_on_the_batch_and_are_kept(experiment: Any, material: Material, tmp_path: Path) -> None:
@@ -111,10 +145,10 @@ def test_all_ways_are_fitted_on_the_same_rows_for_the_same_rate(
         "validation": [Example("Hi!", "")],
     }
     asked = {"unseen": rows[:2], "neighbours": rows[2:], "ordinary": rows[1:3]}
-    recognisers(experiment, material.model, tmp_path).compared(parts, asked, 0)
+    recognisers(experiment, material.model, tmp_path).compared(parts, asked, RATE, 0)
     gates, embedder = seen
     assert gates[0] == embedder[0] == 4
-    assert gates[2] == embedder[2] == UnlearnConfig().false_positive_rate
+    assert gates[2] == embedder[2] == RATE
     assert len(gates[1]) == len(embedder[1]) == len(SHIPPED) - 1 + 2
     ordinary = [[group for group in one[1] if group.startswith(("ordinary", "topic"))] for one in seen]
     assert ordinary[0] == ordinary[1]
@@ -207,19 +241,26 @@ def test_controls_have_the_form_and_the_heading_of_the_questions(experiment: Any
 def test_every_measurement_has_a_file_and_is_made_once(
     experiment: Any, monkeypatch: pytest.MonkeyPatch, wmdp: Path, tmp_path: Path
 ) -> None:
-    made: list[tuple[int, int]] = []
+    made: list[tuple[int, int, float]] = []
 
     class Ways:
-        def compared(self, parts: Any, asked: Any, seed: int) -> dict[str, Any]:
-            made.append((seed, len(asked["ordinary"])))
+        gates = SimpleNamespace(base=None)
+
+        def compared(self, parts: Any, asked: Any, rate: float, seed: int) -> dict[str, Any]:
+            made.append((seed, len(asked["ordinary"]), rate))
             return {"seed": seed}
+
+        def from_name(self, parts: Any, asked: Any, rate: float, seed: int) -> dict[str, Any]:
+            return {"name": parts["forget"]}
+
+    monkeypatch.setattr(experiment, "of_name", lambda base, topic, folder, parts: {"forget": topic})
 
     (tmp_path / "work").mkdir()
     found = experiment.records(Ways(), ["volcanoes"], (0, 1), tmp_path / "work", wmdp, development=False)
-    assert found["topics"] == {"volcanoes": [{"seed": 0}, {"seed": 1}]}
+    assert found["topics"] == {"volcanoes": [{"seed": i, "name": "volcanoes"} for i in (0, 1)]}
     assert list(found["wmdp"]) == [f"{c}, {f}" for c in ("bio", "cyber") for f in experiment.FORMS]
-    assert set(made) == {(0, 300), (1, 300)}
-    assert len(made) == len(list((tmp_path / "work").iterdir())) == 2 + 8
+    assert set(made) == {(seed, 300, rate) for seed in (0, 1) for rate in (0.005, 0.01)}
+    assert len(made) == len(list((tmp_path / "work").iterdir())) - 2 == 2 + 8
     assert experiment.records(Ways(), ["volcanoes"], (0, 1), tmp_path / "work", wmdp, development=False) == found
     assert len(made) == 10
     experiment.records(Ways(), [], (0,), tmp_path / "work", wmdp, development=True)
