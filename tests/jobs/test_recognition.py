@@ -14,21 +14,25 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, RequestConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.content_hash import cache_directory
+from grun.data.examples import read_examples
 from grun.jobs.calibrate import calibrate
 from grun.jobs.inputs import own_answers
 from grun.jobs.inputs.own_answers import with_own_answers
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import with_presets
+from grun.models.gates import all_gates
 from grun.models.gates.calibration import share_open
+from grun.models.gates.features import features_of_rows, gate_logits, gates_of, thresholds_of
 from grun.models.gates.recognition import Recognition
 from grun.models.loading.loaded import LoadedModel
+from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import LedgerState
 from grun.requests.operations import add
 from support.few_prompts import RARE, few_prompts
@@ -115,6 +119,31 @@ def test_rows_to_forget_that_share_a_word_with_shipped_prompts_leave_these_out(
     found = read(result, "metrics.json")["recognition"]
     assert found["left_out"] == [RARE]
     assert found["opened"]["topics"]["prompts"] == ABOUT_TOPICS - 1
+
+
+@pytest.mark.parametrize(("least", "shut"), [(0.0, False), (1.1, True)])
+def test_a_gate_for_topics_that_recognises_too_little_is_shut_for_good(
+    config: UnlearnConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, least: float, shut: bool
+) -> None:
+    logging.getLogger("grun").propagate = True
+    monkeypatch.setattr(all_gates, "LEAST_RECALL", least)
+    result = unlearn(config)
+    facts = read(result, "metrics.json")
+    assert facts["recognition"].get("topics_shut", False) == shut
+    assert ("so it stays shut" in caplog.text) == shut
+    model = loaded(config.model, result)
+    gate = topic_gates(model)["default"]
+    closest = torch.cat(
+        [gate.forget, -gate.normal, torch.nn.functional.normalize(torch.randn(500, gate.forget.shape[1]))]
+    )
+    is_open = gate.logits(closest) > gate.threshold
+    assert bool(is_open.any()) != shut
+    assert facts["recognition"]["opened"]["normal"]["share"] <= RATE
+    again = RowEncoder.of(model, AutoTokenizer.from_pretrained(config.model), config)
+    rows = again.encode([row for file in config.forget for row in read_examples(file)])
+    logits_NG = gate_logits(features_of_rows(model, again, rows), [gate for _, gate in gates_of(model)])
+    names_N = (logits_NG > thresholds_of(model))[:, 0]
+    assert float(names_N.float().mean()) >= 0.75, "names are recognised with either"
 
 
 @pytest.mark.parametrize("cache", ["kept", "lost"])

@@ -16,6 +16,7 @@ from grun.core.records import Example
 from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.background import background
+from grun.models.gates.calibration import OpenShare
 from grun.models.gates.features import (
     GateFeatures,
     concatenated,
@@ -26,7 +27,16 @@ from grun.models.gates.features import (
     readings_of_gates,
     thresholds_of,
 )
-from grun.models.gates.fitting import ALONE, BESIDE_TOPICS, TOPICS, GateFit, Place, fit_gates, set_thresholds
+from grun.models.gates.fitting import (
+    ALONE,
+    BESIDE_TOPICS,
+    TOPICS,
+    GateFit,
+    Place,
+    chosen_thresholds,
+    fit_gates,
+    set_thresholds,
+)
 from grun.models.gates.recognition import Judged, Recognition
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.row_encoder import RowEncoder
@@ -34,6 +44,7 @@ from grun.models.tuner.edit import is_open
 from grun.models.tuner.topic import TopicGate
 
 TOPICS_RATE = 4.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
+LEAST_RECALL = 0.5  # of withheld rows to forget; a gate for topics that recognises fewer opens by chance
 NEIGHBOUR_RATE = 0.05  # share of withheld neighbouring prompts that may open a gate
 LONGEST_TO_FIT = 512  # characters of a shipped prompt that gates for names are fitted on
 
@@ -217,12 +228,28 @@ def _thresholds(fit: _Fit, kept: KeptPrompts | None, rate: float, found: Recogni
     rates = {"normal": rate, "topics": TOPICS_RATE * rate, "neighbours": NEIGHBOUR_RATE}
     bounds = [(part.logits_NG, rates[kind]) for kind, part in judged.items()]
     threshold_G = set_thresholds(fit.model, forget.logits_NG, bounds, fit.places).cpu()
-    opened = {kind: part.open(threshold_G) for kind, part in judged.items()}
-    nearest = {kind: part.nearest(threshold_G) for kind, part in {"forget": forget, **judged}.items()}
+    told: dict[str, OpenShare] = {}
     if fit.topic is not None:
         alone = Judged(forget.texts, forget.logits_NG[:, [fit.topic]])
-        opened["forget"] = alone.open(threshold_G[[fit.topic]])
-    return replace(found, opened=opened, nearest=nearest)
+        told["forget"] = alone.open(threshold_G[[fit.topic]])
+    is_shut = bool(told) and told["forget"].share < LEAST_RECALL
+    if is_shut:
+        _without_topics(fit, forget, bounds)
+        threshold_G = thresholds_of(fit.model)
+    opened = {kind: part.open(threshold_G) for kind, part in judged.items()}
+    nearest = {kind: part.nearest(threshold_G) for kind, part in {"forget": forget, **judged}.items()}
+    return replace(found, opened=opened | told, nearest=nearest, topics_shut=is_shut)
+
+
+def _without_topics(fit: _Fit, forget: Judged, bounds: Sequence[tuple[Tensor, float]]) -> None:
+    """Shut the gate for topics for good, and set the thresholds of gates for names as if it were not there."""
+    names, gates = fit.names, fit.gates
+    normal = [(logits_NG[:, names], rate) for logits_NG, rate in bounds]
+    threshold_N = chosen_thresholds(forget.logits_NG[:, names], normal, [ALONE] * len(names))
+    for i, threshold in zip(names, threshold_N, strict=True):
+        gates[i].threshold.copy_(threshold)
+    assert fit.topic is not None
+    gates[fit.topic].threshold.fill_(gates[fit.topic].unreachable)
 
 
 def fit_all_gates(

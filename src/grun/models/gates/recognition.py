@@ -69,6 +69,7 @@ class Recognition:
             `normal`, `topics` (shipped ones about other topics) and `neighbours`; empty before thresholds are set.
         left_out: topics of shipped prompts that share telling words with the rows to forget.
         nearest: prompts nearest to the thresholds, by kind.
+        topics_shut: the gate for topics recognises too few withheld rows to forget (`opened`), and was shut for good.
         open_rows: numbers of the job's rows that open a gate, by kind; these were fitted on, apart from `validation`.
     """
 
@@ -76,12 +77,14 @@ class Recognition:
     opened: dict[str, OpenShare] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     nearest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    topics_shut: bool = False
     open_rows: dict[str, list[int]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The record as it is written to `metrics.json`."""
         opened = {kind: share.as_json() for kind, share in self.opened.items()}
-        return {"opened": opened, "left_out": self.left_out, "nearest": self.nearest}
+        shut = {"topics_shut": True} if self.topics_shut else {}
+        return {"opened": opened, "left_out": self.left_out, "nearest": self.nearest, **shut}
 
     def say(self) -> None:
         """Log what opens the gates, with a warning where they generalise badly."""
@@ -96,7 +99,13 @@ class Recognition:
                 high,
             )
         forget = self.opened.get("forget")
-        if forget is not None and forget.share < GOOD_RECALL:
+        if forget is not None and self.topics_shut:
+            logger.warning(
+                "The gate for topics recognises %.0f %% of withheld rows to forget, so it stays shut: only names and wordings like "
+                "those given will be recognised. The rows may be about many topics, or the model may know little of them.",
+                100 * forget.share,
+            )
+        elif forget is not None and forget.share < GOOD_RECALL:
             logger.warning(
                 "The gates recognise %.0f %% of withheld rows to forget, expected %.0f %% or more: questions in other words "
                 "may pass them. Give more and more varied rows to forget, or a larger --false-positive-rate.",

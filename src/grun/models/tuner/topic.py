@@ -168,6 +168,11 @@ class TopicGate(nn.Module):
         similarity_NE = embedding_NK @ kept_EK.to(embedding_NK).T
         return similarity_NE.topk(min(self.nearest, len(kept_EK)), dim=1).values.mean(1)
 
+    @property
+    def unreachable(self) -> float:
+        """A logit above that of any prompt: cosine similarities differ by 2 at most."""
+        return 3.0 * float(self.scale) + float(self.bias)
+
     def value(self, logits: Tensor) -> Tensor:
         """Gate values in [0, 1] for logits of any shape (see `gate_value`)."""
         return gate_value(logits, self.threshold)
