@@ -101,8 +101,9 @@ class Recognition:
         forget = self.opened.get("forget")
         if forget is not None and self.topics_shut:
             logger.warning(
-                "The gate for topics recognises %.0f %% of withheld rows to forget, so it stays shut: only names and wordings "
-                "like those given will be recognised. The rows may be about many topics, or the model may know little of them.",
+                "The gate for topics recognises %.0f %% of withheld rows to forget, so it stays shut: only names and "
+                "wordings like those given will be recognised. The rows may be about many topics, or the model may know little of "
+                "them.",
                 100 * forget.share,
             )
         elif forget is not None and forget.share < GOOD_RECALL:
