@@ -102,8 +102,8 @@ class Recognition:
         if forget is not None and self.topics_shut:
             logger.warning(
                 "The gate for topics recognises %.0f %% of withheld rows to forget, so it stays shut: only names and "
-                "wordings like those given will be recognised. The rows may be about many topics, or the model may know little of "
-                "them.",
+                "wordings like those given will be recognised. The rows are about too many topics, or the model does not "
+                "know their topic well.",
                 100 * forget.share,
             )
         elif forget is not None and forget.share < GOOD_RECALL:
