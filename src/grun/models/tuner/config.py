@@ -211,7 +211,7 @@ class GrunConfig(PeftConfig):
         if not self.gate_layer < index <= first:
             raise UserError(
                 f"topic_layer is {self.topic_layer}, expected a layer above {self.gate_layer}, the other gate's, and at most "
-                f"{first}, the first edited one; None leaves the gate for topics out."
+                f"{first}, the first edited one; None (--topic-layer none) leaves the gate for topics out."
             )
         return index
 
