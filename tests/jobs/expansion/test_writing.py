@@ -15,7 +15,7 @@ from grun.core.records import Example
 from grun.data.benchmarks.topics import _topics
 from grun.jobs.inputs.expansion import shots
 from grun.jobs.inputs.expansion.frames import FRAMES, filled
-from grun.jobs.inputs.expansion.knowledge import BEGINNINGS, FACT, NEUTRAL, knowledge_of, log_probabilities
+from grun.jobs.inputs.expansion.knowledge import BEGINNINGS, FACT, NEUTRAL, Knowledge, knowledge_of, log_probabilities
 from grun.jobs.inputs.expansion.names import gives_away, made_up, mentions, plain
 from grun.jobs.inputs.expansion.writing import Writer, described, neighbour_names, paraphrases, questions
 from grun.models.encoding.batching import collate
@@ -182,6 +182,21 @@ def test_a_model_knows_what_it_has_learnt_and_nothing_else(knowing: LoadedModel)
     assert len(found.name) == len(found.facts) == 5
     assert found == knowledge_of(knowing, "Ada Lundgren")
     assert not knowledge_of(knowing, "Zvex Plimquat").is_known
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "is_known"),
+    [
+        ((-1.0, -3.7, -4.2), (-9.0, -11.0, -12.0), True),
+        ((-3.2, -3.7, -4.2), (-79.0, -81.0, -82.0), False),  # easy to say, and that is all
+        ((-1.0, -3.7, -4.2), (-12.0, -11.0, -12.0), False),
+        ((-3.8, -3.7, -4.2), (-9.0, -11.0, -12.0), False),
+    ],
+)
+def test_a_known_name_is_ahead_of_made_up_ones_and_likely(
+    name: tuple[float, ...], facts: tuple[float, ...], is_known: bool
+) -> None:
+    assert Knowledge(name, facts).is_known == is_known
 
 
 def test_a_topic_that_the_model_does_not_know_is_refused(

@@ -84,14 +84,14 @@ def load_model_and_tokenizer(
             config = AutoConfig.from_pretrained(source.place, **common)
             common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
         model = AutoModelForCausalLM.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
     except Exception as error:
-        if source.gguf_file is None:
+        if source.gguf_file is None and not isinstance(error, (OSError, ValueError)):
             raise
+        if source.gguf_file is None or isinstance(error, OSError):
+            raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
         reason = " ".join(str(error).split())  # its reader raises whatever a damaged header leads it to
         raise UserError(
-            f"--model '{name}': {source.gguf_file} is damaged, or of a kind that transformers cannot read "
+            f"--model '{name}': {source.gguf_file} is truncated or damaged, or of a kind that transformers cannot read "
             f"({type(error).__name__}: {reason})."
         ) from error
     if source.gguf_file is not None:

@@ -1,8 +1,9 @@
 """A base model's own probabilities: whether it knows a topic, and whether a text is about it.
 
-Two things are asked of a topic, and it is known if both hold. Its name, per letter, is likelier after neutral words than any
-of some made-up names. And the name is likelier after what the model itself says about it than after what the model says about
-each of the made-up names. Names of several usual words that mean nothing together may pass; a jumble of letters does not.
+Three things are asked of a topic, and it is known if all hold. Its name, per letter, is likelier after neutral words than any
+of some made-up names. The name is likelier after what the model itself says about it than after what the model says about
+each of the made-up names. And it is not unlikely there: made-up names that are easy to say pass the first two. A name of
+several usual words that mean nothing together may still pass.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FACT = '"{said}" This is a fact about'
 OTHERS = 4  # made-up names to compare with
 LONGEST = 20  # tokens of what the model says
 NOTHING = "nothing"
+LIKELY = (
+    -20.0
+)  # nats, of a name after facts; on SmolLM2, 18 known names have -2 to -13, and 13 invented ones -31 to -79
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Knowledge:
 
     @property
     def is_known(self) -> bool:
-        """True if the topic is ahead of every made-up name in both."""
-        return self.name[0] > max(self.name[1:]) and self.facts[0] > max(self.facts[1:])
+        """True if the topic is ahead of every made-up name in both, and likely after what the model says about it."""
+        return self.name[0] > max(self.name[1:]) and self.facts[0] > max(LIKELY, *self.facts[1:])
 
 
 def knowledge_of(base: LoadedModel, name: str) -> Knowledge:
