@@ -5,11 +5,13 @@ from __future__ import annotations
 __all__ = ["spread", "validation", "validation_subset"]
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch import nn
 
 from grun.models.encoding.encode import Encoded
 
+T = TypeVar("T")
 VALIDATION_ROWS = 200
 DURING_TRAINING = 32  # rows of a validation that training waits for many times
 VALIDATION_METRICS = ("forget_probability", "forget_probability_before", "retain_ratio", "score")
@@ -45,7 +47,7 @@ def validation(
     return validate
 
 
-def spread(rows: Sequence[Encoded], count: int = DURING_TRAINING) -> list[Encoded]:
+def spread(rows: Sequence[T], count: int = DURING_TRAINING) -> list[T]:
     """At most `count` of the rows, at equal distances, so that those of several files are among them."""
     return list(rows[:: max(1, -(-len(rows) // count))])
 

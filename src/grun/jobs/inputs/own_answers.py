@@ -20,6 +20,7 @@ from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import adapters_off
 from grun.models.generation import greedy
 from grun.models.loading.loaded import LoadedModel
+from grun.training.validation import spread
 
 logger = logging.getLogger("grun")
 LONGEST = 32  # tokens of an answer
@@ -73,5 +74,5 @@ def worth_answering(rows: Sequence[Example], open_rows: Collection[int]) -> list
     """
     used = {*open_rows, *(i for i, row in enumerate(rows) if row.answer)}
     others = [i for i in range(len(rows)) if i not in used]
-    used.update(others[:: max(1, -(-len(others) // SHUT))])
+    used.update(spread(others, SHUT))
     return [rows[i] for i in sorted(used)]

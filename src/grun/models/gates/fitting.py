@@ -60,9 +60,8 @@ class Place:
 ALONE = Place(1.0, POSITION)
 # Prompts to forget that are still to come lie further from those given in what they are about than in the names they hold.
 TOPICS = Place(1.0, 0.25)
-BESIDE_TOPICS = Place(
-    0.5, POSITION
-)  # a gate for names: what it knows lies clear of normal prompts, so it needs less room
+# What a gate for names knows lies clear of normal prompts, so that it needs less room than the gate for topics beside it.
+BESIDE_TOPICS = Place(0.5, POSITION)
 
 
 def fit_gates(

@@ -85,11 +85,12 @@ def load_model_and_tokenizer(
             common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
         model = AutoModelForCausalLM.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
     except Exception as error:
-        if source.gguf_file is None and not isinstance(error, (OSError, ValueError)):
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) or (source.gguf_file is None and isinstance(error, ValueError)):
+            raise UserError(f"--model '{name}' cannot be loaded: {reason}") from error
+        if source.gguf_file is None:
             raise
-        if source.gguf_file is None or isinstance(error, OSError):
-            raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
-        reason = " ".join(str(error).split())  # its reader raises whatever a damaged header leads it to
+        # The reader of GGUF files raises whatever a damaged header leads it to.
         raise UserError(
             f"--model '{name}': {source.gguf_file} is truncated or damaged, or of a kind that transformers cannot read "
             f"({type(error).__name__}: {reason})."
