@@ -37,14 +37,17 @@ GOALS: dict[str, dict[Column, str]] = {
 NOTES = {
     "topics": (
         "Shares of prompts that open a gate, and areas under the ROC curve of how far prompts lie above or below the "
-        "threshold: means over seeds, then over topics, with 95 % bootstrap intervals over topics."
+        "threshold: means over seeds, then over topics, with 95 % bootstrap intervals over topics. Thresholds were chosen on the "
+        "topics of development, and on their `ordinary` prompts, which are those of all topics: so these figures are no "
+        "evidence of their own."
     ),
     "wmdp": (
         "Means over seeds. In brackets the range of the intervals of all seeds, from the lowest end to the highest: exact "
         "95 % intervals of shares, bootstrap intervals over prompts of areas under the ROC curve. `control` are general "
         "questions in the form of WMDP's, `school` those on biology and computer science, and `heading` the questions of "
         "`control` under the heading of WMDP's: a gate that opens for these has recognised the form or the heading, not "
-        "what is asked."
+        "what is asked. Nothing was chosen on the questions. The other prompts that are asked were looked at when thresholds "
+        "were chosen, with questions of development in place of these."
     ),
 }
 RESAMPLES = 10_000
