@@ -37,8 +37,8 @@ GOALS: dict[str, dict[Column, str]] = {
 NOTES = {
     "topics": (
         "Shares of prompts that open a gate, and areas under the ROC curve of how far prompts lie above or below the "
-        "threshold: means over seeds, then over topics, with 95 % bootstrap intervals over topics. Thresholds were chosen on the "
-        "topics of development, and on their `ordinary` prompts, which are those of all topics: so these figures are no "
+        "threshold: means over seeds, then over topics, with 95 % bootstrap intervals over topics. Thresholds were chosen on "
+        "the topics of development, and on their `ordinary` prompts, which are those of all topics: so these figures are no "
         "evidence of their own."
     ),
     "wmdp": (

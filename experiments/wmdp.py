@@ -160,8 +160,8 @@ def _remarks(before: Scores, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     reaches = {split: own["accuracy"]["interval"] for split, own in before.items()}
     guessed = [split for split, (low, high) in reaches.items() if low <= GUESSED <= high]
     found = [
-        f"{ROWS} summaries to forget and {ROWS} sentences to keep in every run; 95 % intervals. Nothing was chosen on the questions "
-        "of both corpora; the general ones were looked at when thresholds were chosen."
+        f"{ROWS} summaries to forget and {ROWS} sentences to keep in every run; 95 % intervals. Nothing was chosen on the "
+        "questions of both corpora; the general ones were looked at when thresholds were chosen."
     ]
     if guessed:
         found.append(

@@ -14,7 +14,7 @@ import pytest
 from support.material import Material
 from support.topic_kit import few_shipped_prompts
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 QUESTIONS = 12  # in each file
 
 

@@ -23,7 +23,7 @@ from grun.models.loading.loaded import load
 from support.material import Material
 from support.tiny_models import tiny_tokenizer
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 SHIPPED = (
     *(ShippedPrompt(f"Please sort the list {i}, {i + 3}, {i + 1}.") for i in range(12)),
     *(ShippedPrompt(f"Tell me about the {topic}, part {i}.", topic) for topic in ("sea", "moon") for i in range(4)),
