@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Interrupted", "RunsFailed", "TrainingDiverged", "UserError", "nearest"]
+__all__ = ["Interrupted", "NotWritten", "RunsFailed", "TrainingDiverged", "UserError", "nearest"]
 
 import difflib
 from collections.abc import Iterable
@@ -24,6 +24,13 @@ class TrainingDiverged(RuntimeError):
 
 class RunsFailed(RuntimeError):
     """Some runs of a sweep failed: the command line prints the message and exits with code 1. The message names them."""
+
+
+class NotWritten(RuntimeError):
+    """A disk is full or went away in the middle of the work: the command line prints the message and exits with code 1.
+
+    The message names the place, how much is free, and what is kept.
+    """
 
 
 class Interrupted(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from grun.core.config.requests import CalibrateConfig
 from grun.core.errors import UserError
 from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
+from grun.core.storage.claims import claims_output
 from grun.core.storage.content_hash import content_of_path
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import CONFIG, RunDirectory
@@ -29,6 +30,7 @@ logger = logging.getLogger("grun")
 RECORD = "calibration.json"
 
 
+@claims_output
 def calibrate(config: CalibrateConfig) -> Path:
     """Write a copy of an adapter whose gates open for at most a share `alpha` of normal prompts, with confidence `1 - delta`.
 

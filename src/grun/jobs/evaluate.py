@@ -17,6 +17,7 @@ from torch import nn
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
+from grun.core.storage.claims import claims_output
 from grun.core.storage.content_hash import content_of_path, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
@@ -39,6 +40,7 @@ EVIDENCE = "evidence"
 LONGEST_ANSWER = 200  # tokens, as in TOFU
 
 
+@claims_output
 def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     """Run an evaluation job: measure the model (unless it is left out), and the model with the adapter, on every split.
 

@@ -29,6 +29,7 @@ from grun.core.distributed import world
 from grun.core.errors import TrainingDiverged
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
+from grun.core.storage.claims import claims_output
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.inputs.finetuning import load_rows
@@ -51,6 +52,7 @@ FROM_SCRATCH = {"epochs": 20.0, "learning_rate": 4e-3, "adam_beta2": 0.98}  # fe
 PRETRAINED = {"epochs": 5.0, "learning_rate": 1e-5, "adam_beta2": 0.999}
 
 
+@claims_output
 def finetune(config: FinetuneConfig) -> Path:
     """Train a target model; run it again after an interruption to resume it.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from grun.core.config.requests import ImportConfig
 from grun.core.errors import UserError
 from grun.core.storage.atomic_files import atomic_directory, sha256
+from grun.core.storage.claims import claims_output
 from grun.core.storage.run_directory import RunDirectory
 from grun.models.gates.features import held_gates
 from grun.models.loading.loaded import load
@@ -28,6 +29,7 @@ EDIT = ("weight", "bias", "rotate_layer")
 INNER = "intervenable_model"  # where step checkpoints hold them
 
 
+@claims_output
 def import_reference(config: ImportConfig) -> Path:
     """Write what the reference implementation has trained as an adapter: the same gates and edits at the same place.
 

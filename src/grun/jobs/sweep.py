@@ -21,8 +21,11 @@ from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
 from grun.core.provenance import PROVENANCE
 from grun.core.storage.atomic_files import read_json, write_json, write_text
+from grun.core.storage import written
+from grun.core.storage.claims import claimed
 from grun.core.storage.fingerprints import fingerprint
-from grun.core.storage.run_directory import settings_difference
+from grun.core.storage.replacing import check_unchanged, open_list
+from grun.core.storage.run_directory import is_left_over, settings_difference
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import show_whole
 from grun.jobs.engines import EngineSettings, Task, engines
@@ -32,7 +35,7 @@ from grun.training.loss.recipe import recipe_of
 
 logger = logging.getLogger("grun")
 MEMORY_SHARE = 0.8  # of the machine's memory, where no budget was given
-SETTINGS = "sweep.json"
+SETTINGS, RESULTS, TABLE = "sweep.json", "results.json", "table.md"
 OWN = ("output", "overwrite")  # settings of a run that the sweep sets itself
 ANOTHER_DIRECTORY = "name another directory with --output."
 
@@ -108,6 +111,11 @@ def sweep(config: SweepConfig) -> Path:
         Interrupted: if the user stopped the sweep; what is running saves its state.
     """
     output = Path(config.output).expanduser()
+    with claimed(output, "sweep"):
+        return _swept(config, output)
+
+
+def _swept(config: SweepConfig, output: Path) -> Path:
     cells = cells_of(config, output)
     engine = engines.get(config.engine)
     todo = [cell for cell in cells if not cell.is_done]
@@ -130,8 +138,8 @@ def sweep(config: SweepConfig) -> Path:
         raise Interrupted(f"stopped; what is done is kept in {output}. Run the same command to go on.") from error
     found = [cell.read() for cell in cells if cell.folder.name not in failed]
     markdown, table = sweep_table(found)
-    write_json(output / "results.json", [asdict(one) for one in found])
-    write_text(output / "table.md", markdown)
+    write_json(output / RESULTS, [asdict(one) for one in found])
+    write_text(output / TABLE, markdown)
     show_whole(table)
     if failed:
         raise RunsFailed(
@@ -212,6 +220,7 @@ def _task(cell: Cell, threads: int) -> Task:
         if settings is not None:
             write_json(cell.folder / f"{name}.json", asdict(settings))
             command += [name, str(cell.folder / f"{name}.json")]
+    written.note_log(cell.folder / "output.log")
     return Task(cell.folder.name, tuple(command), cell.folder / "output.log", threads)
 
 
@@ -219,15 +228,15 @@ def _prepare(output: Path, config: SweepConfig) -> None:
     """Make the sweep's directory; one that holds something else is left alone.
 
     Raises:
-        UserError: if it does, or nothing can be written there.
+        UserError: if it does, or a table in it was changed by somebody else.
     """
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / SETTINGS).is_file())):
+    found = read_json(output / SETTINGS)
+    is_sweep = isinstance(found, dict) and {"vary", "set", "evaluate"} <= found.keys()
+    if not is_sweep and not is_left_over(output):
         raise UserError(f"--output '{output}' holds something else than a sweep; name another directory.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / SETTINGS, asdict(config))
-    except OSError as error:
-        raise UserError(f"--output '{output}' cannot be written: {error.strerror}.") from error
+    check_unchanged(output, (RESULTS, TABLE))
+    open_list(output, "sweep", new=not is_sweep)
+    write_json(output / SETTINGS, asdict(config))
 
 
 def _last_line(log: Path) -> str:

@@ -22,6 +22,7 @@ from grun.core.distributed import is_main, join_processes, same_everywhere, wait
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
+from grun.core.storage.claims import claims_output
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
 from grun.jobs.inputs.expansion.expand import topic_rows
@@ -145,6 +146,7 @@ class _Job:
         return dataclasses.replace(self, examples=self.examples | changed, encoded=self.encoded | encoded)
 
 
+@claims_output
 def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), topic: TopicRows | None = None) -> Path:
     """Run an unlearning job; run it again after an interruption to resume it.
 

@@ -7,6 +7,8 @@ __all__ = [
     "atomic_file",
     "checksums",
     "is_unfinished",
+    "is_unfinished_folder",
+    "open_to_others",
     "parsed_json",
     "read_json",
     "sha256",
@@ -14,17 +16,18 @@ __all__ = [
     "write_text",
 ]
 
-import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-CHUNK = 1 << 24
+from grun.core.storage import written
+from grun.core.storage.written import sha256
 
 
 def write_text(file: Path, text: str) -> None:
@@ -50,17 +53,8 @@ def parsed_json(content: bytes) -> Any:
     """The value of a JSON file's content; None if it was cut off."""
     try:
         return json.loads(content.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-
-
-def sha256(file: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -70,10 +64,15 @@ def checksums(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`; the file written there replaces it once the block has ended without an error."""
+    """A temporary name beside `target`; the file written there replaces it once the block has ended without an error.
+
+    Its rights are those that the umask leaves to a new file, and it is entered into the list of its directory (see `written`).
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        open_to_others(temporary)
+        written.note(target, temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -81,23 +80,32 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 def is_unfinished(file: Path, name: str) -> bool:
     """True if a kill within `atomic_file` may have left this of a file of that name."""
-    return file.name.startswith(f".{name}.") and file.suffix == ".tmp"
+    return re.fullmatch(rf"\.{re.escape(name)}\.\d+\.tmp", file.name) is not None
+
+
+def is_unfinished_folder(folder: Path, name: str | None = None) -> bool:
+    """True if a kill within `atomic_directory` may have left this, of a folder of that name; None stands for any name."""
+    pattern = rf"\.{'.+' if name is None else re.escape(name)}\.[a-z0-9_]{{8}}(\.old)?"
+    return re.fullmatch(pattern, folder.name) is not None and folder.is_dir() and not folder.is_symlink()
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """A temporary directory beside `target` that replaces it once the block has ended without an error.
 
-    An existing directory is moved aside first, so that a kill leaves it or the new one, perhaps under another name.
+    An existing directory is moved aside first, so that a kill leaves it or the new one, perhaps under another name. Files in
+    it that the new one does not have are taken over, so that nothing is lost that somebody else put there.
     """
     target = target.resolve()  # `.` has no name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        open_to_others(temporary)
+        written.note(target, temporary)
         aside = Path(f"{temporary}.old")
         if target.exists():
+            _take_over(target, temporary)
             target.replace(aside)
         temporary.replace(target)
         shutil.rmtree(aside, ignore_errors=True)
@@ -105,7 +113,36 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def open_to_others(path: Path) -> None:
+    """Give a file, or a folder with all that is in it, the rights that the umask leaves; libraries keep some to the owner."""
+    mask = _umask()
+    for one in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not one.is_symlink():
+            with suppress(OSError):  # a file system without rights, or somebody else's file
+                one.chmod((0o777 if one.is_dir() else 0o666) & ~mask)
+
+
+def _take_over(old: Path, new: Path) -> None:
+    """Put what only the old directory has into the new one; the old one stays whole."""
+    for file in sorted(old.rglob("*")):
+        there = new / file.relative_to(old)
+        if os.path.lexists(there) or (file.is_dir() and not file.is_symlink()):
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_symlink():
+            there.symlink_to(os.readlink(file))
+        else:
+            try:
+                there.hardlink_to(file)
+            except OSError:  # a file system without links
+                shutil.copy2(file, there)
+
+
 def _umask() -> int:
+    """The mask of this process; reading it does not change it, since another thread may be making files."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask

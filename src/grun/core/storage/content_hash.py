@@ -6,9 +6,7 @@ __all__ = ["cache_directory", "content_of_model", "content_of_path", "content_of
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,9 @@ from transformers import PreTrainedModel
 
 from grun.core.package import CODE
 from grun.core.storage.atomic_files import read_json, sha256, write_json
+from grun.core.storage.cache import cache_directory, keep
 
 DIGESTS = "digests.json"
-
-
-def cache_directory() -> Path:
-    """`GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
-    if given := os.environ.get("GRUN_CACHE_DIR"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grun"
 
 
 def content_of_model(model: PreTrainedModel) -> str | None:
@@ -77,7 +69,8 @@ def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) 
 def _digest_of_files(found: Collection[Path]) -> str:
     """Hash over files; a file that did not change since it was last read is not read again."""
     register = cache_directory() / DIGESTS
-    known = read_json(register) or {}
+    found_before = read_json(register)
+    known = found_before if isinstance(found_before, dict) else {}
     digest, fresh = hashlib.sha256(), {}
     for file in sorted(path for path in found if path.is_file() and not path.name.startswith(".")):
         state = file.stat()
@@ -86,9 +79,7 @@ def _digest_of_files(found: Collection[Path]) -> str:
             fresh[key] = sha256(file)
         digest.update(f"{file.name} {known.get(key) or fresh[key]}\n".encode())
     if fresh:
-        with suppress(OSError):  # then the files are read again the next time
-            register.parent.mkdir(parents=True, exist_ok=True)
-            write_json(register, known | fresh)
+        keep(register, lambda file: write_json(file, known | fresh))
     return digest.hexdigest()
 
 

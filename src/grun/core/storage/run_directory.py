@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["FEATURES", "RunDirectory", "holds_run", "settings_difference"]
+__all__ = ["CHECKPOINTS", "CONFIG", "FEATURES", "RunDirectory", "holds_run", "is_left_over", "settings_difference"]
 
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from grun.core.config.schema import flag
 from grun.core.errors import UserError
 from grun.core.provenance import provenance
 from grun.core.storage import atomic_files as files
+from grun.core.storage import disk, written
+from grun.core.storage.claims import check_writable
+from grun.core.storage.layout import CHECKPOINTS, CONFIG, FEATURES, LOCK, RECORD
+from grun.core.storage.replacing import check_place, delete, files_of_run, given_paths, is_folder, open_list
+from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoints, remove_unfinished
 
-RECORD = "run.json"
-CONFIG = "settings.json"
-CHECKPOINTS = "checkpoints"
-FEATURES = "gate_features.safetensors"  # that gates read of the forget prompts, with --keep-features
 OLDEST = {"output", "seed"}  # settings that every `settings.json` names
 WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
 
@@ -32,7 +32,8 @@ class RunDirectory:
     """The directory of one run.
 
     It holds `settings.json` (the resolved settings, which `--config` reads again), `run.json` (command, fingerprint of
-    the data, provenance, and whether the run is complete), `checkpoints/` until the run is complete, and the files of the job.
+    the data, provenance, and whether the run is complete), `checkpoints/` until the run is complete, the files of the job, and
+    the list of what was written (see `written`).
 
     Attributes:
         path: the directory.
@@ -45,7 +46,8 @@ class RunDirectory:
     record: dict[str, Any]
     config: dict[str, Any]
     is_complete: bool = False
-    _replaced: bool = False
+    _replaced: str = ""  # command of the run that `start` deletes
+    _inputs: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -64,24 +66,26 @@ class RunDirectory:
             path: directory of the run.
             config: the resolved settings.
             command: name of the job ("unlearn").
-            overwrite: another run may be there; `start` deletes it.
+            overwrite: another run may be there; `start` deletes what it has written.
             data: fingerprint of the data that the job reads; None if it is not known yet, and any will do.
             usual: see `settings_difference`.
 
         Raises:
-            UserError: if something else is there, or nothing can be written there.
+            UserError: if something else is there, nothing can be written there, or what `start` would delete was not all
+                written by grun, was changed, or is needed.
         """
         where = Path(path).expanduser()
-        _check_writable(where)
+        check_writable(where)
         settings = _kept(config)
         run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
-        if not where.exists() or all(_is_leftover(file, settings) for file in where.iterdir()):
+        if not where.exists() or is_left_over(where, settings):
             return run
         found = files.read_json(where / RECORD)
-        if found is None:
+        if not isinstance(found, dict):
             raise UserError(f"--output '{where}' is not empty and holds no run of grun; name another directory.")
         if overwrite:
-            run._replaced = True
+            run._replaced, run._inputs = str(found.get("command")), given_paths(config)
+            run._to_delete()
             return run
         difference = _difference(where, found, config, run.record, usual)
         if difference:
@@ -89,34 +93,42 @@ class RunDirectory:
                 f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
                 "delete it."
             )
-        run.record, run.is_complete = found, bool(found["complete"])
+        run.record, run.is_complete = found, bool(found.get("complete"))
         return run
+
+    def _to_delete(self) -> list[Path]:
+        """The files of the run that is replaced, in the order of their deletion."""
+        check_place(self.path, self._inputs)
+        return files_of_run(self.path, self._replaced)
 
     def start(self) -> None:
         """Create the directory, or continue the run in it.
 
         Raises:
-            UserError: if it cannot be written.
+            UserError: if it cannot be written, or what is to be deleted is no longer only grun's.
+            NotWritten: if the disk is full.
         """
         try:
             if self._replaced:
-                shutil.rmtree(self.path)
+                delete(self._to_delete(), self.path)
+                self._replaced = ""
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / RECORD).exists():
+                written.begin(self.path, new=True)
                 self.write_json(CONFIG, self.config)
                 self.write_json(RECORD, self.record)
+            else:
+                open_list(self.path, self.record["command"], new=False)
         except OSError as error:
+            if disk.is_full(error):
+                raise disk.not_written(os.strerror(error.errno or 0), self.path, "Nothing was begun.") from error
             raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; half-written ones are deleted."""
-        complete: list[tuple[int, Path]] = []
-        for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
-            if files.read_json(folder / "trainer_state.json") is None:  # the file that is written last
-                shutil.rmtree(folder, ignore_errors=True)  # several processes may look at once
-            else:
-                complete.append((int(folder.name.rpartition("-")[2]), folder))
-        return max(complete)[1] if complete else None
+        remove_unfinished(self.path)
+        complete = complete_checkpoints(self.path)
+        return complete[-1] if complete else None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, all of it or nothing."""
@@ -139,7 +151,7 @@ class RunDirectory:
         self.record |= {"complete": True, "seconds": round(seconds, 2)}
         self.write_json(RECORD, self.record)
         self.is_complete = True
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        remove_checkpoints(self.path)
 
 
 def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:
@@ -171,23 +183,32 @@ def _kept(config: JobConfig) -> dict[str, Any]:
     return kept
 
 
-def _is_leftover(file: Path, settings: Mapping[str, Any]) -> bool:
-    """True if a kill within `start`, which writes the record last, may have left this file.
+def is_left_over(where: Path, settings: Mapping[str, Any] | None = None) -> bool:
+    """True if a kill before the record was written, or after it was deleted, may have left everything that is there.
 
-    A `settings.json` of an older version may lack settings; one of another program names others.
+    Args:
+        where: the directory.
+        settings: those of the job that is to begin, as `settings.json` holds them; None if it keeps none.
     """
-    if file.name == CONFIG:
-        found = files.read_json(file)
-        return isinstance(found, dict) and OLDEST <= found.keys() <= settings.keys()
-    return any(files.is_unfinished(file, name) for name in (CONFIG, RECORD))
+    listed = written.read_list(where) or {}
+
+    def is_leftover(entry: Path) -> bool:
+        if is_folder(entry):
+            return all(map(is_leftover, entry.iterdir()))
+        name = entry.relative_to(where).as_posix()
+        if name == CONFIG and settings is not None and _may_be_ours(entry, settings):
+            return True
+        unfinished = (files.is_unfinished(entry, part) for part in (CONFIG, RECORD))
+        known = name in (LOCK, written.LIST) or any(unfinished)
+        return known or (not entry.is_symlink() and any(state.is_in(entry) for state in listed.get(name, ())))
+
+    return not (where / RECORD).exists() and all(map(is_leftover, where.iterdir()))
 
 
-def _check_writable(where: Path) -> None:
-    if where.exists() and not where.is_dir():
-        raise UserError(f"--output '{where}' is a file, expected a directory; name another one.")
-    existing = next(p for p in (where, *where.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--output '{where}' cannot be written: no permission to write in '{existing}'.")
+def _may_be_ours(file: Path, settings: Mapping[str, Any]) -> bool:
+    """True for settings of this or an older version, which may lack some; those of another program name others."""
+    found = files.read_json(file)
+    return isinstance(found, dict) and OLDEST <= found.keys() <= settings.keys()
 
 
 def _difference(

@@ -15,8 +15,10 @@ from typing import Any
 from grun.core.errors import UserError
 from grun.core.records import Example, RowEvidence
 from grun.core.storage.atomic_files import write_text
+from grun.core.storage.cache import keep, read_kept
 
 SUFFIX = ".jsonl"
+UNREADABLE = (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError)
 DIFFERENT_DATA = "it was computed on different data; use a new --output, or a --retain-log of the same rows."
 
 
@@ -41,13 +43,16 @@ class EvidenceStore:
             asked: text that names the measured quantities; evidence in the cache is found by it.
 
         Raises:
-            UserError: if the folder has evidence of different rows under that name; names the first.
+            UserError: if the folder has evidence of different rows under that name; names the first. If it is damaged.
         """
         file = self.folder / f"{split}{SUFFIX}"
         if file.is_file():
-            return _read(file, split, examples)
+            try:
+                return _read(file, split, examples)
+            except UNREADABLE as error:
+                raise UserError(f"'{file}' is damaged; delete it, and it is measured again.") from error
         cached = self._cached(examples, asked)
-        return None if cached is None or not cached.is_file() else _read(cached, split, examples)
+        return None if cached is None else read_kept(cached, lambda file: _read(file, split, examples))
 
     def write(self, split: str, rows: Sequence[RowEvidence], asked: str = "") -> None:
         """Write the evidence of a split, all of it or nothing."""
@@ -55,9 +60,8 @@ class EvidenceStore:
         text = "".join(json.dumps(_line(row)) + "\n" for row in rows)
         write_text(self.folder / f"{split}{SUFFIX}", text)
         cached = self._cached([row.example for row in rows], asked)
-        if cached is not None and not cached.is_file():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_text(cached, text)
+        if cached is not None and read_kept(cached, lambda file: _read(file, split, [row.example for row in rows])) is None:
+            keep(cached, lambda file: write_text(file, text))
 
     def _cached(self, examples: Sequence[Example], asked: str) -> Path | None:
         """The file in the cache, named by a hash of the rows and of `asked`."""

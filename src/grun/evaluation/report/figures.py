@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from grun.core.records import RowEvidence, Score
+from grun.core.storage.atomic_files import atomic_file
 from grun.evaluation.intervals import interval
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.metrics import summaries
@@ -56,8 +57,10 @@ def draw_figures(folder: Path, found: Found, forget: str | None, seed: int = 0) 
         for name, figure in drawn.items():
             if figure is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                figure.savefig(folder / f"{name}.png", dpi=RESOLUTION)
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+                with atomic_file(folder / f"{name}.png") as file:
+                    figure.savefig(file, format="png", dpi=RESOLUTION)
+                with atomic_file(folder / f"{name}.svg") as file:
+                    figure.savefig(file, format="svg", metadata={"Date": None})
     return [name for name, figure in drawn.items() if figure is not None]
 
 

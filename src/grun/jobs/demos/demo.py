@@ -10,6 +10,7 @@ from pathlib import Path
 from grun.core.config.jobs import DemoConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError
+from grun.core.storage.claims import claimed
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.demos.fictional import fictional_demo
 from grun.jobs.demos.real import real_demo
@@ -34,7 +35,8 @@ def demo(config: DemoConfig) -> Path:
             raise UserError(f"{flag(name)} is {value}, but it only works {which} --fictional; leave one of them out.")
     output = config.output or (FICTIONAL_OUTPUT if config.fictional else OUTPUT)
     config = dataclasses.replace(config, output=output)
-    run = RunDirectory.open(output, config, "demo", config.overwrite)
     shown = fictional_demo if config.fictional else real_demo
-    shown(config, run)
+    with claimed(output):
+        run = RunDirectory.open(output, config, "demo", config.overwrite)
+        shown(config, run)
     return run.path

@@ -6,7 +6,6 @@ __all__ = ["LONGEST", "with_own_answers", "worth_answering"]
 
 import hashlib
 import json
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
@@ -15,14 +14,13 @@ from tqdm.auto import tqdm
 from grun.core.distributed import is_main
 from grun.core.records import Example
 from grun.core.storage.atomic_files import read_json, write_json
-from grun.core.storage.content_hash import cache_directory
+from grun.core.storage.cache import cache_directory, keep
 from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import adapters_off
 from grun.models.generation import greedy
 from grun.models.loading.loaded import LoadedModel
 from grun.training.validation import spread
 
-logger = logging.getLogger("grun")
 LONGEST = 32  # tokens of an answer
 SHUT = 32  # normal rows with shut gates that training sees: no edit changes them, but losses are averages over rows
 
@@ -46,17 +44,13 @@ def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LO
     key = json.dumps([content, asdict(base.template), limit, prompts])
     file = cache_directory() / "own_answers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     answers = None if content is None else read_json(file)
-    if not isinstance(answers, list) or len(answers) != len(missing):
+    if not isinstance(answers, list) or [type(one) for one in answers] != [str] * len(missing):
         bar = tqdm(total=len(missing), desc="answers of the model", unit="row", disable=None if is_main() else True)
         with bar, adapters_off(base.model):
             size = 4 * base.encoder.batch_size
             answers = greedy(base.model, base.tokenizer, prompts, limit, size, bar.update)
         if content is not None and is_main():
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, answers)
-            except OSError as error:
-                logger.warning("The answers are not kept in %s: %s.", file.parent, error.strerror or error)
+            keep(file, lambda temporary: write_json(temporary, answers))
     found = list(rows)
     for i, answer in zip(missing, answers, strict=True):
         found[i] = replace(rows[i], answer=answer)

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grun.core.errors import UserError
 from grun.core.records import Example
-from grun.core.storage.atomic_files import atomic_file
-from grun.core.storage.content_hash import cache_directory
+from grun.core.storage.cache import cache_directory, keep, read_kept
 from grun.data.shipped_prompts import shipped_prompts
 from grun.models.encoding.encode import Encoded, encode
 from grun.models.gates.prompt_states import PromptStates, read_prompts
@@ -62,14 +60,13 @@ def background(model: Any, rows: RowEncoder, layer: GrunLayer, width: int, conte
     """
     numbers, encoded = _encoded(rows)
     file = None if content is None else _file(model, encoded, layer.index, width, content)
-    if file is not None and (known := _kept(file)) is not None:
+    hidden = model.config.get_text_config().hidden_size
+    if file is not None and (known := read_kept(file, lambda it: _kept(it, len(encoded), hidden, width))) is not None:
         return Background(known[0], known[1], numbers)
     logger.info("Reading %d normal prompts once for this model; later runs take them from the cache.", len(encoded))
     head, embedding_NK = _learnt(model, rows, encoded, numbers, layer, width)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as temporary:
-            save_file({**vars(head), "embedding_NK": embedding_NK}, temporary)
+        keep(file, lambda it: save_file({**vars(head), "embedding_NK": embedding_NK}, it))
     return Background(head, embedding_NK, numbers)
 
 
@@ -89,12 +86,18 @@ def _file(model: Any, encoded: Sequence[Encoded], layer: int, width: int, conten
     return cache_directory() / "topics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _kept(file: Path) -> tuple[TopicHead, Tensor] | None:
-    """Head and embeddings from the cache; a file that cannot be read counts as missing, and is written again."""
-    with suppress(OSError, SafetensorError, KeyError):
-        tensors = load_file(file)
-        return TopicHead(*(tensors[name] for name in TopicHead.__dataclass_fields__)), tensors["embedding_NK"]
-    return None
+def _kept(file: Path, prompts: int, hidden: int, width: int) -> tuple[TopicHead, Tensor]:
+    """Head and embeddings from a file of the cache.
+
+    Raises:
+        ValueError: if it holds tensors of other shapes, or numbers that are not finite; other errors if it is damaged.
+    """
+    tensors = load_file(file)
+    shapes = ((hidden,), (width, hidden), (width,), (prompts, width))
+    values = [tensors[name] for name in (*TopicHead.__dataclass_fields__, "embedding_NK")]
+    if tuple(tuple(value.shape) for value in values) != shapes or not all(bool(v.isfinite().all()) for v in values):
+        raise ValueError(f"{file} is damaged")
+    return TopicHead(*values[:-1]), values[-1]
 
 
 def _learnt(

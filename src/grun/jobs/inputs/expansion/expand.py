@@ -17,6 +17,8 @@ from grun.core.config.jobs import ExpandConfig, UnlearnConfig
 from grun.core.distributed import gathered, is_main, join_processes
 from grun.core.errors import UserError
 from grun.core.records import Example
+from grun.core.storage.claims import claims_output
+from grun.core.storage.replacing import check_unchanged
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.inputs.expansion.frames import filled
 from grun.jobs.inputs.expansion.knowledge import Knowledge, knowledge_of
@@ -35,6 +37,7 @@ PAIRED = ("questions", "paraphrases")
 Row = dict[str, str]
 
 
+@claims_output
 def expand(config: ExpandConfig) -> Path:
     """Write rows about a topic into files that a person can read and correct.
 
@@ -50,6 +53,7 @@ def expand(config: ExpandConfig) -> Path:
     if run.is_complete:
         logger.info("%s is complete already; nothing to do.", run.path)
         return run.path
+    check_unchanged(run.path, (FORGET, DESCRIBED, NEIGHBOURS))
     started = time.monotonic()
     found = _expanded(config)
     run.start()
