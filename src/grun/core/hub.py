@@ -4,11 +4,12 @@ from __future__ import annotations
 
 __all__ = ["check_repository", "is_cached", "nearest_folder", "reachable"]
 
+import difflib
 import os
 from pathlib import Path
 from threading import Thread
 
-from grun.core.errors import UserError, nearest
+from grun.core.errors import UserError
 
 TIMEOUT = 5.0  # seconds for an answer of any kind
 
@@ -78,32 +79,36 @@ def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"{said}: there is no such file or folder, and it is no hub id.{nearest_folder(name)}"
+            f"{said} cannot be loaded: there is no such file or folder, and it is no hub id.{nearest_folder(name)}"
         ) from error
     if reachable():
         return True
     if is_cached(name, repo_type):
         return False
     raise UserError(
-        f"{said}: there is no such folder here, the hub cannot be reached, and its cache holds nothing of that "
-        f"name.{nearest_folder(name)}"
+        f"{said} cannot be loaded: there is no such folder, the hub cannot be reached, and its cache holds nothing of "
+        f"that name.{nearest_folder(name)}"
     )
 
 
 def nearest_folder(name: str) -> str:
     """`" Did you mean 'x'?"` for a path that is there and is spelt almost like `name`, or an empty string."""
-    found = Path("/") if name.startswith("/") else Path()
-    for part in Path(name).expanduser().parts:
-        if part == "/":
-            continue
-        if (found / part).exists():
-            found /= part
-            continue
-        try:
-            hint = nearest(part, sorted(entry.name for entry in found.iterdir() if not entry.name.startswith(".")))
-        except OSError:
+    given = Path(name).expanduser()
+    found = Path(given.anchor)
+    for part in given.relative_to(given.anchor).parts:
+        if not (found / part).exists():
+            part = _alike(part, found)
+        if not part:
             return ""
-        if not hint:
-            return ""
-        found /= hint.split("'")[1]
-    return f" Did you mean '{found}'?" if found.parts else ""
+        found /= part
+    return f" Did you mean '{found}'?" if found != Path() else ""
+
+
+def _alike(part: str, folder: Path) -> str:
+    """The entry of a folder that is spelt most like a part of a path; empty if none is."""
+    try:
+        entries = {entry.name.lower(): entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(part.lower(), sorted(entries), n=1, cutoff=0.6)
+    return entries[found[0]] if found else ""
