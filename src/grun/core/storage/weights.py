@@ -71,10 +71,11 @@ def check_same_base(model: nn.Module, recorded: str | None, name: str | None, sa
         return recorded or found
     if other_weights(found, recorded):
         made_for = f"'{name}'" if name else "another model"
+        how = " of the same shape" if found.split(" ")[2] == recorded.split(" ")[2] else ""
         own = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
         raise UserError(
-            f"{said} was made for the weights of {made_for}, but '{own}' has other ones, though it is of the same shape: "
-            "name the model that the adapter was made for with --model."
+            f"{said} was made for the weights of {made_for}, but '{own}' is another model{how}: name the model that the "
+            "adapter was made for with --model."
         )
     return recorded
 

@@ -137,7 +137,9 @@ def _sizes(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 def _check_recorded_base(model: PreTrainedModel, folder: Path, said: str) -> None:
     """Check that an adapter was made for the weights of this model, before PEFT changes the model."""
-    settings = json_object(folder / CONFIG, said)
+    settings, text = json_object(folder / CONFIG, said), model.config.get_text_config()
+    if settings.get("num_layers") not in (None, text.num_hidden_layers):
+        return  # GRUN says what differs
     recorded = settings.get("base_weights")
     if recorded is None and (folder / BASE_FILE).is_file():
         recorded = json_object(folder / BASE_FILE, said).get("base_weights")

@@ -151,7 +151,10 @@ class GrunConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The settings as PEFT saves them, members of a stack with their resolved layers."""
         members = {name: member.own_settings() for name, member in self._members.items()}
-        return {**_without_idle_topics(super().to_dict()), "members": members or None}
+        settings = {**_without_idle_topics(super().to_dict()), "members": members or None}
+        if self.base_weights is None:
+            del settings["base_weights"]  # an adapter that says nothing of them stays readable by older versions
+        return settings
 
     @classmethod
     def paper(cls, **overrides: Any) -> GrunConfig:
