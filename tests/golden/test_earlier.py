@@ -165,6 +165,7 @@ def test_the_same_job_learns_the_same_again(here: Path) -> None:
     run("unlearned", output="again")
     assert_same_adapter(here / "again" / "adapter", here / "unlearned" / "adapter", learnt=True)
     config = read(here / "again" / "adapter" / "adapter_config.json")
+    assert config.pop("base_weights")  # later versions say which weights an adapter was made for
     assert config == read(here / "unlearned" / "adapter" / "adapter_config.json")
 
 

@@ -6,11 +6,15 @@ __all__ = ["register_when_peft_is_imported"]
 
 import importlib
 import importlib.util
+import logging
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+KERNELS = "bitsandbytes.backends.cpu.ops"  # PEFT imports it, and it warns of a kernel that it can do without
+MISSING_KERNEL = "Failed to load CPU gemm_4bit_forward"
 
 
 def register_when_peft_is_imported() -> None:
@@ -38,6 +42,7 @@ class _AfterPeft(MetaPathFinder):
             run = spec.loader.exec_module
 
             def run_and_register(module: ModuleType) -> None:
+                logging.getLogger(KERNELS).addFilter(lambda record: MISSING_KERNEL not in record.getMessage())
                 run(module)
                 _register()
 

@@ -20,7 +20,9 @@ from tqdm.auto import tqdm
 
 from grun.models.encoding.batching import pad_token_id
 from grun.models.forward import evaluating
-from grun.models.loading.pretrained import load_adapter
+from grun.models.loading.fit import Complete, check_decoder, check_finite
+from grun.models.loading.pretrained import found_files, load_adapter
+from grun.models.loading.reading import quiet, refusing
 from grun.models.loading.sources import model_source
 from grun.models.scoring import TOKENS_PER_BATCH, Prompted, score_rows
 
@@ -41,11 +43,22 @@ class GrunLM(HFLM):
     def __init__(
         self, pretrained: str, adapter: str | None = None, tokens_per_batch: int = TOKENS_PER_BATCH, **others: Any
     ) -> None:
-        source = model_source(pretrained)
-        super().__init__(pretrained=source.place, **source.arguments, **others)
+        source, self._said = model_source(pretrained), f"--model_args pretrained={pretrained}"
+        files = found_files(source, self._said)
+        with quiet(), refusing(self._said):
+            super().__init__(pretrained=source.place, **files, **others)
+        check_finite(self.model, self._said)
+        check_decoder(self.model, self.tokenizer, self._said)
         self.tokens_per_batch = int(tokens_per_batch)
         if adapter is not None:
             self._model: Any = load_adapter(self.model, adapter)
+
+    def _create_model(self, *args: Any, **others: Any) -> None:
+        usual, self.AUTO_MODEL_CLASS = self.AUTO_MODEL_CLASS, Complete(self.AUTO_MODEL_CLASS, self._said)
+        try:
+            super()._create_model(*args, **others)
+        finally:
+            self.AUTO_MODEL_CLASS = usual
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -22,6 +22,7 @@ from grun.models.gates.calibration import Calibration, calibrated, learnt_places
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
 from grun.models.loading.loaded import content_if_given, load
+from grun.models.loading.adapters import save_adapter
 from grun.models.loading.pretrained import adapter_folder, load_adapter
 from grun.models.loading.sources import model_source
 from grun.models.tuner.config import GrunConfig
@@ -90,7 +91,7 @@ def calibrate(config: CalibrateConfig) -> Path:
     if forget_NG is not None:
         found = found.with_forget(forget_NG)
     with atomic_directory(target) as directory:
-        model.save_pretrained(str(directory))
+        save_adapter(model, directory)
     run.write_json(RECORD, {**found.as_json(), **provenance()})
     run.mark_complete(time.monotonic() - started)
     say(found)

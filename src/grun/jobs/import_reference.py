@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["import_reference"]
 
-import pickle
 import re
 import time
 from pathlib import Path
@@ -20,7 +19,9 @@ from grun.core.storage.atomic_files import atomic_directory, sha256
 from grun.core.storage.claims import claims_output
 from grun.core.storage.run_directory import RunDirectory
 from grun.models.gates.features import held_gates
+from grun.models.loading.adapters import save_adapter
 from grun.models.loading.loaded import load
+from grun.models.loading.reading import reason
 from grun.models.tuner.config import GrunConfig
 
 FILE = re.compile(r"intkey_layer\.(\d+)\.comp\.block_output\.unit\.pos\.nunit\.1#0\.bin")
@@ -64,7 +65,7 @@ def import_reference(config: ImportConfig) -> Path:
         for layer, part in held_gates(adapted, "default"):
             _fill(layer.edits[part], layer.gates[part], states[layer.index])
     with atomic_directory(target) as directory:
-        adapted.save_pretrained(str(directory))
+        save_adapter(adapted, directory)
     run.mark_complete(time.monotonic() - started)
     return target
 
@@ -84,9 +85,9 @@ def _files(checkpoint: str) -> dict[int, Path]:
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or ["it is empty"])[0]
-        raise UserError(f"{file} cannot be read as tensors: {reason}") from error
+    except Exception as error:  # the reader of pickled files raises whatever damaged bytes lead it to
+        why = reason(error) if file.stat().st_size else "it is empty"
+        raise UserError(f"{file} cannot be read as tensors: {why}.") from error
     missing = [name for name in EDIT if not isinstance(state, dict) or name not in state]
     if missing:
         raise UserError(f"{file} has no {missing[0]}; expected {', '.join(EDIT)} and gate_func.*.")

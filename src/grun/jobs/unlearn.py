@@ -43,6 +43,7 @@ from grun.models.encoding.encode import Encoded
 from grun.models.forward import adapters_off
 from grun.models.gates.all_gates import JobRows, fit_all_gates, make_room
 from grun.models.gates.features import features_of_rows, held_gates, readings_of_gates, save_features
+from grun.models.loading.adapters import save_adapter
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import rows_per_step, unlearning_arguments
@@ -233,9 +234,11 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if world() > 1 else None
     if is_main():
         with atomic_directory(target) as directory:
-            job.model.save_pretrained(str(directory), state_dict=state)
             if target.name == WHOLE_MODEL:
+                job.model.save_pretrained(str(directory), state_dict=state)
                 job.rows.tokenizer.save_pretrained(str(directory))
+            else:
+                save_adapter(job.model, directory, state_dict=state)
     return facts | {"steps": trainer.state.global_step, "peak_memory_mib": peak_memory()}
 
 

@@ -37,7 +37,8 @@ from grun.models.forward import adapters_off
 from grun.models.gates.calibration import logits_of_rows, share_open
 from grun.models.gates.features import gates_by_member, thresholds_of
 from grun.models.loading.loaded import LoadedModel, load
-from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
+from grun.models.loading.pretrained import found_files, load_adapter, load_model_and_tokenizer
+from grun.models.loading.reading import quiet, refusing
 from grun.models.loading.sources import model_source
 from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import LedgerState
@@ -70,17 +71,17 @@ def identity(name: str, trust_remote_code: bool = False) -> BaseModel:
     """The base model as a ledger records it, from the files that transformers reads; no weights are loaded.
 
     Raises:
-        UserError: if the model cannot be found.
+        UserError: if the model cannot be found, or its files are damaged.
     """
     if not name:
         raise UserError("--model is missing: give the hub id or the folder of the model.")
     if (given := python_object(name)) is not None:
         _check_as_saved(name, given.model)
     source = model_source(name)
-    try:
-        config = AutoConfig.from_pretrained(source.place, trust_remote_code=trust_remote_code, **source.arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model '{name}' cannot be loaded: {' '.join(str(error).split())}") from error
+    said = f"--model '{name}'"
+    common = {"trust_remote_code": trust_remote_code, **found_files(source, said)}
+    with refusing(said), quiet():
+        config = AutoConfig.from_pretrained(source.place, **common)
     text = config.get_text_config()
     content = content_of_path(source.path, MODEL_FILES) or getattr(config, "_commit_hash", None)
     return BaseModel(name, content, text.hidden_size, text.num_hidden_layers)

@@ -11,13 +11,15 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import grun.models.tuner  # noqa: F401  (makes PEFT know GRUN adapters)
 from grun.core.errors import UserError
+from grun.core.storage.weights import not_finite, other_weights
 from grun.models.gates.guarantee import usual_place
+from grun.models.loading.adapters import check_adapter_files
+from grun.models.loading.reading import refusing
 from grun.models.tuner.config import GrunConfig
 
 
@@ -27,13 +29,15 @@ def read_adapter(folder: Path) -> tuple[GrunConfig, dict[str, Tensor]]:
     Raises:
         UserError: if the folder holds no GRUN adapter, or a damaged one.
     """
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise UserError(f"adapter '{folder}' cannot be read: {' '.join(str(error).split())}") from error
+    said = f"adapter '{folder}'"
+    check_adapter_files(folder, said)
+    config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, GrunConfig):
-        raise UserError(f"adapter '{folder}' is of type {config.peft_type}, expected GRUN.")
+        raise UserError(f"{said} is of type {config.peft_type}, expected GRUN.")
+    with refusing(f"{said}: {folder / SAFETENSORS_WEIGHTS_NAME}"):
+        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    if (wrong := not_finite(tensors)) is not None:
+        raise UserError(f"{said} cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
     return config, tensors
 
 
@@ -71,10 +75,13 @@ def write_stack(
         for key in own:
             tensors[re.sub(r"\.(grun_edit|grun_gate)\.", rf".\1.{name}.", key)] = given.get(key, own[key])
     first = next(iter(members.values()))
+    weights = [config.base_weights for config in members.values() if config.base_weights is not None]
     for name, config in members.items():
-        if (config.hidden_size, config.num_layers) != (first.hidden_size, first.num_layers):
+        differs = config.base_weights is not None and other_weights(weights[0], config.base_weights)
+        if differs or (config.hidden_size, config.num_layers) != (first.hidden_size, first.num_layers):
             raise UserError(f"adapter '{folders[name]}' was made for another base model than '{next(iter(folders))}'.")
     common: dict[str, Any] = {"base_model_name_or_path": first.base_model_name_or_path, "inference_mode": True}
+    common["base_weights"] = weights[0] if weights else None
     GrunConfig.stack(members, **common).save_pretrained(str(target))
     save_file(tensors, target / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 

@@ -17,6 +17,7 @@ from grun.core.python_objects import python_object
 from grun.core.storage.content_hash import content_of_model, content_of_weights
 from grun.models.encoding.templates import Template, resolve_template
 from grun.models.forward import longest_row
+from grun.models.loading.fit import check_decoder, check_finite
 from grun.models.loading.pretrained import load_model_and_tokenizer
 from grun.models.loading.restoring import Snapshot
 from grun.models.row_encoder import RowEncoder
@@ -39,6 +40,18 @@ class GivenModel:
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GivenModel:
         """A model in its present state."""
         return cls(model, tokenizer, Snapshot(model))
+
+    def check(self, said: str) -> None:
+        """Check that the model is a decoder with finite weights that fits its tokenizer.
+
+        Args:
+            said: how a message begins.
+
+        Raises:
+            UserError: if it is not.
+        """
+        check_finite(self.model, said)
+        check_decoder(self.model, self.tokenizer, said)
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,7 @@ def load(
         )
     else:
         given.before.restore()
+        given.check(f"model '{name}'")
         model, tokenizer = given.model.eval(), given.tokenizer
     written = resolve_template(template, tokenizer)
     encoder = RowEncoder(tokenizer, written, longest_row(model, max_length), batch_size, model.device)

@@ -1,19 +1,16 @@
-"""Loading base models and adapters, with errors that say what is wrong with the path."""
+"""Loading base models, with errors that say what is wrong with the path."""
 
 from __future__ import annotations
 
-__all__ = ["adapter_folder", "load_adapter", "load_model_and_tokenizer", "resolve_device"]
+__all__ = ["adapter_folder", "found_files", "load_adapter", "load_model_and_tokenizer", "resolve_device"]
 
 import importlib.util
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,8 +21,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import grun.models.tuner  # noqa: F401  (makes PEFT know GRUN adapters)
 from grun.core.errors import UserError
+from grun.core.hub import check_repository
+from grun.core.storage.weights import WRITTEN_OUT
+from grun.models.loading.adapters import adapter_folder, load_adapter
+from grun.models.loading.fit import Complete, check_decoder, check_finite
+from grun.models.loading.gguf_header import check_gguf
+from grun.models.loading.model_files import check_model_files
+from grun.models.loading.reading import quiet, refusing
 from grun.models.loading.sources import ModelSource, model_source
 
 
@@ -71,34 +74,55 @@ def load_model_and_tokenizer(
         quantize: `8bit` (LLM.int8) or `4bit` (NF4): linear layers are quantised by bitsandbytes as they are loaded.
 
     Raises:
-        UserError: if there is no such file, folder or hub model, or it holds no causal language model.
+        UserError: if there is no such file, folder or hub model, it is damaged or incomplete, or it holds no causal language
+            model with finite weights.
     """
     source = model_source(name)
     if source.gguf_file is not None and quantize is not None:
         raise UserError(f"--quantize is {quantize}, but --model '{name}' is a GGUF file, which is quantised already.")
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code, **source.arguments}
-    place = resolve_device(device)
+    said, place = f"--model '{name}'", resolve_device(device)
+    common = {"trust_remote_code": trust_remote_code, **found_files(source, said)}
+    with quiet():
+        with refusing(said):
+            tokenizer = AutoTokenizer.from_pretrained(source.place, **common)
+            if quantize is not None:
+                config = AutoConfig.from_pretrained(source.place, **common)
+                common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
+            kind = Complete(AutoModelForCausalLM, said)
+            model = kind.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
+        if source.gguf_file is not None:
+            _forget_quantization(model, source)
+        placed: Any = _in_full_precision(model) if quantize is not None else model.to(place)
+        check_finite(placed, said)
+        check_decoder(placed.eval(), tokenizer, said)
+    return placed, tokenizer
+
+
+def found_files(source: ModelSource, said: str) -> dict[str, Any]:
+    """Check the files of a model before anything reads them.
+
+    Args:
+        source: where they are.
+        said: how a message begins.
+
+    Returns:
+        Further arguments of `from_pretrained`.
+
+    Raises:
+        UserError: if they are damaged, or no folder, and no repository of the hub that can be had now.
+    """
+    folder = Path(source.place)
+    if not folder.is_dir():
+        online = check_repository(source.place, said)
+        return source.arguments if online else {"local_files_only": True, **source.arguments}
+    if source.gguf_file is None:
+        check_model_files(folder, said)
+        return source.arguments
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.place, **common)
-        if quantize is not None:
-            config = AutoConfig.from_pretrained(source.place, **common)
-            common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
-        model = AutoModelForCausalLM.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OSError) or (source.gguf_file is None and isinstance(error, ValueError)):
-            raise UserError(f"--model '{name}' cannot be loaded: {reason}") from error
-        if source.gguf_file is None:
-            raise
-        # The reader of GGUF files raises whatever a damaged header leads it to.
-        raise UserError(
-            f"--model '{name}': {source.gguf_file} is truncated or damaged, or of a kind that transformers cannot read "
-            f"({type(error).__name__}: {reason})."
-        ) from error
-    if source.gguf_file is not None:
-        _forget_quantization(model, source)
-    placed: Any = _in_full_precision(model) if quantize is not None else model.to(place)  # type: ignore[arg-type]
-    return placed.eval(), tokenizer
+        check_gguf(folder / source.gguf_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{said}: {source.gguf_file} is truncated or damaged: {error}; copy the file again.") from error
+    return source.arguments
 
 
 def _dtype(asked: str, source: ModelSource) -> str:
@@ -114,6 +138,7 @@ def _forget_quantization(model: Any, source: ModelSource) -> None:
         if name in model.__dict__:
             delattr(model, name)
     model.is_quantized = False
+    setattr(model, WRITTEN_OUT, True)
     model.name_or_path = model.config.name_or_path = source.path
 
 
@@ -138,42 +163,3 @@ def _in_full_precision(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
-
-
-def adapter_folder(directory: str) -> str:
-    """The folder that holds an adapter, where the run that made it may have been named; a hub id stays as it is.
-
-    Raises:
-        UserError: if the directory holds no adapter.
-    """
-    path = Path(directory)
-    if not path.is_dir() or (path / "adapter_config.json").is_file():
-        return directory
-    if not (path / "adapter" / "adapter_config.json").is_file():
-        raise UserError(f"--adapter '{directory}': the folder has no adapter_config.json.")
-    return str(path / "adapter")
-
-
-def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:
-    """`model` with the adapter of any PEFT type in `directory`, in evaluation mode.
-
-    Raises:
-        UserError: if the directory holds no adapter, a damaged one, or one that was made for another base model.
-    """
-    folder = adapter_folder(directory)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
-            return PeftModel.from_pretrained(model, folder).eval()
-    except UserError:
-        raise
-    except UserWarning as error:
-        raise UserError(f"--adapter '{directory}' is damaged: some of its tensors are missing.") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--adapter '{directory}' cannot be loaded: {reason}") from error
-    except (KeyError, TypeError, AttributeError) as error:  # of settings that are no adapter's
-        raise UserError(
-            f"--adapter '{directory}' cannot be loaded: its adapter_config.json holds no settings of an adapter that PEFT "
-            f"knows ({type(error).__name__}: {' '.join(str(error).split())})."
-        ) from error

@@ -55,6 +55,7 @@ class GrunConfig(PeftConfig):
         gate_places: logits at which the gates opened when they were learnt, in layer order; filled in by a calibration.
         members: settings of the members of a stack of adapters, by name; all other settings are then ignored.
         hidden_size, num_layers: shape of the base model; filled in when the adapter is attached, checked when it is loaded.
+        base_weights: which weights the base model has (see `grun.core.storage.weights`); filled in and checked likewise.
         target_modules: names of the wrapped decoder layers; filled in.
 
     Raises:
@@ -85,6 +86,7 @@ class GrunConfig(PeftConfig):
     members: dict[str, dict[str, Any]] | None = field(default=None, metadata={"help": "Adapters of a stack, by name."})
     hidden_size: int | None = field(default=None, metadata={"help": "Hidden size of the base model."})
     num_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers of the base model."})
+    base_weights: str | None = field(default=None, metadata={"help": "Weights of the base model (filled in)."})
     target_modules: list[str] | None = field(default=None, metadata={"help": "Wrapped decoder layers (filled in)."})
 
     def __post_init__(self) -> None:
@@ -105,6 +107,8 @@ class GrunConfig(PeftConfig):
         self._check_number("scale", 0.0, None)
         if self.gate_layer is not None:
             self._check_number("gate_layer", 0, None)
+        if self.base_weights is not None and len(str(self.base_weights).split(" ")) != 4:
+            raise UserError(f"base_weights is {self.base_weights!r}, expected what an adapter was saved with.")
         self._check_topic_settings()
         if self.gate_window is not None:
             self._check_number("gate_window", 1, None)
@@ -140,14 +144,17 @@ class GrunConfig(PeftConfig):
 
     def own_settings(self) -> dict[str, Any]:
         """The settings of this adapter, without those that PEFT adds to every adapter."""
-        inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules"}
+        inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules", "base_weights"}
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
         return _without_idle_topics(settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as PEFT saves them, members of a stack with their resolved layers."""
         members = {name: member.own_settings() for name, member in self._members.items()}
-        return {**_without_idle_topics(super().to_dict()), "members": members or None}
+        settings = {**_without_idle_topics(super().to_dict()), "members": members or None}
+        if self.base_weights is None:
+            del settings["base_weights"]  # an adapter that says nothing of them stays readable by older versions
+        return settings
 
     @classmethod
     def paper(cls, **overrides: Any) -> GrunConfig:
@@ -250,7 +257,7 @@ class GrunConfig(PeftConfig):
     def _check_number(self, name: str, low: float, high: float | None) -> None:
         value = getattr(self, name)
         ok = _is_int(value) if isinstance(low, int) else isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not ok or not value >= low or (high is not None and value >= high):
+        if not ok or not low <= value < (math.inf if high is None else high):
             expected = f"at least {low}" if high is None else f"from {low} to below {high}"
             raise UserError(f"{name} is {value!r}, expected a number {expected}.")
 

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from grun.core.errors import UserError
+from grun.core.storage.weights import check_same_base, not_finite
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.context import (
     CallContext,
@@ -97,10 +98,17 @@ class GrunModel(BaseTuner):
             wrapped.update(int(index) for index in own.layers)
             own.topic_layer = own.resolved_topic_layer(count)
             wrapped.update(own.shared_gates)
+        resolved.base_weights = check_same_base(self.model, resolved.base_weights, resolved.base_model_name_or_path)
         prefix, _ = decoder_layers(self.model)
         resolved.target_modules = [f"{prefix}.{index}" for index in sorted(wrapped)]
         self.peft_config.update({name: resolved for name, given in self.peft_config.items() if given is peft_config})
         return resolved
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], *args: Any) -> None:
+        own = {name: tensor for name, tensor in state_dict.items() if self.prefix in name}
+        if (wrong := not_finite(own)) is not None:
+            raise UserError(f"the adapter cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
+        super()._load_from_state_dict(state_dict, *args)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _check_target_module_exists(peft_config: GrunConfig, key: str) -> bool:  # type: ignore[override]

@@ -1,0 +1,201 @@
+"""Checks of a model's folder before a library reads it: damage is named with its file, and costs neither time nor memory."""
+
+from __future__ import annotations
+
+__all__ = ["check_model_files", "json_object", "tensor_shapes"]
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from grun.core.errors import UserError
+from grun.models.loading.reading import reason, refusing
+
+Shapes = Mapping[str, tuple[int, ...]]
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+LFS = b"version https://git-lfs"
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "num_encoder_layers")
+SIZES = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "vocab_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+)
+NEVER_ZERO = ("hidden_size", "vocab_size")
+NUMBERS = ("max_position_embeddings", "n_positions", "rms_norm_eps", "rope_theta")
+MOST_LAYERS = 10_000  # of a model whose weights are not counted: pickled files
+TIED = 2  # a shared embedding is counted twice
+PACKED = 8  # weights in a byte of a quantised file, at most
+
+
+def check_model_files(folder: Path, said: str) -> None:
+    """Check the files of a model in a folder as far as that costs little.
+
+    Args:
+        folder: it has a `config.json`.
+        said: how a message begins.
+
+    Raises:
+        UserError: naming the file, if one is missing, empty, cut off, a pointer of git-lfs or no JSON, if the index names
+            shards or tensors that are not there, or if `config.json` has sizes that no model has.
+    """
+    config = json_object(folder / "config.json", said)
+    for file in sorted(folder.glob("*.json")):
+        if file.name in ("vocab.json", "added_tokens.json") or "token" in file.name or "config" in file.name:
+            json_object(file, said)
+    weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if weights is None:
+        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or "transformers_weights" in config:
+            return  # of names that a setting may give; the library says what it misses
+        raise UserError(f"{said}: the folder holds no weights, expected model.safetensors; copy the whole model.")
+    files = _shards(weights, said) if weights.suffix == ".json" else [weights]
+    shapes = None
+    if ".safetensors" in weights.name:
+        shapes = {name: shape for file in files for name, shape in tensor_shapes(file, said).items()}
+        if weights.suffix == ".json":
+            _check_index(weights, shapes, said)
+    else:
+        for file in files:
+            _check_content(file, said)
+    _check_sizes(config, None if shapes is None else len(shapes), f"{said}: {folder / 'config.json'}")
+    if isinstance(config.get("model_type"), str) and "auto_map" not in config:
+        _check_memory(config, sum(file.stat().st_size for file in files), said, folder)
+
+
+def json_object(file: Path, said: str, finite: bool = False) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        file: the file.
+        said: how a message begins.
+        finite: refuse NaN and infinity.
+
+    Raises:
+        UserError: if the file cannot be read, or holds anything else.
+    """
+    content = _check_content(file, said)
+
+    def refused(text: str) -> float:
+        raise UserError(f"{said}: {file} holds {text}, expected finite numbers.")
+
+    def number(text: str) -> float:
+        return value if math.isfinite(value := float(text)) or not finite else refused(text)
+
+    try:
+        found = json.loads(content.decode(), parse_constant=refused if finite else None, parse_float=number)
+    except UserError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{said}: {file} is damaged: it is nested too deeply; copy the file again.") from error
+    except ValueError as error:  # of the JSON, or of its encoding
+        raise UserError(f"{said}: {file} is no JSON ({error}); it is damaged, copy the file again.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{said}: {file} holds a {type(found).__name__}, expected an object with settings.")
+    return found
+
+
+def tensor_shapes(file: Path, said: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, by name; only its header is read.
+
+    Raises:
+        UserError: if the file cannot be read, or is cut off or damaged.
+    """
+    _check_content(file, said, whole=False)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{said}: {file} cannot be read: it is truncated or damaged ({reason(error)}); copy the file again."
+        ) from error
+
+
+def _check_content(file: Path, said: str, whole: bool = True) -> bytes:
+    """The content of a file, or its beginning; it is not empty, and is the file itself."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read() if whole and file.suffix == ".json" else stream.read(len(LFS))
+    except OSError as error:
+        raise UserError(f"{said}: {file} cannot be read: {error.strerror or error}.") from error
+    if not content.strip():
+        raise UserError(f"{said}: {file} is empty; copy the file again.")
+    if content.startswith(LFS):
+        raise UserError(f"{said}: {file} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder.")
+    return content
+
+
+def _shards(index: Path, said: str) -> list[Path]:
+    """The files that an index names; all of them are there."""
+    found = json_object(index, said).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) and name for name in found.values()):
+        raise UserError(f"{said}: {index} has no weight_map with the file of every tensor; copy the file again.")
+    files = [index.parent / name for name in sorted(set(found.values()))]
+    for file in files:
+        if file.resolve().parent != index.parent.resolve() and not file.is_symlink():
+            raise UserError(f"{said}: {index} names '{file}', expected files of its own folder.")
+        if not file.is_file():
+            raise UserError(f"{said}: {index.name} names {file.name}, which is missing; copy the whole model.")
+    return files
+
+
+def _check_index(index: Path, shapes: Shapes, said: str) -> None:
+    missing = sorted(json_object(index, said)["weight_map"].keys() - shapes.keys())
+    if missing:
+        raise UserError(
+            f"{said}: {len(missing)} tensors that {index.name} names are in none of its files ({_first(missing)}); copy the "
+            "whole model."
+        )
+
+
+def _first(names: Iterable[str], count: int = 3) -> str:
+    """The first few of some names, as text."""
+    listed = list(names)
+    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: int | None, said: str) -> None:
+    """Check sizes in a configuration and in that of its language model."""
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in (*LAYERS, *SIZES, *NUMBERS):
+            value = part.get(name)
+            if value is None or isinstance(value, (list, dict)) or (name in NUMBERS and isinstance(value, (int, float))):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < (name in NEVER_ZERO):
+                raise UserError(f"{said} has {name} {value!r}, expected a positive whole number.")
+            if name in LAYERS and value > (MOST_LAYERS if tensors is None else tensors):
+                held = "" if tensors is None else f", but the files hold {tensors} tensors in all"
+                raise UserError(f"{said} has {name} {value}{held}: it is damaged, or files are missing.")
+
+
+def _check_memory(config: Mapping[str, Any], held: int, said: str, folder: Path) -> None:
+    """Check that a configuration does not describe a far larger model than the files hold.
+
+    Args:
+        config: as saved.
+        held: bytes of the files.
+        said: how a message begins.
+        folder: of the model.
+    """
+    from transformers import AutoConfig
+
+    with refusing(said), torch.device("meta"):
+        whole: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        described = sum(p.numel() for p in AutoModelForCausalLM.from_config(whole).parameters())
+    most = held * (PACKED if "quantization_config" in config else TIED)
+    if described > max(most, 1 << 16):
+        raise UserError(
+            f"{said}: {folder / 'config.json'} describes a model of {described:,} parameters, but the weight files hold "
+            f"{held:,} bytes: they do not belong together, or files are missing."
+        )
