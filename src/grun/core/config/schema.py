@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "check_choice", "check_fields", "flag", "from_mapping", "from_text", "option", "without_none"]
+__all__ = ["GROUPS", "check_choice", "check_fields", "flag", "from_mapping", "from_text", "option", "text_of", "without_none"]
 
 import dataclasses
 import datetime
@@ -12,7 +12,7 @@ from dataclasses import field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from grun.core.choices import KINDS
-from grun.core.config.checks import FORMS, check_choice, check_fields, check_setting, flag, shown
+from grun.core.config.checks import FORMS, check_choice, check_fields, flag, shown
 from grun.core.errors import UserError, nearest
 
 C = TypeVar("C")
@@ -78,14 +78,20 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+def from_mapping(cls: type[C], values: Mapping[str, Any], where: str, *, says_where: bool = True) -> C:
     """`cls` from a mapping such as a YAML file's, with types checked.
+
+    Args:
+        cls: a configuration.
+        values: by name.
+        where: what holds them, for messages.
+        says_where: begin messages about values out of range with it as well.
 
     Raises:
         UserError: for an unknown key (with the nearest known one) or a value of the wrong type; names `where`.
     """
     hints = get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     out: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -94,8 +100,12 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         if name in out:
             raise UserError(f"{where}: '{name}' is given twice; leave one of them out.")
         out[name] = _coerce(name, value, hints[name], where)
-        check_setting(known[name], out[name], f"{where}: {flag(name)}")
-    return cls(**out)
+    try:
+        return cls(**out)
+    except UserError as error:
+        if not says_where:
+            raise
+        raise UserError(f"{where}: {error}") from error
 
 
 def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
@@ -163,15 +173,16 @@ def _as_text(value: Any, what: str) -> str:
         UserError: for something deeper; it begins with `what`.
     """
     if isinstance(value, list) and all(isinstance(item, SCALARS) for item in value):
-        return "".join(f"{_scalar(item)};" for item in value)
+        return "".join(f"{text_of(item)};" for item in value)
     if isinstance(value, dict) and all(isinstance(item, SCALARS) for item in (*value, *value.values())):
         return json.dumps(value)
     if not isinstance(value, SCALARS):
         raise UserError(f"{what} is {shown(value)}, expected a text, a number or a list of them.")
-    return _scalar(value)
+    return text_of(value)
 
 
-def _scalar(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A number, a text or the like as text."""
     try:
         return str(value)
     except ValueError:  # Python writes out integers of up to 4,300 digits
