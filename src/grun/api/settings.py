@@ -22,7 +22,7 @@ from grun.core.config.jobs import (
     UnlearnConfig,
 )
 from grun.core.config.requests import CalibrateConfig, CalibrateRequestsConfig, ImportConfig, RequestConfig
-from grun.core.config.schema import from_mapping, without_none
+from grun.core.config.schema import from_mapping, text_of, without_none
 from grun.core.errors import UserError
 from grun.core.python_objects import PREFIX
 
@@ -41,6 +41,7 @@ CONFIGS: tuple[type, ...] = (
     DemoConfig,
     ExpandConfig,
 )
+NUMBERS = (int, float)
 FLAG = re.compile(r"--(no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 PARAMETERS = {f.name for config in CONFIGS for f in dataclasses.fields(config)} | {"runs", "tokenizer", "id", "scale"}
 
@@ -59,23 +60,33 @@ def from_python(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     """
     hints = get_type_hints(cls)
     typed = {name: _plain(value, hints.get(name)) for name, value in values.items() if value is not None}
-    return from_mapping(cls, typed, where)
+    return from_mapping(cls, typed, where, says_where=False)
 
 
 def _plain(value: Any, hint: Any) -> Any:
-    """A value as a file of settings would hold it."""
+    """A value as a file of settings would hold it; one that has no such form is returned as it is, and refused."""
     kind = get_origin(without_none(hint)) or without_none(hint)
-    if isinstance(value, Path):
-        value = str(value)
+    value = _scalar(value)
     if kind is list:
-        return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
+        items = map(_scalar, value) if isinstance(value, (list, tuple)) else [value]
+        return [text_of(one) if isinstance(one, NUMBERS) else one for one in items]
     if kind is str and isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        parts = [_scalar(one) for one in value]
+        return ",".join(map(text_of, parts)) if all(isinstance(one, (str, *NUMBERS)) for one in parts) else value
+    if kind is str and isinstance(value, NUMBERS) and not isinstance(value, bool):
+        return text_of(value)
+    if kind is dict and isinstance(value, Mapping):
+        return {name: _scalar(one) for name, one in value.items()}
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    """A path as text, and a number of numpy or torch as Python's."""
+    if isinstance(value, Path):
         return str(value)
-    if isinstance(value, bool) and kind in (int, float):
-        return value
-    return value.item() if hasattr(value, "item") and not isinstance(value, (str, bytes)) else value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 def as_parameters(message: str) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["Stopped", "command_for", "read_config_file"]
+__all__ = ["Stopped", "command_for"]
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
-import yaml
 
+from grun.cli.settings_file import read_config_file
+from grun.core.config.checks import shown
 from grun.core.config.schema import flag, from_mapping, without_none
 from grun.core.errors import UserError
 
@@ -43,7 +43,7 @@ def command_for(
     def command(**given: Any) -> None:
         file = given.pop("config")
         values = read_config_file(file) if file is not None else {}
-        config = from_mapping(config_class, values, str(file))
+        config = from_mapping(config_class, values, f"--config '{file}'")
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         try:
             job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
@@ -57,30 +57,11 @@ def command_for(
         argument = typer.Argument(help=described, metavar="FILES")
         parameters.insert(0, _named(files, Annotated[list[str] | None, argument]))
     parameters.append(
-        _named("config", Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")])
+        _named("config", Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")])
     )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
-
-
-def read_config_file(file: Path) -> Mapping[str, Any]:
-    """The settings in a YAML (or JSON) file.
-
-    Raises:
-        UserError: if the file cannot be read or does not hold settings by name.
-    """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config '{file}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where else ""
-        raise UserError(f"--config '{file}' is not valid YAML{line}.") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"--config '{file}' holds {type(values).__name__}, expected settings as name: value.")
-    return values
 
 
 def _own_first(config_class: type) -> list[dataclasses.Field[Any]]:
@@ -114,10 +95,12 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     """The value of a flag: `name=value` pairs become a mapping."""
     if not _is_mapping(hint):
         return value
-    pairs = {}
+    pairs: dict[str, str] = {}
     for text in value:
         key, equals, content = text.partition("=")
         if not equals or not key:
-            raise UserError(f"{flag(name)} is '{text}', expected name=value.")
+            raise UserError(f"{flag(name)} is {shown(text)}, expected name=value.")
+        if key in pairs:
+            raise UserError(f"{flag(name)} gives {shown(key)} twice: {shown(pairs[key])} and {shown(content)}; choose one.")
         pairs[key] = content
     return pairs

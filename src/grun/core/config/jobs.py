@@ -20,11 +20,11 @@ __all__ = [
     "UnlearnConfig",
 ]
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grun.core.config.schema import check_choice, check_range, option
+from grun.core.config.checks import LARGEST, MOST_EPOCHS, MOST_STEPS, check_fields
+from grun.core.config.schema import option
 from grun.core.config.shared import DataConfig, JobConfig, TrainConfig
 from grun.core.config.unlearning import UnlearnConfig
 
@@ -35,40 +35,55 @@ class FinetuneConfig(TrainConfig):
 
     MAIN: ClassVar[tuple[str, ...]] = ("model", "data", "benchmark", "epochs", "output")
 
-    output: str = option("target", "Directory to write the model, its tokenizer and the run's records to.", group="run")
+    output: str = option(
+        "target", "Directory to write the model, its tokenizer and the run's records to.", group="run", form="path"
+    )
     model: str | None = option(
         None,
         "Hub id or folder of the model to fine-tune. Without it a small one is trained from scratch.",
         group="training",
+        form="path",
     )
-    data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.", group="data")
+    data: list[str] = option([], "Files or hub ids to train on, instead of a benchmark.", group="data", form="path")
     split: str = option(
-        "full", "Rows to train on: full (forget and retain), or retain (the retain-only reference).", group="data"
+        "full",
+        "Rows to train on: full (forget and retain), or retain (the retain-only reference).",
+        group="data",
+        choices=("full", "retain"),
     )
     epochs: float | None = option(
-        None, "Passes over the data. Default: 20 from scratch, 5 with --model.", group="training", minimum=0.01
+        None,
+        "Passes over the data. Default: 20 from scratch, 5 with --model.",
+        group="training",
+        minimum=0.01,
+        maximum=MOST_EPOCHS,
     )
     learning_rate: float | None = option(
         None,
         "Peak learning rate (AdamW, cosine decay, short warm-up). Default: 4e-3 from scratch, 1e-5 with --model.",
         group="training",
         minimum=0.0,
+        maximum=LARGEST,
     )
-    hidden_size: int = option(128, "Hidden size.", group="model from scratch", minimum=8)
-    layers: int = option(6, "Number of decoder layers.", group="model from scratch", minimum=1)
-    heads: int = option(4, "Number of attention heads.", group="model from scratch", minimum=1)
+    hidden_size: int = option(128, "Hidden size.", group="model from scratch", minimum=8, maximum=65_536)
+    layers: int = option(6, "Number of decoder layers.", group="model from scratch", minimum=1, maximum=1_000)
+    heads: int = option(4, "Number of attention heads.", group="model from scratch", minimum=1, maximum=1_024)
     vocab_size: int = option(
         4096,
         "Size of the byte-pair vocabulary that is learnt from the data.",
         group="model from scratch",
         minimum=300,
+        maximum=1_000_000,
     )
-    save_every: int = option(200, "Steps between checkpoints to resume from.", group="training", minimum=1)
+    save_every: int = option(
+        200, "Steps between checkpoints to resume from.", group="training", minimum=1, maximum=MOST_STEPS
+    )
     stop_loss: float | None = option(
         None,
         "Stop once an epoch's mean training loss is below this (nats per token). Default: never.",
         group="training",
         minimum=0.0,
+        maximum=LARGEST,
     )
 
 
@@ -78,32 +93,44 @@ class EvaluateConfig(DataConfig):
 
     MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "data", "benchmark", "output")
 
-    output: str = option("evaluation", "Directory to write metrics.json and the table to.", group="run")
-    model: str = option("", "Hub id or folder of the base (target) model.", group="measuring")
-    adapter: str | None = option(None, "Adapter directory; without it only the model is measured.", group="measuring")
+    output: str = option("evaluation", "Directory to write metrics.json and the table to.", group="run", form="path")
+    model: str = option("", "Hub id or folder of the base (target) model.", group="measuring", form="path")
+    adapter: str | None = option(
+        None, "Adapter directory; without it only the model is measured.", group="measuring", form="path"
+    )
     data: list[str] = option(
         [],
         "Your own splits, as name=file: forget=..., the rows that unlearning saw; forget:NAME=..., more rows of what must be "
         "forgotten; any others, to keep; and holdout=..., rows like forget that no model saw.",
         group="data",
+        form="split",
     )
     splits: list[str] = option([], "Only these splits of the benchmark.", group="measuring")
     questions: str = option(
         "both",
         "Wording of the questions: both, original, or paraphrased (where every row has another phrasing).",
         group="measuring",
+        choices=("both", "original", "paraphrased"),
     )
     quantize: str | None = option(
-        None, "Quantise the base model's weights with bitsandbytes: 8bit or 4bit (NF4).", group="machine"
+        None,
+        "Quantise the base model's weights with bitsandbytes: 8bit or 4bit (NF4).",
+        group="machine",
+        choices=("8bit", "4bit"),
     )
     max_new_tokens: int | None = option(
         None,
         "Longest greedy answer, in tokens. Default: the length that the benchmark prescribes, or 200.",
         group="measuring",
         minimum=1,
+        maximum=100_000,
     )
-    max_rows: int | None = option(None, "Only the first rows of each split.", group="measuring", minimum=1)
-    tokens_per_batch: int = option(2048, "Most tokens of a forward pass, padding included.", group="machine", minimum=1)
+    max_rows: int | None = option(
+        None, "Only the first rows of each split.", group="measuring", minimum=1, maximum=1_000_000_000
+    )
+    tokens_per_batch: int = option(
+        2048, "Most tokens of a forward pass, padding included.", group="machine", minimum=1, maximum=10_000_000
+    )
     metrics: list[str] = option(
         [],
         "Only these metrics. Default: all but those that only run when they are named.",
@@ -114,6 +141,7 @@ class EvaluateConfig(DataConfig):
         None,
         "Directory of an evaluation of a model trained on retain data only, for forget quality and reference attacks.",
         group="measuring",
+        form="path",
     )
     before: bool = option(True, "Measure the model without the adapter as well.", group="measuring")
     figures: bool = option(True, "Draw figures (PNG and SVG).", group="measuring")
@@ -124,12 +152,6 @@ class EvaluateConfig(DataConfig):
         group="machine",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("questions", self.questions, ("both", "original", "paraphrased"))
-        if self.quantize is not None:
-            check_choice("quantize", self.quantize, ("8bit", "4bit"))
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandConfig(JobConfig):
@@ -137,15 +159,22 @@ class ExpandConfig(JobConfig):
 
     MAIN: ClassVar[tuple[str, ...]] = ("topic", "model", "writer", "output")
 
-    output: str = option("expanded", "Directory to write the rows and the run's records to.", group="run")
+    output: str = option("expanded", "Directory to write the rows and the run's records to.", group="run", form="path")
     topic: str = option("", "Name of what is to be forgotten.", group="data")
-    model: str = option("", "Hub id or folder of the model that is to forget; it gives the answers.", group="method")
+    model: str = option(
+        "", "Hub id or folder of the model that is to forget; it gives the answers.", group="method", form="path"
+    )
     writer: str | None = option(
-        None, "Hub id or folder of a model that writes rows. Default: the model that is to forget.", group="method"
+        None,
+        "Hub id or folder of a model that writes rows. Default: the model that is to forget.",
+        group="method",
+        form="path",
     )
     force_topic: bool = option(False, "Go on although the model seems to know nothing about the topic.", group="data")
-    template: str = option("auto", "Prompt template, as in the other commands.", group="data")
-    batch_size: int = option(16, "Prompts are answered in batches of four times this size.", group="machine", minimum=1)
+    template: str = option("auto", "Prompt template, as in the other commands.", group="data", form="words")
+    batch_size: int = option(
+        16, "Prompts are answered in batches of four times this size.", group="machine", minimum=1, maximum=65_536
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +183,7 @@ class SweepConfig:
 
     MAIN: ClassVar[tuple[str, ...]] = ("vary", "set", "evaluate", "output")
 
-    output: str = option("sweep", "Directory for the table and all runs.", group="run")
+    output: str = option("sweep", "Directory for the table and all runs.", group="run", form="path")
     vary: dict[str, str] = option(
         {},
         "Setting of unlearn and its values, as name=a,b (objective=npo,idk); between semicolons if they hold commas.",
@@ -166,19 +195,19 @@ class SweepConfig:
         group="method",
     )
     evaluate: dict[str, str] = option({}, "Setting of evaluate, as name=value (max_rows=120).", group="measuring")
-    jobs: int = option(2, "Most runs at a time.", group="machine", minimum=1)
+    jobs: int = option(2, "Most runs at a time.", group="machine", minimum=1, maximum=1_024)
     memory: float | None = option(
         None,
         "Budget of memory for all runs together, in GiB. Default: 80 % of the machine's.",
         group="machine",
-        minimum=0.0,
+        above=0.0,
+        maximum=1_000_000,
     )
     engine: str = option("processes", "Engine that carries the runs out.", group="machine", choices_from="engines")
     address: str | None = option(None, "Address of the cluster (ray). Default: a local one.", group="machine")
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            check_range(f, getattr(self, f.name))
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +216,13 @@ class ChatConfig(JobConfig):
 
     MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "prompt", "template", "max_new_tokens")
 
-    model: str = option("", "Hub id or folder of the base (target) model.", group="measuring")
-    adapter: str = option("", "Adapter directory (or the run directory that holds it).", group="measuring")
-    prompt: list[str] = option([], "Question to ask, instead of asking in the terminal.", group="measuring")
-    template: str = option("auto", "Prompt template, as in the other commands.", group="data")
-    max_new_tokens: int = option(100, "Longest answer, in tokens.", group="measuring", minimum=1)
+    model: str = option("", "Hub id or folder of the base (target) model.", group="measuring", form="path")
+    adapter: str = option("", "Adapter directory (or the run directory that holds it).", group="measuring", form="path")
+    prompt: list[str] = option(
+        [], "Question to ask, instead of asking in the terminal.", group="measuring", form="words"
+    )
+    template: str = option("auto", "Prompt template, as in the other commands.", group="data", form="words")
+    max_new_tokens: int = option(100, "Longest answer, in tokens.", group="measuring", minimum=1, maximum=100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +235,7 @@ class DemoConfig(JobConfig):
         None,
         "Directory for models, adapters, table and answers. Default: demo; with --fictional demo-fictional.",
         group="run",
+        form="path",
     )
     fictional: bool = option(
         False,
@@ -214,6 +246,7 @@ class DemoConfig(JobConfig):
         None,
         "Hub id or folder of the model that is to forget. Default: smollm2, a small real one. Not with --fictional.",
         group="method",
+        form="path",
     )
     objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
     rows: int | None = option(
@@ -222,8 +255,11 @@ class DemoConfig(JobConfig):
         "that are measured.",
         group="measuring",
         minimum=1,
+        maximum=100_000,
     )
-    batch_size: int = option(16, "Rows per step of training (and per side).", group="training", minimum=1)
+    batch_size: int = option(
+        16, "Rows per step of training (and per side).", group="training", minimum=1, maximum=65_536
+    )
     benchmark_options: dict[str, str] = option(
         {},
         "Options of the benchmark, as name=value: of topics (topic=beethoven), with --fictional of fictional (people=60).",
@@ -234,5 +270,8 @@ class DemoConfig(JobConfig):
         "Passes of the target model's training, only with --fictional. Default: as grun finetune.",
         group="training",
         minimum=0.01,
+        maximum=MOST_EPOCHS,
     )
-    steps: int | None = option(None, "Steps of unlearning. Default: as grun unlearn.", group="training", minimum=1)
+    steps: int | None = option(
+        None, "Steps of unlearning. Default: as grun unlearn.", group="training", minimum=1, maximum=MOST_STEPS
+    )

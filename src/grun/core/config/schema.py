@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "check_choice", "check_range", "flag", "from_mapping", "from_text", "option", "without_none"]
+__all__ = ["GROUPS", "check_choice", "check_fields", "flag", "from_mapping", "from_text", "option", "text_of", "without_none"]
 
 import dataclasses
+import datetime
+import json
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from grun.core.choices import KINDS
+from grun.core.config.checks import FORMS, check_choice, check_fields, flag, shown
 from grun.core.errors import UserError, nearest
 
 C = TypeVar("C")
+NAME = 100  # characters of an unknown name that are compared with the known ones
+SCALARS = (str, bool, int, float, type(None))
+WORDS: dict[Any, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    list: "list of texts",
+    dict: "mapping of names to values",
+}
 # Headings of `--help` pages, in their order; the main settings of a job come before all of them.
 GROUPS = (
     "request",
@@ -35,7 +48,11 @@ def option(
     group: str,
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
     choices_from: str | None = None,
+    form: str = "line",
+    pattern: tuple[str, str] | None = None,
 ) -> Any:
     """A dataclass field that is a setting.
 
@@ -43,38 +60,52 @@ def option(
         default: value where none is given.
         help: documentation, with the unit.
         group: heading that it is listed under, one of `GROUPS`.
-        minimum, maximum: range that is checked when a value is given.
+        minimum, maximum, above: range that is checked when a value is given; `above` is a lower bound that is no value
+            itself. Every number has bounds on both sides.
+        choices: its values, where they are known here.
         choices_from: registry whose names are its values, a key of `grun.core.choices.KINDS`; the help lists them, and the
             registry refuses any other name.
+        form: of a text or of the items of a list, one of `grun.core.config.checks.FORMS`.
+        pattern: regular expression of the whole text, and what it matches, for messages.
     """
     assert group in GROUPS, f"{group!r} is none of {GROUPS}"
     assert choices_from is None or choices_from in KINDS, f"{choices_from!r} is no registry"
-    metadata = {"help": help, "group": group, "minimum": minimum, "maximum": maximum, "choices_from": choices_from}
+    assert form in FORMS, f"{form!r} is no form of a text"
+    declared = dict(locals())
+    metadata = {name: value for name, value in declared.items() if name != "default"}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def flag(name: str) -> str:
-    """The command-line flag of a field, for messages."""
-    return "--" + name.replace("_", "-")
-
-
-def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+def from_mapping(cls: type[C], values: Mapping[str, Any], where: str, *, says_where: bool = True) -> C:
     """`cls` from a mapping such as a YAML file's, with types checked.
+
+    Args:
+        cls: a configuration.
+        values: by name.
+        where: what holds them, for messages.
+        says_where: begin messages about values out of range with it as well.
 
     Raises:
         UserError: for an unknown key (with the nearest known one) or a value of the wrong type; names `where`.
     """
     hints = get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise UserError(f"{where}: unknown setting '{key}'.{nearest(name, known)}")
+            raise UserError(f"{where}: unknown setting {shown(key)}.{nearest(name[:NAME], known)}")
+        if name in out:
+            raise UserError(f"{where}: '{name}' is given twice; leave one of them out.")
         out[name] = _coerce(name, value, hints[name], where)
-    return cls(**out)
+    try:
+        return cls(**out)
+    except UserError as error:
+        if not says_where:
+            raise
+        raise UserError(f"{where}: {error}") from error
 
 
 def from_text(cls: type[C], values: Mapping[str, str], where: str) -> C:
@@ -98,12 +129,16 @@ def _typed(text: str, hint: Any) -> Any:
     kind = get_origin(without_none(hint)) or without_none(hint)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
-    if kind is int and text.lstrip("-").isdigit():
-        return int(text)
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            return text
     if kind is list:
         return [part.strip() for part in text.split(",")]
     if kind is dict:
-        return dict(part.strip().split("=", 1) for part in text.split(",") if "=" in part)
+        pairs = [part.strip().partition("=") for part in text.split(",")]
+        return {name: value for name, equals, value in pairs} if all(pair[1] for pair in pairs) else text
     return text
 
 
@@ -111,43 +146,44 @@ def _coerce(name: str, value: Any, hint: Any, where: str) -> Any:
     if value is None and type(None) in get_args(hint):
         return None
     kind = without_none(hint)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML reads 4e-3 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
     base = get_origin(kind) or kind
-    if isinstance(value, base) and not (base is int and isinstance(value, bool)):
-        return {str(k): _as_text(v) for k, v in value.items()} if base is dict else value
-    raise UserError(f"{where}: '{name}' is {value!r}, expected {getattr(base, '__name__', base)}.")
+    if base is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 4e-3 as a string
+        except (ValueError, OverflowError):
+            pass
+    fits = isinstance(value, base) and not (base is int and isinstance(value, bool))
+    if fits and base is dict and all(isinstance(key, str) for key in value):
+        return {key: _as_text(item, f"{where}: '{name}' has {shown(key)}, which") for key, item in value.items()}
+    if fits and base is list:
+        wrong = [item for item in value if not isinstance(item, str)]
+        if not wrong:
+            return value
+        raise UserError(f"{where}: '{name}' holds {shown(wrong[0])}, expected texts; put what is one in quotes.")
+    if fits and base is not dict:
+        return value
+    hint = " Put it in quotes." if base is str and isinstance(value, (bool, int, float, datetime.date)) else ""
+    raise UserError(f"{where}: '{name}' is {shown(value)}, expected {WORDS.get(base, base.__name__)}.{hint}")
 
 
-def _as_text(value: Any) -> str:
-    """A value in a file's mapping in the form of the command line; a list as in `--vary`."""
-    return "".join(f"{item};" for item in value) if isinstance(value, list) else str(value)
-
-
-def check_range(f: dataclasses.Field[Any], value: Any) -> None:
-    """Refuse a number outside the range that its field declares.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
-    if value is None or not isinstance(value, (int, float)):
-        return
-    if (low is not None and value < low) or (high is not None and value > high) or value != value:
-        expected = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise UserError(f"{flag(f.name)} is {value}, expected {expected}.")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices.
+def _as_text(value: Any, what: str) -> str:
+    """A value in a file's mapping in the form of the command line; a list as in `--vary`.
 
     Raises:
-        UserError: naming the flag, with the nearest choice.
+        UserError: for something deeper; it begins with `what`.
     """
-    if value not in choices:
-        raise UserError(f"{flag(name)} is '{value}', expected one of {', '.join(choices)}.{nearest(value, choices)}")
+    if isinstance(value, list) and all(isinstance(item, SCALARS) for item in value):
+        return "".join(f"{text_of(item)};" for item in value)
+    if isinstance(value, dict) and all(isinstance(item, SCALARS) for item in (*value, *value.values())):
+        return json.dumps(value)
+    if not isinstance(value, SCALARS):
+        raise UserError(f"{what} is {shown(value)}, expected a text, a number or a list of them.")
+    return text_of(value)
+
+
+def text_of(value: Any) -> str:
+    """A number, a text or the like as text."""
+    try:
+        return str(value)
+    except ValueError:  # Python writes out integers of up to 4,300 digits
+        return shown(value)

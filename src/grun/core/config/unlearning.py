@@ -7,7 +7,8 @@ __all__ = ["UnlearnConfig"]
 from dataclasses import dataclass
 from typing import ClassVar
 
-from grun.core.config.schema import check_choice, option
+from grun.core.config.checks import LARGEST, MOST_EPOCHS, MOST_STEPS
+from grun.core.config.schema import option
 from grun.core.config.shared import TrainConfig
 
 
@@ -17,11 +18,16 @@ class UnlearnConfig(TrainConfig):
 
     MAIN: ClassVar[tuple[str, ...]] = ("model", "forget", "retain", "objective", "output")
 
-    output: str = option("unlearned", "Directory to write the adapter and the run's records to.", group="run")
-    model: str = option("", "Hub id or folder of the model that is to forget.", group="method")
-    forget: list[str] = option([], "Files or hub ids of rows to forget.", group="data")
+    output: str = option(
+        "unlearned", "Directory to write the adapter and the run's records to.", group="run", form="path"
+    )
+    model: str = option("", "Hub id or folder of the model that is to forget.", group="method", form="path")
+    forget: list[str] = option([], "Files or hub ids of rows to forget.", group="data", form="path")
     retain: list[str] = option(
-        [], "Files or hub ids of rows to keep. Default: ordinary prompts that come with grun.", group="data"
+        [],
+        "Files or hub ids of rows to keep. Default: ordinary prompts that come with grun.",
+        group="data",
+        form="path",
     )
     topic: str | None = option(
         None,
@@ -34,12 +40,14 @@ class UnlearnConfig(TrainConfig):
         None,
         "Hub id or folder of a model that writes rows about the topic. Default: the model that is to forget.",
         group="data",
+        form="path",
     )
     neighbours: list[str] = option(
         [],
         "Files or hub ids of prompts about close topics that must stay: gates learn to stay shut for them. Answers are not "
         "needed.",
         group="data",
+        form="path",
     )
     objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
     adapt: str = option("grun", "Way of adapting the model.", group="method", choices_from="adaptations")
@@ -48,7 +56,9 @@ class UnlearnConfig(TrainConfig):
         "Values of the settings that show no default: default, or paper (the published setting).",
         group="method",
     )
-    rank: int | None = option(None, "Rank of the edit (lora: of the update).", group="method", minimum=1)
+    rank: int | None = option(
+        None, "Rank of the edit (lora: of the update).", group="method", minimum=1, maximum=65_536
+    )
     layers: str | None = option(
         None,
         "Layers to edit, comma-separated: indices (20,25,31) or fractions of depth (0.65,0.8,1.0).",
@@ -64,10 +74,10 @@ class UnlearnConfig(TrainConfig):
         choices_from="retain_losses",
     )
     forget_weight: float | None = option(
-        None, "Weight of the forget term. Default: the objective's.", group="method", minimum=0.0
+        None, "Weight of the forget term. Default: the objective's.", group="method", minimum=0.0, maximum=LARGEST
     )
     retain_weight: float | None = option(
-        None, "Weight of the retain term. Default: the objective's.", group="method", minimum=0.0
+        None, "Weight of the retain term. Default: the objective's.", group="method", minimum=0.0, maximum=LARGEST
     )
     retain_bound: float | None = option(
         None,
@@ -75,10 +85,15 @@ class UnlearnConfig(TrainConfig):
         "none; for pdu 1.1 times the base model's loss.",
         group="method",
         minimum=0.0,
+        maximum=LARGEST,
     )
-    dual_step: float = option(1.0, "Step size of the dual variable.", group="method", minimum=0.0)
+    dual_step: float = option(1.0, "Step size of the dual variable.", group="method", minimum=0.0, maximum=LARGEST)
     dual_warmup: float = option(
-        5.0, "Passes over the forget rows before the dual variable moves.", group="method", minimum=0.0
+        5.0,
+        "Passes over the forget rows before the dual variable moves.",
+        group="method",
+        minimum=0.0,
+        maximum=MOST_EPOCHS,
     )
     hidden_layer: str | None = option(
         None,
@@ -91,12 +106,14 @@ class UnlearnConfig(TrainConfig):
         "File of refusals, one per line, drawn at random for every row and pass. Default: a sentence that comes with grun, in "
         "the language of the question.",
         group="method",
+        form="path",
     )
     alternatives: str = option(
         "column",
         "Alternative answers (altpo): column (alternative_answers of your file), perturbed (TOFU's), or generate (the model "
         "makes them up).",
         group="method",
+        choices=("column", "perturbed", "generate"),
     )
     objective_options: dict[str, str] = option(
         {}, "Keyword arguments of the objective, as name=value (beta=0.1).", group="method"
@@ -109,6 +126,8 @@ class UnlearnConfig(TrainConfig):
         None,
         "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer.",
         group="gate",
+        minimum=-1,
+        maximum=10_000,
     )
     topic_layer: str | None = option(
         None,
@@ -130,20 +149,23 @@ class UnlearnConfig(TrainConfig):
         "Weight of the gate's cross-entropy when gate and edit are trained together.",
         group="gate",
         minimum=0.0,
+        maximum=LARGEST,
     )
     gate_class_weight: float = option(
-        1.0, "Weight of forget prompts in the gate's cross-entropy.", group="gate", minimum=0.0
+        1.0, "Weight of forget prompts in the gate's cross-entropy.", group="gate", minimum=0.0, maximum=LARGEST
     )
     gate_warmup: int = option(
         0,
         "Steps over which the forget and retain terms grow to their weights while the gate learns.",
         group="gate",
         minimum=0,
+        maximum=MOST_STEPS,
     )
     shut_for: list[str] = option(
         [],
         "Files of gate features that runs with --keep-features wrote: the gate learns to stay shut for their prompts.",
         group="gate",
+        form="path",
     )
     keep_features: bool = option(
         False,
@@ -156,27 +178,34 @@ class UnlearnConfig(TrainConfig):
         "Optimiser steps, exactly so many unless --patience is given. Default: until nothing gets better, 200 at most.",
         group="training",
         minimum=1,
+        maximum=MOST_STEPS,
     )
     epochs: float | None = option(
-        None, "Passes over the forget rows, instead of steps.", group="training", minimum=0.01
+        None, "Passes over the forget rows, instead of steps.", group="training", minimum=0.01, maximum=MOST_EPOCHS
     )
     learning_rate: float | None = option(
         None,
         "Peak learning rate (AdamW; linear decay over a fixed number of steps, else constant).",
         group="training",
         minimum=0.0,
+        maximum=LARGEST,
     )
     withhold: float = option(
         0.2, "Share of the retain subjects set aside for validation.", group="training", minimum=0.0, maximum=0.9
     )
     evaluate_every: int | None = option(
-        None, "Steps between validations, each a candidate for the best state.", group="training", minimum=1
+        None,
+        "Steps between validations, each a candidate for the best state.",
+        group="training",
+        minimum=1,
+        maximum=MOST_STEPS,
     )
     patience: int | None = option(
         None,
         "Stop after so many validations without a better state. Default: 2; never if --steps or --epochs is given.",
         group="training",
         minimum=1,
+        maximum=MOST_STEPS,
     )
     prefix_cache: bool = option(
         True,
@@ -187,8 +216,5 @@ class UnlearnConfig(TrainConfig):
         None,
         "Folder for the prefix cache, shared between runs on the same model and rows. Default: memory.",
         group="machine",
+        form="path",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("alternatives", self.alternatives, ("column", "perturbed", "generate"))
