@@ -18,8 +18,9 @@ import typer
 
 import grun
 from grun.cli.calls import called
+from grun.cli.failures import told
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
-from grun.cli.options import Stopped, command_for
+from grun.cli.options import command_for
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS, declared, has_extensions
 from grun.core.config.jobs import (
@@ -32,7 +33,7 @@ from grun.core.config.jobs import (
     UnlearnConfig,
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
-from grun.core.errors import RunsFailed, TrainingDiverged, UserError
+from grun.core.errors import UserError
 
 app = typer.Typer(
     help="Make a language model forget chosen data, without touching its weights.",
@@ -43,8 +44,6 @@ app = typer.Typer(
     cls=CommandList,
     context_settings={"max_content_width": WIDEST},
 )
-FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
-UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
 def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
@@ -210,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes the process's own.
 
     Returns:
-        0, or 1 if runs of a sweep failed, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
+        0, or 1 if runs of a sweep failed or a disk is full, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
         errors are raised.
     """
     _quiet()
@@ -218,16 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(command.main(given, prog_name="grun", standalone_mode=False) or 0)
-    except UserError as error:
-        return _failed(str(error), WRONG_INPUT)
-    except UsageError as error:
-        return _failed(error.format_message(), WRONG_INPUT)
-    except TrainingDiverged as error:
-        return _failed(str(error), DIVERGED)
-    except RunsFailed as error:
-        return _failed(str(error), FAILED)
-    except Stopped as error:
-        return _failed(str(error), INTERRUPTED)
+    except Exception as error:
+        if (said := told(error)) is None:
+            raise
+        return _failed(*said)
 
 
 def _is_first_process() -> bool:

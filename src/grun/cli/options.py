@@ -15,6 +15,7 @@ from grun.cli.settings_file import read_config_file
 from grun.core.config.checks import shown
 from grun.core.config.schema import flag, from_mapping, without_none
 from grun.core.errors import UserError
+from grun.core.storage.replacing import reading
 
 C = TypeVar("C")
 METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER", list: "TEXT", dict: "NAME=VALUE"}
@@ -46,7 +47,8 @@ def command_for(
         config = from_mapping(config_class, values, f"--config '{file}'")
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         try:
-            job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
+            with reading(file):
+                job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
         except KeyboardInterrupt as error:  # an Interrupted has a message, a plain one has none
             raise Stopped(str(error) or "stopped.") from error
 

@@ -30,6 +30,7 @@ from grun.core.errors import TrainingDiverged
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output
+from grun.core.storage.disk import check_room
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.inputs.finetuning import load_rows
@@ -43,6 +44,7 @@ from grun.models.loading.pretrained import resolve_device
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.interruption import StopCleanly, train_or_resume
+from grun.training.memory import bytes_on_disk
 from grun.training.progress import ProgressBar, quiet_trainer
 
 logger = logging.getLogger("grun")
@@ -75,9 +77,10 @@ def finetune(config: FinetuneConfig) -> Path:
     report = truncation_report(encoded)
     if report:
         logger.warning(report)
+    trainer = _trainer(config, model, encoded, base.encoder.pad, run)
+    check_room(run.path, bytes_on_disk(model, trainer.args.max_steps, trainer.args.save_steps))
     run.start()
     started = time.monotonic()
-    trainer = _trainer(config, model, encoded, base.encoder.pad, run)
     train_or_resume(trainer, run)
     with atomic_directory(target) as directory:
         model.save_pretrained(str(directory))

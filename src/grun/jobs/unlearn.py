@@ -23,6 +23,7 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output
+from grun.core.storage.disk import check_room
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
 from grun.jobs.inputs.expansion.expand import topic_rows
@@ -55,7 +56,7 @@ from grun.training.loss.dual_variable import DualVariable, dual_variable, is_con
 from grun.training.loss.plateau import stopping_callbacks
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
-from grun.training.memory import peak_memory
+from grun.training.memory import bytes_on_disk, peak_memory
 from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer
@@ -193,6 +194,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
     say_kept(config, data)
     started = time.monotonic()
     job = _prepared(config, recipe, data, answers, run)
+    check_room(run.path, bytes_on_disk(job.model, job.arguments.max_steps, job.arguments.save_steps))
     if is_main():
         run.start()
         if config.topic is not None:

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from grun.core.errors import UserError, nearest
+from grun.core.errors import NotWritten, UserError, nearest
 from grun.core.records import Example
 from grun.core.storage import atomic_files as files
-from grun.core.storage.run_directory import FEATURES
+from grun.core.storage.disk import not_written, reason_of
+from grun.core.storage.layout import FEATURES
 from grun.requests.ledger_files import (
     ADDING,
     DATA,
@@ -117,6 +118,7 @@ class LedgerState:
 
         Raises:
             UserError: if the ledger cannot be written.
+            NotWritten: if its disk is full.
         """
         try:
             lock = locked(self.path)
@@ -130,7 +132,10 @@ class LedgerState:
                 raise self._not_written(error) from error
             yield now
 
-    def _not_written(self, error: OSError) -> UserError:
+    def _not_written(self, error: OSError) -> UserError | NotWritten:
+        if reason := reason_of(error):
+            kept = "The ledger is as it was before; make room and run the same command again."
+            return not_written(reason, self.path, kept, "--ledger")
         return UserError(f"--ledger '{self.path}' cannot be written: {error.strerror or error}.")
 
     @property

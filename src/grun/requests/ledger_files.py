@@ -20,7 +20,6 @@ __all__ = [
 ]
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -33,7 +32,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from grun.core.errors import UserError
 from grun.core.records import Example
-from grun.core.storage.atomic_files import is_unfinished, parsed_json, read_json, sha256
+from grun.core.storage.atomic_files import is_unfinished, is_unfinished_folder, parsed_json, read_json, sha256
+from grun.core.storage.locks import lock
 
 logger = logging.getLogger("grun")
 FORMAT = 1
@@ -90,13 +90,7 @@ def locked(ledger: Path) -> IO[str]:
     ledger.mkdir(parents=True, exist_ok=True)
     if not os.access(ledger, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    lock = (ledger / LOCK).open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("Another process is changing %s; waiting for it.", ledger)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+    return lock(ledger / LOCK, lambda: logger.info("Another process is changing %s; waiting for it.", ledger))
 
 
 def tidy(ledger: Path, known: Collection[str]) -> None:
@@ -109,7 +103,7 @@ def tidy(ledger: Path, known: Collection[str]) -> None:
     for file in ledger.iterdir():
         if is_unfinished(file, RECORD):
             file.unlink(missing_ok=True)
-    for unfinished in (ledger / REQUESTS).glob(".*"):
+    for unfinished in filter(is_unfinished_folder, (ledger / REQUESTS).glob(".*")):
         shutil.rmtree(unfinished, ignore_errors=True)
     for marker in (ledger / REQUESTS).glob(f"*/{ADDING}"):
         if marker.parent.name in known:

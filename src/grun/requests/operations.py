@@ -25,7 +25,6 @@ from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import UserError
 from grun.core.provenance import provenance
-from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
 from grun.core.storage.run_directory import FEATURES, holds_run
 from grun.jobs.calibrate import say
@@ -39,7 +38,8 @@ from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
-from grun.requests.ledger_record import ADAPTER_FILES, ID, LedgerCalibration
+from grun.requests.exports import exported
+from grun.requests.ledger_record import ID, LedgerCalibration
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers", "topic_layer")  # settings that determine the features of gates
@@ -109,7 +109,7 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
 
     Args:
         ledger: directory of the ledger.
-        output: directory to write; must be new or hold an adapter.
+        output: directory to write; must be new, empty, or hold what an export wrote.
         scale: factor of all edits; None for 1.
         reference_scale: take 0.6 n + 0.6 for n requests, as the reference implementation does.
 
@@ -121,14 +121,9 @@ def export(ledger: str, output: str, scale: float | None = None, reference_scale
     now, target = LedgerState.read(ledger, hub=True), Path(output).expanduser()
     if not now.active:
         raise UserError(f"--ledger '{ledger}' has no active request, so there is nothing to export.")
-    if target.is_file() or (target.is_dir() and any(file.name not in ADAPTER_FILES for file in target.iterdir())):
-        raise UserError(f"'{output}' holds something else; name a new directory, or one that an export made.")
     factor = REFERENCE_SCALE * (len(now.active) + 1) if reference_scale else scale
-    try:
-        with atomic_directory(target) as directory:
-            write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
-    except OSError as error:
-        raise UserError(f"'{output}' cannot be written: {error.strerror or error}.") from error
+    with exported(target) as directory:
+        write_in_force(now, {id: now.adapter(id) for id in now.active}, directory, factor)
     say_uncovered(now)
     return target
 

@@ -71,6 +71,9 @@ def test_expanding_again_writes_the_same_and_keeps_corrections(roomy: Path, tmp_
     assert len(lines(corrected)) == 5
     assert run("a", "--seed", "1") == 2
     assert len(lines(corrected)) == 5
+    assert run("a", "--seed", "1", "--overwrite") == 2, "corrections are never deleted"
+    assert len(lines(corrected)) == 5
+    corrected.rename(tmp_path / "mine.jsonl")
     assert run("a", "--seed", "1", "--overwrite") == 0
     assert len(lines(corrected)) > 5
     (tmp_path / "other").mkdir()
@@ -130,6 +133,9 @@ def test_an_edited_or_overwritten_topic_is_another_run(config: UnlearnConfig) ->
     write_rows(run / FOLDER / "forget.jsonl", lines(run / FOLDER / "forget.jsonl")[:4])
     with pytest.raises(grun.UserError, match="the content of its data differs"):
         job.unlearn(config)
+    with pytest.raises(grun.UserError, match=r"forget.jsonl', which was changed since grun wrote it"):
+        job.unlearn(replace(config, overwrite=True))
+    (run / FOLDER / "forget.jsonl").unlink()
     job.unlearn(replace(config, overwrite=True))
     assert len(lines(run / FOLDER / "forget.jsonl")) == 6
     with pytest.raises(grun.UserError, match="--topic was Lund, now Kiel"):

@@ -83,10 +83,9 @@ def is_unfinished(file: Path, name: str) -> bool:
     return re.fullmatch(rf"\.{re.escape(name)}\.\d+\.tmp", file.name) is not None
 
 
-def is_unfinished_folder(folder: Path, name: str | None = None) -> bool:
-    """True if a kill within `atomic_directory` may have left this, of a folder of that name; None stands for any name."""
-    pattern = rf"\.{'.+' if name is None else re.escape(name)}\.[a-z0-9_]{{8}}(\.old)?"
-    return re.fullmatch(pattern, folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+def is_unfinished_folder(folder: Path) -> bool:
+    """True if a kill within `atomic_directory` may have left this."""
+    return re.fullmatch(r"\.[^.]+\.\w+(\.old)?", folder.name) is not None and folder.is_dir() and not folder.is_symlink()
 
 
 @contextmanager

@@ -112,8 +112,8 @@ def _taken(where: Path, flag: str) -> tuple[list[Path], IO[str]]:
             ) from error
         except OSError as error:
             _remove_empty(made)
-            if disk.is_full(error):
-                raise disk.not_written(os.strerror(error.errno or 0), where, "Nothing was begun.", flag) from error
+            if reason := disk.reason_of(error):
+                raise disk.not_written(reason, where, "Nothing was begun.", flag) from error
             raise UserError(f"{flag} '{where}' cannot be written: {error.strerror or error}.") from error
     raise UserError(f"{flag} '{where}' cannot be written: {os.strerror(errno.ENOENT)}.")
 

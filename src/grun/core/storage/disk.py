@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_room", "free_bytes", "in_words", "is_full", "not_written", "reason_of"]
+__all__ = ["check_room", "not_written", "reason_of"]
 
 import errno
 import os
@@ -16,14 +16,9 @@ from grun.core.errors import NotWritten, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust say it
+OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # as libraries in Rust say it, and errors of several files
 TORCH = ("PytorchStreamWriter failed", "file write failed", "iostream error", "unexpected pos ")
 _needed: dict[Path, int] = {}  # bytes that a run is expected to write, by its directory
-
-
-def is_full(error: OSError) -> bool:
-    """True if a file could not be written because a disk, a quota or a limit is full."""
-    return error.errno in FULL
 
 
 def reason_of(error: BaseException, where: Path | None = None) -> str | None:
@@ -34,11 +29,11 @@ def reason_of(error: BaseException, where: Path | None = None) -> str | None:
         where: directory that is written to; an error of rights counts for files in it only. None counts none.
     """
     for one in _chain(error):
-        if isinstance(one, OSError):
+        if isinstance(one, OSError) and one.errno is not None:
             if one.errno in FULL or (one.errno in GONE and where is not None and _is_below(one.filename, where)):
-                return os.strerror(one.errno or 0)
-        elif (found := OS_ERROR.search(str(one))) and int(found[1]) in (*FULL, errno.EROFS):
-            return os.strerror(int(found[1]))
+                return os.strerror(one.errno)
+        elif (found := OS_ERROR.search(str(one))) and int(found[1] or found[2]) in (*FULL, errno.EROFS):
+            return os.strerror(int(found[1] or found[2]))
         elif isinstance(one, RuntimeError) and any(words in str(one) for words in TORCH):
             limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
             return os.strerror(errno.EFBIG if limited else errno.ENOSPC)
@@ -55,7 +50,7 @@ def not_written(reason: str, where: Path, kept: str, flag: str = "--output") -> 
         flag: that names the directory.
     """
     needed = _needed.get(where.resolve())
-    more = "" if needed is None else f", and about {in_words(needed)} are needed"
+    more = "" if needed is None else f", and about {_words(needed)} are needed"
     return NotWritten(f"{flag} '{where}' cannot be written: {reason}; {_room(where)}{more}. {kept}")
 
 
@@ -71,15 +66,15 @@ def check_room(where: Path, needed: int) -> None:
     """
     _needed[where.resolve()] = needed
     there = sum(file.stat().st_size for file in where.rglob("*") if file.is_file() and not file.is_symlink())
-    free = free_bytes(where)
+    free = _free(where)
     if free is not None and free + there < needed:
         raise UserError(
-            f"--output '{where}': the run writes about {in_words(needed)}, but {_room(where)}; make room, or name a directory "
+            f"--output '{where}': the run writes about {_words(needed)}, but {_room(where)}; make room, or name a directory "
             "on another disk."
         )
 
 
-def free_bytes(where: Path) -> int | None:
+def _free(where: Path) -> int | None:
     """Bytes that are free on the disk of a directory, which need not be there yet; None if that is not known."""
     try:
         return shutil.disk_usage(_existing(where)).free
@@ -87,7 +82,7 @@ def free_bytes(where: Path) -> int | None:
         return None
 
 
-def in_words(count: int) -> str:
+def _words(count: int) -> str:
     """A number of bytes with its unit."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= size:
@@ -96,10 +91,10 @@ def in_words(count: int) -> str:
 
 
 def _room(where: Path) -> str:
-    free, place = free_bytes(where), _existing(where)
+    free, place = _free(where), _existing(where)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    said = f"its disk ('{place}') has {'an unknown room' if free is None else in_words(free)} free"
-    return said if limit == resource.RLIM_INFINITY else f"{said}, and a file may have {in_words(limit)} at most"
+    said = f"its disk ('{place}') has {'an unknown room' if free is None else _words(free)} free"
+    return said if limit == resource.RLIM_INFINITY else f"{said}, and a file may have {_words(limit)} at most"
 
 
 def _existing(where: Path) -> Path:

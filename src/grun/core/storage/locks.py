@@ -43,9 +43,8 @@ def lock(file: Path, wait: Callable[[], None] | None = None) -> IO[str]:
             raise
         if _is_at(stream, file):
             with suppress(OSError):  # a full disk: the lock holds all the same
-                stream.truncate(0)
-                stream.write(f"{os.getpid()} {socket.gethostname()}\n")
-                stream.flush()
+                os.ftruncate(stream.fileno(), 0)
+                os.write(stream.fileno(), f"{os.getpid()} {socket.gethostname()}\n".encode())
             return stream
         stream.close()
 
@@ -67,8 +66,7 @@ def unlock(stream: IO[str]) -> None:
     """Release a lock, also for child processes that were forked while it was held."""
     with suppress(OSError):
         fcntl.flock(stream, fcntl.LOCK_UN)
-    with suppress(OSError):  # what could not be written before
-        stream.close()
+    stream.close()
 
 
 def is_held(file: Path) -> bool:

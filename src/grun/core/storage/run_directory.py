@@ -120,8 +120,8 @@ class RunDirectory:
             else:
                 open_list(self.path, self.record["command"], new=False)
         except OSError as error:
-            if disk.is_full(error):
-                raise disk.not_written(os.strerror(error.errno or 0), self.path, "Nothing was begun.") from error
+            if reason := disk.reason_of(error):
+                raise disk.not_written(reason, self.path, "Nothing was begun.") from error
             raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
 
     def last_checkpoint(self) -> Path | None:

@@ -1,0 +1,36 @@
+"""What a command that failed says, in one line, and its exit code."""
+
+from __future__ import annotations
+
+__all__ = ["DIVERGED", "FAILED", "INTERRUPTED", "WRONG_INPUT", "told"]
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from grun.cli.options import Stopped
+from grun.core.errors import NotWritten, RunsFailed, TrainingDiverged, UserError
+from grun.core.storage import disk
+
+FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
+CODES = ((UserError, WRONG_INPUT), (TrainingDiverged, DIVERGED), ((RunsFailed, NotWritten), FAILED), (Stopped, INTERRUPTED))
+
+
+def told(error: Exception) -> tuple[str, int] | None:
+    """The message of an error for people, and the exit code; None for an error of the program itself.
+
+    Args:
+        error: that ended a command.
+    """
+    if isinstance(error, UsageError):
+        return str(error.format_message()), WRONG_INPUT
+    for kind, code in CODES:
+        if isinstance(error, kind):
+            return str(error), code
+    if (reason := disk.reason_of(error)) is not None:  # outside of every directory that a command has claimed
+        named = getattr(error, "filename", None)
+        where = Path(str(named)).parent if named else Path.cwd()
+        return str(disk.not_written(reason, where, "Make room and run the same command again.", "the directory")), FAILED
+    return None
