@@ -83,8 +83,9 @@ def load_model_and_tokenizer(
     said, place = f"--model '{name}'", resolve_device(device)
     common = {"trust_remote_code": trust_remote_code, **found_files(source, said)}
     with quiet():
-        with refusing(said):
+        with refusing(f"{said}: its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source.place, **common)
+        with refusing(said):
             if quantize is not None:
                 config = AutoConfig.from_pretrained(source.place, **common)
                 common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["quiet", "reason", "refusing"]
+__all__ = ["counted", "quiet", "reason", "refusing"]
 
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,12 +50,22 @@ def reason(error: BaseException) -> str:
         return OBJECTS
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, EOFError) or "PytorchStreamReader" in text:
+        return "it is truncated or damaged; copy the file again"
+    if text.startswith("Unrecognized configuration class"):
+        return "transformers has no decoder (causal language model) of its kind; name a model that writes text"
     if isinstance(error, MemoryError):
         return "there is not enough memory for what it asks for"
     text = text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ..."
-    if not text:
-        return type(error).__name__
-    return text.rstrip(".") if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text.rstrip('.')}"
+    if isinstance(error, (OSError, ValueError)) and text:
+        return text.rstrip(".")
+    detail = f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__
+    return f"it is damaged, or of a kind that cannot be read ({detail})"
+
+
+def counted(names: Sequence[str]) -> str:
+    """The number of some names, and the first few."""
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 @contextmanager
