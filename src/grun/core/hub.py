@@ -6,10 +6,11 @@ __all__ = ["check_repository", "is_cached", "nearest_folder", "reachable"]
 
 import difflib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from threading import Thread
 
-from grun.core.errors import UserError
+from grun.core.errors import UserError, nearest
 
 TIMEOUT = 5.0  # seconds for an answer of any kind
 
@@ -58,13 +59,14 @@ def is_cached(name: str, repo_type: str = "model") -> bool:
     return any(place.is_dir() for place in places)
 
 
-def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
+def check_repository(name: str, said: str, repo_type: str = "model", known: Collection[str] = ()) -> bool:
     """Check that what is no path here can be a hub repository, before a library looks for it.
 
     Args:
         name: what the user gave, which is neither a file nor a folder.
         said: how a message begins: the flag and what was given, `--model 'x/y'`.
         repo_type: `model` or `dataset`.
+        known: names that mean something else, for a hint.
 
     Returns:
         Whether the hub answers; False if it does not, but files of the repository are in the cache.
@@ -75,11 +77,12 @@ def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    hint = nearest_folder(name) or nearest(name, known)
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"{said} cannot be loaded: there is no such file or folder, and it is no hub id.{nearest_folder(name)}"
+            f"{said} cannot be loaded: there is no such file or folder, and it is no hub id.{hint}"
         ) from error
     if reachable():
         return True
@@ -87,7 +90,7 @@ def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
         return False
     raise UserError(
         f"{said} cannot be loaded: there is no such folder, the hub cannot be reached, and its cache holds nothing of "
-        f"that name.{nearest_folder(name)}"
+        f"that name.{hint}"
     )
 
 

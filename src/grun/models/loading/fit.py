@@ -159,8 +159,8 @@ def check_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, said: str) -> 
     step = torch.finfo(model.dtype if model.dtype.is_floating_point else torch.float32).eps ** 0.5
     if not getattr(model, "is_quantized", False) and float((before - after).abs().max()) > step * float(before.std()):
         raise UserError(
-            f"{said} cannot be used: it is a {type(model).__name__} whose tokens see later ones, so it is no decoder (a causal "
-            "language model); name a model that writes text."
+            f"{said} cannot be used: it is a {type(model).__name__} whose tokens see later ones, so it is no decoder "
+            "(causal language model); name a model that writes text."
         )
 
 
