@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers.utils import logging as progress
 
 from grun.core.errors import UserError
-from grun.models.loading.reading import counted, refusing
+from grun.models.loading.fit import Complete
+from grun.models.loading.reading import counted, quiet, refusing
 
 Shapes = Mapping[str, tuple[int, ...]]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -35,8 +37,6 @@ SIZES = (
 )
 NEVER_ZERO = ("hidden_size", "vocab_size")
 NUMBERS = ("max_position_embeddings", "n_positions", "rms_norm_eps", "rope_theta")
-TIED = 2  # a shared embedding is counted twice
-PACKED = 8  # weights in a byte of a quantised file, at most
 
 
 def check_model_files(folder: Path, said: str) -> None:
@@ -48,7 +48,7 @@ def check_model_files(folder: Path, said: str) -> None:
 
     Raises:
         UserError: naming the file, if one is missing, empty, cut off, a pointer of git-lfs or no JSON, if the index names
-            shards or tensors that are not there, or if `config.json` has sizes that no model has.
+            shards or tensors that are not there, or if the tensors are not those of the model that `config.json` describes.
     """
     config = json_object(folder / "config.json", said)
     if not isinstance(config.get("model_type", ""), str):
@@ -66,8 +66,8 @@ def check_model_files(folder: Path, said: str) -> None:
     if weights.suffix == ".json":
         _check_index(weights, shapes, said)
     _check_sizes(config, len(shapes), f"{said}: {folder / 'config.json'}")
-    if isinstance(config.get("model_type"), str) and "auto_map" not in config:
-        _check_memory(config, sum(file.stat().st_size for file in files), said, folder)
+    if "auto_map" not in config and "quantization_config" not in config:
+        _check_fit(folder, shapes, said)
 
 
 def json_object(file: Path, said: str, finite: bool = False) -> dict[str, Any]:
@@ -184,23 +184,24 @@ def _check_sizes(config: Mapping[str, Any], tensors: int, said: str) -> None:
                 )
 
 
-def _check_memory(config: Mapping[str, Any], held: int, said: str, folder: Path) -> None:
-    """Check that a configuration does not describe a far larger model than the files hold.
+def _check_fit(folder: Path, shapes: Shapes, said: str) -> None:
+    """Check that the weights of a folder are those of the model that its `config.json` describes, without reading them.
 
-    Args:
-        config: as saved.
-        held: bytes of the files.
-        said: how a message begins.
-        folder: of the model.
+    Neither takes memory: a far too large model is refused before there is room made for it.
     """
-    from transformers import AutoConfig
-
-    with refusing(said), torch.device("meta"):
-        whole: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-        described = sum(p.numel() for p in AutoModelForCausalLM.from_config(whole).parameters())
-    most = held * (PACKED if "quantization_config" in config else TIED)
-    if described > max(most, 1 << 16):
-        raise UserError(
-            f"{said}: {folder / 'config.json'} describes a model of {described:,} parameters, but the weight files hold "
-            f"{held:,} bytes: they do not belong together, or files are missing."
-        )
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    try:
+        with quiet(), refusing(said):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                raise UserError(
+                    f"{said} cannot be loaded: transformers has no decoder (causal language model) of the model_type "
+                    f"'{config.model_type}'; name a model that writes text."
+                )
+            kind = Complete(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], said)
+            held = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            kind.from_pretrained(None, config=config, state_dict=held, device_map="meta")
+    finally:
+        if shown:
+            progress.enable_progress_bar()
