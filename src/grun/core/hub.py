@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from threading import Thread
 
-from grun.core.errors import UserError, nearest
+from grun.core.errors import UserError
 
 TIMEOUT = 5.0  # seconds for an answer of any kind
 
@@ -77,7 +77,7 @@ def check_repository(name: str, said: str, repo_type: str = "model", known: Coll
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    hint = nearest_folder(name) or nearest(name, known)
+    hint = nearest_folder(name, known)
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -94,24 +94,26 @@ def check_repository(name: str, said: str, repo_type: str = "model", known: Coll
     )
 
 
-def nearest_folder(name: str) -> str:
-    """`" Did you mean 'x'?"` for a path that is there and is spelt almost like `name`, or an empty string."""
+def nearest_folder(name: str, known: Collection[str] = ()) -> str:
+    """`" Did you mean 'x'?"` for a path that is there, or a known name, spelt almost like `name`; or an empty string."""
     given = Path(name).expanduser()
     found = Path(given.anchor)
-    for part in given.relative_to(given.anchor).parts:
+    parts = given.relative_to(given.anchor).parts
+    for part in parts:
         if not (found / part).exists():
-            part = _alike(part, found)
+            part = _alike(part, found, known if len(parts) == 1 else ())
         if not part:
             return ""
         found /= part
     return f" Did you mean '{found}'?" if found != Path() else ""
 
 
-def _alike(part: str, folder: Path) -> str:
-    """The entry of a folder that is spelt most like a part of a path; empty if none is."""
+def _alike(part: str, folder: Path, known: Collection[str]) -> str:
+    """The entry of a folder, or the known name, that is spelt most like a part of a path; empty if none is."""
     try:
-        entries = {entry.name.lower(): entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError:
-        return ""
-    found = difflib.get_close_matches(part.lower(), sorted(entries), n=1, cutoff=0.6)
+        names = []
+    entries = {name.lower(): name for name in (*names, *known)}
+    found = difflib.get_close_matches(part.lower(), sorted(entries), n=1, cutoff=0.5)
     return entries[found[0]] if found else ""

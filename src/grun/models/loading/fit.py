@@ -101,7 +101,10 @@ def _other_kinds(architectures: Collection[Any]) -> set[str]:
 
 def _of_layers(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
     """Tensors that no place was found for, though they belong to a decoder layer: the model is not the one that was saved."""
-    prefix, layers = decoder_layers(model)
+    try:
+        prefix, layers = decoder_layers(model)
+    except UserError:  # said elsewhere, where layers are needed
+        return []
     further = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0  # read by other programs
     found = []
     for name in unexpected:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as progress
 
 from grun.core.errors import UserError
@@ -194,14 +194,10 @@ def _check_fit(folder: Path, shapes: Shapes, said: str) -> None:
     try:
         with quiet(), refusing(said):
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-                raise UserError(
-                    f"{said} cannot be loaded: transformers has no decoder (causal language model) of the model_type "
-                    f"'{config.model_type}'; name a model that writes text."
-                )
-            kind = Complete(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], said)
+            with torch.device("meta"):
+                empty = AutoModelForCausalLM.from_config(config)
             held = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-            kind.from_pretrained(None, config=config, state_dict=held, device_map="meta")
+            Complete(type(empty), said).from_pretrained(None, config=empty.config, state_dict=held, device_map="meta")
     finally:
         if shown:
             progress.enable_progress_bar()
