@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     model = tiny_model()
     with torch.no_grad():
-        model.lm_head.weight[5] = 3e38  # finite, so that the model is not refused, but its logits overflow
+        model.model.norm.weight.fill_(3e38)  # finite, so that the model is not refused, but its states overflow
     model.save_pretrained(tmp_path / "broken")
     tiny_tokenizer().save_pretrained(tmp_path / "broken")
     assert main(unlearn(model=tmp_path / "broken", objective="idk")) == 3

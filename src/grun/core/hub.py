@@ -6,6 +6,7 @@ __all__ = ["check_repository", "is_cached", "nearest_folder", "reachable"]
 
 import difflib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from threading import Thread
 
@@ -58,13 +59,14 @@ def is_cached(name: str, repo_type: str = "model") -> bool:
     return any(place.is_dir() for place in places)
 
 
-def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
+def check_repository(name: str, said: str, repo_type: str = "model", known: Collection[str] = ()) -> bool:
     """Check that what is no path here can be a hub repository, before a library looks for it.
 
     Args:
         name: what the user gave, which is neither a file nor a folder.
         said: how a message begins: the flag and what was given, `--model 'x/y'`.
         repo_type: `model` or `dataset`.
+        known: names that mean something else, for a hint.
 
     Returns:
         Whether the hub answers; False if it does not, but files of the repository are in the cache.
@@ -75,11 +77,12 @@ def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    hint = nearest_folder(name, known)
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"{said} cannot be loaded: there is no such file or folder, and it is no hub id.{nearest_folder(name)}"
+            f"{said} cannot be loaded: there is no such file or folder, and it is no hub id.{hint}"
         ) from error
     if reachable():
         return True
@@ -87,28 +90,30 @@ def check_repository(name: str, said: str, repo_type: str = "model") -> bool:
         return False
     raise UserError(
         f"{said} cannot be loaded: there is no such folder, the hub cannot be reached, and its cache holds nothing of "
-        f"that name.{nearest_folder(name)}"
+        f"that name.{hint}"
     )
 
 
-def nearest_folder(name: str) -> str:
-    """`" Did you mean 'x'?"` for a path that is there and is spelt almost like `name`, or an empty string."""
+def nearest_folder(name: str, known: Collection[str] = ()) -> str:
+    """`" Did you mean 'x'?"` for a path that is there, or a known name, spelt almost like `name`; or an empty string."""
     given = Path(name).expanduser()
     found = Path(given.anchor)
-    for part in given.relative_to(given.anchor).parts:
+    parts = given.relative_to(given.anchor).parts
+    for part in parts:
         if not (found / part).exists():
-            part = _alike(part, found)
+            part = _alike(part, found, known if len(parts) == 1 else ())
         if not part:
             return ""
         found /= part
     return f" Did you mean '{found}'?" if found != Path() else ""
 
 
-def _alike(part: str, folder: Path) -> str:
-    """The entry of a folder that is spelt most like a part of a path; empty if none is."""
+def _alike(part: str, folder: Path, known: Collection[str]) -> str:
+    """The entry of a folder, or the known name, that is spelt most like a part of a path; empty if none is."""
     try:
-        entries = {entry.name.lower(): entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError:
-        return ""
-    found = difflib.get_close_matches(part.lower(), sorted(entries), n=1, cutoff=0.6)
+        names = []
+    entries = {name.lower(): name for name in (*names, *known)}
+    found = difflib.get_close_matches(part.lower(), sorted(entries), n=1, cutoff=0.5)
     return entries[found[0]] if found else ""

@@ -21,8 +21,8 @@ from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.models.gates.calibration import Calibration, calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
-from grun.models.loading.loaded import content_if_given, load
 from grun.models.loading.adapters import save_adapter
+from grun.models.loading.loaded import content_if_given, load
 from grun.models.loading.pretrained import adapter_folder, load_adapter
 from grun.models.loading.sources import model_source
 from grun.models.tuner.config import GrunConfig

@@ -31,6 +31,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from grun.core.errors import UserError
+from grun.core.hub import is_cached, nearest_folder, reachable
 from grun.core.records import Example
 from grun.core.storage.atomic_files import is_unfinished, is_unfinished_folder, parsed_json, read_json, sha256
 from grun.core.storage.locks import lock
@@ -134,6 +135,11 @@ def downloaded(repository: str) -> Path:
     Raises:
         UserError: if the repository cannot be downloaded.
     """
+    if not reachable() and not is_cached(repository):
+        raise UserError(
+            f"--ledger '{repository}': there is no such directory, and no hub repository could be downloaded: the hub cannot "
+            f"be reached, and its cache holds nothing of that name.{nearest_folder(repository)}"
+        )
     try:
         return Path(snapshot_download(repository))
     except (OSError, ValueError, HfHubHTTPError) as error:

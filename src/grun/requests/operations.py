@@ -36,10 +36,10 @@ from grun.models.adaptations import NO_TOPICS, with_presets
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
-from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
+from grun.requests.active import base_of, check_base, identity, loaded, measured, say_crossing, write_in_force
 from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
 from grun.requests.exports import exported
-from grun.requests.ledger_record import ID, LedgerCalibration
+from grun.requests.ledger_record import ADAPTER_FILES, ID, BaseModel, LedgerCalibration
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers", "topic_layer")  # settings that determine the features of gates
@@ -70,8 +70,7 @@ def add(config: RequestConfig) -> str:
     data = load_unlearning_rows(config, topic)
     found = {"fingerprint": fingerprint_of_rows(data.forget), "rows": len(data.forget)}
     ledger = LedgerState.read_or_new(config.ledger)
-    base = identity(config.model, config.trust_remote_code)
-    check_base(ledger, base)
+    base = _checked_base(config, ledger)
     with ledger.changing() as now:
         check_base(now, base)
         now = dataclasses.replace(now, base=now.base if now.requests else base)
@@ -102,6 +101,15 @@ def add(config: RequestConfig) -> str:
     say_crossing(id, in_force)
     say_uncovered(changed)
     return id
+
+
+def _checked_base(config: RequestConfig, ledger: LedgerState) -> BaseModel:
+    """The base model of a request, which is that of the ledger; one that cannot be used leaves no new ledger behind."""
+    base = identity(config.model, config.trust_remote_code)
+    check_base(ledger, base)
+    if not Path(config.ledger).exists():
+        base_of(config)
+    return base
 
 
 def export(ledger: str, output: str, scale: float | None = None, reference_scale: bool = False) -> Path:

@@ -23,12 +23,13 @@ from grun.core.hub import check_repository
 from grun.core.storage.atomic_files import write_json
 from grun.core.storage.weights import base_weights, check_same_base, not_finite
 from grun.models.loading.model_files import json_object, tensor_shapes
-from grun.models.loading.reading import quiet, refusing
+from grun.models.loading.reading import counted, quiet, refusing
 from grun.models.loading.restoring import Snapshot
 from grun.models.tuner.config import GrunConfig
 
 CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"  # beside adapters whose own configuration has no place for what it says
+MISMATCH = re.compile(r"size mismatch for (\S+): .*? torch\.Size\((.*?)\) .*? torch\.Size\((.*?)\)")
 SIDES = ("rank", "r", "topic_width", "num_virtual_tokens")  # settings that are the length of a side of some tensor
 
 
@@ -54,17 +55,18 @@ def load_adapter(model: PreTrainedModel, directory: str) -> PeftModel:
             is then as it was.
     """
     folder, said = adapter_folder(directory), f"--adapter '{directory}'"
+    if Path(folder).is_dir():
+        check_adapter_files(Path(folder), said)
+        _check_recorded_base(model, Path(folder), said)
+    else:
+        check_repository(folder, said)
     before = Snapshot(model)
     try:
-        if Path(folder).is_dir():
-            check_adapter_files(Path(folder), said)
-            _check_recorded_base(model, Path(folder), said)
-        else:
-            check_repository(folder, said)
         return _loaded(model, folder, said).eval()
-    except UserError:
+    except UserError as error:
         before.restore()
-        raise
+        words = str(error)
+        raise error if words.startswith(said) else UserError(f"{said} cannot be loaded: {words}") from error
 
 
 def check_adapter_files(folder: Path, said: str) -> None:
@@ -106,9 +108,7 @@ def _check_against_weights(folder: Path, settings: Mapping[str, Any], said: str)
     if not file.exists():
         if not (folder / WEIGHTS_NAME).exists():
             raise UserError(f"{said}: {folder} has no {SAFETENSORS_WEIGHTS_NAME}; copy the whole adapter.")
-        with refusing(f"{said}: {folder / WEIGHTS_NAME}"), quiet():
-            load_peft_weights(str(folder), device="cpu")  # with `weights_only=True`: nothing in it is run
-        return
+        file = folder / WEIGHTS_NAME
     shapes = tensor_shapes(file, said).values()
     longest = max((side for shape in shapes for side in shape), default=0)
     members = settings.get("members")
@@ -162,27 +162,36 @@ def save_adapter(adapted: PeftModel, folder: Path, **others: Any) -> None:
 
 
 def _loaded(model: PreTrainedModel, folder: str, said: str) -> PeftModel:
+    with refusing(said), quiet():
+        tensors = load_peft_weights(folder, device="cpu")
+    if (wrong := not_finite(tensors)) is not None:
+        raise UserError(f"{said} cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
     try:
         with refusing(said), quiet():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
             adapted = PeftModel.from_pretrained(model, folder)
-            tensors = load_peft_weights(folder, device="cpu")
     except UserError as error:
-        if not isinstance(error.__cause__, UserWarning):
-            raise
-        missing = re.findall(r"'([^']+\.[^']+)'", str(error.__cause__))
-        raise UserError(
-            f"{said} is damaged: {len(missing)} of its tensors are missing ({_first(missing)}); copy the whole adapter, or load "
-            "it on the model that it was made for."
-        ) from error
-    _check_tensors(adapted, tensors, said)
+        raise _explained(error, said) from error
+    _check_used(adapted, tensors, said)
     return adapted
 
 
-def _check_tensors(adapted: PeftModel, tensors: Mapping[str, Tensor], said: str) -> None:
-    """Check that all tensors of an adapter are finite, and that PEFT has used them."""
-    if (wrong := not_finite(tensors)) is not None:
-        raise UserError(f"{said} cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
+def _explained(error: UserError, said: str) -> UserError:
+    """What PEFT says of missing tensors and of other shapes, in short; any other error as it is."""
+    cause = str(error.__cause__)
+    if isinstance(error.__cause__, UserWarning):
+        missing = re.findall(r"'([^']+\.[^']+)'", cause)
+        return UserError(f"{said} is damaged: tensors are missing: {counted(missing)}; copy the whole adapter.")
+    if wrong := [f"{name} {saved} instead of {own}" for name, saved, own in MISMATCH.findall(cause)]:
+        return UserError(
+            f"{said} does not fit: its settings and the model need tensors of other shapes: {counted(wrong)}; copy the whole "
+            "adapter, and load it on the model that it was made for."
+        )
+    return error
+
+
+def _check_used(adapted: PeftModel, tensors: Mapping[str, Tensor], said: str) -> None:
+    """Check that PEFT has used all tensors of an adapter."""
     prefix = getattr(adapted.base_model, "prefix", None)
     if not isinstance(prefix, str) or adapted.active_peft_config.is_prompt_learning:
         return
@@ -191,10 +200,6 @@ def _check_tensors(adapted: PeftModel, tensors: Mapping[str, Tensor], said: str)
     unused = sorted(name for name in result.unexpected_keys if prefix in name)
     if unused:
         raise UserError(
-            f"{said} does not fit: {len(unused)} of its tensors have no place in the model ({_first(unused)}); load it on the "
-            "model that it was made for."
+            f"{said} does not fit: its settings and the model leave no place for tensors of it: {counted(unused)}; copy the "
+            "whole adapter, and load it on the model that it was made for."
         )
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

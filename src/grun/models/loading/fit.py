@@ -16,10 +16,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from grun.core.errors import UserError
 from grun.models.forward import adapters_off, evaluating
-from grun.models.loading.reading import refusing
+from grun.models.loading.reading import counted, refusing
 from grun.models.tuner.model import decoder_layers
 
-BENIGN = re.compile(r"(_scales?|_zero_points?|inv_freq|masked_bias|\.attn\.bias)$")  # of layers; models do not need them
+BENIGN = re.compile(
+    r"(_scales?|_zero_points?|inv_freq|masked_bias|\.attn\.bias)$"
+)  # of layers; models do not need them
 TEXT = "The sea is deep, and a book about it was written in the harbour."
 PROBED = 12  # tokens of the text, at most
 
@@ -42,7 +44,10 @@ class Complete:
         Raises:
             UserError: see `check_complete`.
         """
-        others |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused with names and shapes
+        others |= {
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }  # they are refused with names and shapes
         model, loading = self.kind.from_pretrained(*args, **others)
         check_complete(model, loading, self.said)
         return model
@@ -66,31 +71,21 @@ def check_complete(model: PreTrainedModel, loading: Mapping[str, Any], said: str
             f"{said} cannot be loaded: its config.json has model_type '{kind}', but its architectures are of another one "
             f"({', '.join(architectures)}); restore the config.json that the weights were saved with."
         )
-    mismatched = loading.get("mismatched_keys") or ()
-    wrong = [
-        f"{name} {tuple(shape[0])} instead of {tuple(shape[1])}" if shape else str(name)
-        for name, *shape in sorted(_split(mismatched))
-    ]
+    mismatched = sorted(loading.get("mismatched_keys") or ())
     ways = (
-        ("are missing in its files", sorted(loading.get("missing_keys") or ())),
-        ("have other shapes in its files", wrong),
-        ("of its files have no place in it", _of_layers(model, loading.get("unexpected_keys") or ())),
+        ("tensors missing in its files", sorted(loading.get("missing_keys") or ())),
+        (
+            "tensors of other shapes in its files",
+            [f"{name} {tuple(saved)} instead of {tuple(own)}" for name, saved, own in mismatched],
+        ),
+        ("tensors in its files that have no place in it", _of_layers(model, loading.get("unexpected_keys") or ())),
     )
     for what, names in ways:
         if names:
-            few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise UserError(
-                f"{said} cannot be loaded: its config.json describes a {type(model).__name__}, but {len(names)} tensors "
-                f"{what} ({few}); copy the whole model, with the config.json that its weights were saved with."
+                f"{said} cannot be loaded: its config.json describes a {type(model).__name__}, but there are {what}: "
+                f"{counted(names)}; copy the whole model, with the config.json that its weights were saved with."
             )
-
-
-def _split(mismatched: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Names of mismatched tensors with the two shapes, where they are told."""
-    return [
-        (entry[0], (entry[1], entry[2])) if isinstance(entry, tuple) and len(entry) == 3 else (str(entry),)
-        for entry in mismatched
-    ]
 
 
 def _other_kinds(architectures: Collection[Any]) -> set[str]:
@@ -106,7 +101,10 @@ def _other_kinds(architectures: Collection[Any]) -> set[str]:
 
 def _of_layers(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
     """Tensors that no place was found for, though they belong to a decoder layer: the model is not the one that was saved."""
-    prefix, layers = decoder_layers(model)
+    try:
+        prefix, layers = decoder_layers(model)
+    except UserError:  # said elsewhere, where layers are needed
+        return []
     further = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0  # read by other programs
     found = []
     for name in unexpected:
@@ -164,8 +162,8 @@ def check_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, said: str) -> 
     step = torch.finfo(model.dtype if model.dtype.is_floating_point else torch.float32).eps ** 0.5
     if not getattr(model, "is_quantized", False) and float((before - after).abs().max()) > step * float(before.std()):
         raise UserError(
-            f"{said} cannot be used: it is a {type(model).__name__} whose tokens see later ones, so it is no decoder (a causal "
-            "language model); name a model that writes text."
+            f"{said} cannot be used: it is a {type(model).__name__} whose tokens see later ones, so it is no decoder "
+            "(causal language model); name a model that writes text."
         )
 
 

@@ -6,16 +6,19 @@ __all__ = ["check_model_files", "json_object", "tensor_shapes"]
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as progress
 
 from grun.core.errors import UserError
-from grun.models.loading.reading import reason, refusing
+from grun.models.loading.fit import Complete
+from grun.models.loading.reading import counted, quiet, refusing
 
 Shapes = Mapping[str, tuple[int, ...]]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -34,9 +37,6 @@ SIZES = (
 )
 NEVER_ZERO = ("hidden_size", "vocab_size")
 NUMBERS = ("max_position_embeddings", "n_positions", "rms_norm_eps", "rope_theta")
-MOST_LAYERS = 10_000  # of a model whose weights are not counted: pickled files
-TIED = 2  # a shared embedding is counted twice
-PACKED = 8  # weights in a byte of a quantised file, at most
 
 
 def check_model_files(folder: Path, said: str) -> None:
@@ -48,9 +48,11 @@ def check_model_files(folder: Path, said: str) -> None:
 
     Raises:
         UserError: naming the file, if one is missing, empty, cut off, a pointer of git-lfs or no JSON, if the index names
-            shards or tensors that are not there, or if `config.json` has sizes that no model has.
+            shards or tensors that are not there, or if the tensors are not those of the model that `config.json` describes.
     """
     config = json_object(folder / "config.json", said)
+    if not isinstance(config.get("model_type", ""), str):
+        raise UserError(f"{said}: {folder / 'config.json'} has model_type {config['model_type']!r}, expected a name.")
     for file in sorted(folder.glob("*.json")):
         if file.name in ("vocab.json", "added_tokens.json") or "token" in file.name or "config" in file.name:
             json_object(file, said)
@@ -60,17 +62,12 @@ def check_model_files(folder: Path, said: str) -> None:
             return  # of names that a setting may give; the library says what it misses
         raise UserError(f"{said}: the folder holds no weights, expected model.safetensors; copy the whole model.")
     files = _shards(weights, said) if weights.suffix == ".json" else [weights]
-    shapes = None
-    if ".safetensors" in weights.name:
-        shapes = {name: shape for file in files for name, shape in tensor_shapes(file, said).items()}
-        if weights.suffix == ".json":
-            _check_index(weights, shapes, said)
-    else:
-        for file in files:
-            _check_content(file, said)
-    _check_sizes(config, None if shapes is None else len(shapes), f"{said}: {folder / 'config.json'}")
-    if isinstance(config.get("model_type"), str) and "auto_map" not in config:
-        _check_memory(config, sum(file.stat().st_size for file in files), said, folder)
+    shapes = {name: shape for file in files for name, shape in tensor_shapes(file, said).items()}
+    if weights.suffix == ".json":
+        _check_index(weights, shapes, said)
+    _check_sizes(config, len(shapes), f"{said}: {folder / 'config.json'}")
+    if "auto_map" not in config and "quantization_config" not in config:
+        _check_fit(folder, shapes, said)
 
 
 def json_object(file: Path, said: str, finite: bool = False) -> dict[str, Any]:
@@ -106,18 +103,26 @@ def json_object(file: Path, said: str, finite: bool = False) -> dict[str, Any]:
 
 
 def tensor_shapes(file: Path, said: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file, by name; only its header is read.
+    """Shapes of the tensors in a safetensors or pickled file, by name; values are not read, and no pickled code is run.
 
     Raises:
-        UserError: if the file cannot be read, or is cut off or damaged.
+        UserError: if the file cannot be read, is cut off or damaged, or a pickled one holds anything but named tensors.
     """
     _check_content(file, said, whole=False)
+    if file.suffix != ".safetensors":
+        with refusing(f"{said}: {file}"):
+            held = torch.load(file, map_location="meta", weights_only=True)
+        if not isinstance(held, dict) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
+            raise UserError(
+                f"{said}: {file} holds a {type(held).__name__}, expected tensors by name; copy the file again."
+            )
+        return {str(name): tuple(tensor.shape) for name, tensor in held.items()}
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{said}: {file} cannot be read: it is truncated or damaged ({reason(error)}); copy the file again."
+            f"{said}: {file} cannot be read: it is truncated or damaged ({' '.join(str(error).split())}); copy the file again."
         ) from error
 
 
@@ -153,49 +158,46 @@ def _check_index(index: Path, shapes: Shapes, said: str) -> None:
     missing = sorted(json_object(index, said)["weight_map"].keys() - shapes.keys())
     if missing:
         raise UserError(
-            f"{said}: {len(missing)} tensors that {index.name} names are in none of its files ({_first(missing)}); copy the "
-            "whole model."
+            f"{said}: {index.name} names tensors that are in none of its files: {counted(missing)}; copy the whole model."
         )
 
 
-def _first(names: Iterable[str], count: int = 3) -> str:
-    """The first few of some names, as text."""
-    listed = list(names)
-    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")
-
-
-def _check_sizes(config: Mapping[str, Any], tensors: int | None, said: str) -> None:
+def _check_sizes(config: Mapping[str, Any], tensors: int, said: str) -> None:
     """Check sizes in a configuration and in that of its language model."""
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, Mapping) else {}):
         for name in (*LAYERS, *SIZES, *NUMBERS):
             value = part.get(name)
-            if value is None or isinstance(value, (list, dict)) or (name in NUMBERS and isinstance(value, (int, float))):
+            if (
+                value is None
+                or isinstance(value, (list, dict))
+                or (name in NUMBERS and isinstance(value, (int, float)))
+            ):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < (name in NEVER_ZERO):
-                raise UserError(f"{said} has {name} {value!r}, expected a positive whole number.")
-            if name in LAYERS and value > (MOST_LAYERS if tensors is None else tensors):
-                held = "" if tensors is None else f", but the files hold {tensors} tensors in all"
-                raise UserError(f"{said} has {name} {value}{held}: it is damaged, or files are missing.")
+                expected = "a number" if name in NUMBERS else "a positive whole number"
+                raise UserError(f"{said} has {name} {value!r}, expected {expected}.")
+            if name in LAYERS and value > tensors:
+                raise UserError(
+                    f"{said} has {name} {value}, but the files hold {tensors} tensors in all: it is damaged, or files are "
+                    "missing."
+                )
 
 
-def _check_memory(config: Mapping[str, Any], held: int, said: str, folder: Path) -> None:
-    """Check that a configuration does not describe a far larger model than the files hold.
+def _check_fit(folder: Path, shapes: Shapes, said: str) -> None:
+    """Check that the weights of a folder are those of the model that its `config.json` describes, without reading them.
 
-    Args:
-        config: as saved.
-        held: bytes of the files.
-        said: how a message begins.
-        folder: of the model.
+    Neither takes memory: a far too large model is refused before there is room made for it.
     """
-    from transformers import AutoConfig
-
-    with refusing(said), torch.device("meta"):
-        whole: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-        described = sum(p.numel() for p in AutoModelForCausalLM.from_config(whole).parameters())
-    most = held * (PACKED if "quantization_config" in config else TIED)
-    if described > max(most, 1 << 16):
-        raise UserError(
-            f"{said}: {folder / 'config.json'} describes a model of {described:,} parameters, but the weight files hold "
-            f"{held:,} bytes: they do not belong together, or files are missing."
-        )
+    shown = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    try:
+        with quiet(), refusing(said):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                empty = AutoModelForCausalLM.from_config(config)
+            held = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            Complete(type(empty), said).from_pretrained(None, config=empty.config, state_dict=held, device_map="meta")
+    finally:
+        if shown:
+            progress.enable_progress_bar()

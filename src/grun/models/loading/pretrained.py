@@ -28,6 +28,7 @@ from grun.models.loading.adapters import adapter_folder, load_adapter
 from grun.models.loading.fit import Complete, check_decoder, check_finite
 from grun.models.loading.gguf_header import check_gguf
 from grun.models.loading.model_files import check_model_files
+from grun.models.loading.packaged import PACKAGED
 from grun.models.loading.reading import quiet, refusing
 from grun.models.loading.sources import ModelSource, model_source
 
@@ -83,8 +84,9 @@ def load_model_and_tokenizer(
     said, place = f"--model '{name}'", resolve_device(device)
     common = {"trust_remote_code": trust_remote_code, **found_files(source, said)}
     with quiet():
-        with refusing(said):
+        with refusing(f"{said}: its tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(source.place, **common)
+        with refusing(said):
             if quantize is not None:
                 config = AutoConfig.from_pretrained(source.place, **common)
                 common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
@@ -113,7 +115,7 @@ def found_files(source: ModelSource, said: str) -> dict[str, Any]:
     """
     folder = Path(source.place)
     if not folder.is_dir():
-        online = check_repository(source.place, said)
+        online = check_repository(source.place, said, known=PACKAGED)
         return source.arguments if online else {"local_files_only": True, **source.arguments}
     if source.gguf_file is None:
         check_model_files(folder, said)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["quiet", "reason", "refusing"]
+__all__ = ["counted", "quiet", "reason", "refusing"]
 
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,16 +46,32 @@ def refusing(said: str) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """An error of a library in one line, without its advice to run what a file holds."""
     text = " ".join(str(error).split())
+    if (known := _known(error, text)) is not None:
+        return known
+    text = (text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ...").rstrip(".")
+    if isinstance(error, (OSError, ValueError)) and text:
+        return text
+    return f"it is damaged, or of a kind that cannot be read ({type(error).__name__}{': ' if text else ''}{text})"
+
+
+def _known(error: BaseException, text: str) -> str | None:
+    """What some errors mean, in our words."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
         return OBJECTS
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for what it asks for"
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ..."
-    if not text:
-        return type(error).__name__
-    return text.rstrip(".") if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text.rstrip('.')}"
+    if isinstance(error, EOFError) or "PytorchStreamReader" in text:
+        return "it is truncated or damaged; copy the file again"
+    if text.startswith("Unrecognized configuration class"):
+        return "transformers has no decoder (causal language model) of its kind; name a model that writes text"
+    meanings = {
+        RecursionError: "it is nested too deeply",
+        MemoryError: "there is not enough memory for what it asks for",
+    }
+    return next((meaning for kind, meaning in meanings.items() if isinstance(error, kind)), None)
+
+
+def counted(names: Sequence[str]) -> str:
+    """The number of some names, and the first few."""
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 @contextmanager

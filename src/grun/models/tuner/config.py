@@ -105,8 +105,9 @@ class GrunConfig(PeftConfig):
         self._check_number("init_seed", 0, None)
         self._check_number("dropout", 0.0, 1.0)
         self._check_number("scale", 0.0, None)
-        if self.gate_layer is not None:
-            self._check_number("gate_layer", 0, None)
+        for name, low in (("gate_layer", 0), ("hidden_size", 1), ("num_layers", 1)):
+            if getattr(self, name) is not None:
+                self._check_number(name, low, None)
         if self.base_weights is not None and len(str(self.base_weights).split(" ")) != 4:
             raise UserError(f"base_weights is {self.base_weights!r}, expected what an adapter was saved with.")
         self._check_topic_settings()

@@ -107,7 +107,9 @@ class GrunModel(BaseTuner):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], *args: Any) -> None:
         own = {name: tensor for name, tensor in state_dict.items() if self.prefix in name}
         if (wrong := not_finite(own)) is not None:
-            raise UserError(f"the adapter cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
+            raise UserError(
+                f"the adapter cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again."
+            )
         super()._load_from_state_dict(state_dict, *args)  # type: ignore[no-untyped-call]
 
     @staticmethod
