@@ -92,12 +92,13 @@ def check_shape(*, hidden_size: int, layers: int, heads: int, vocab_size: int) -
         raise UserError(f"--hidden-size is {hidden_size}, expected a multiple of {2 * heads} (twice --heads).")
     per_layer = hidden_size * (4 * hidden_size + 3 * _feed_forward(hidden_size))
     parameters = vocab_size * hidden_size + layers * per_layer
-    needed, there = parameters * BYTES_IN_TRAINING, psutil.virtual_memory().total
+    needed, there = parameters * BYTES_IN_TRAINING, psutil.virtual_memory().available
     if needed > there:
+        tokens = f" and {vocab_size:,} tokens (--vocab-size)" if vocab_size else ""
         raise UserError(
-            f"--hidden-size {hidden_size}, --layers {layers} and {vocab_size:,} tokens (--vocab-size) are a model of "
-            f"{parameters / 1e6:,.0f} million parameters, which needs {needed / 2**30:,.0f} GiB to be trained; this machine "
-            f"has {there / 2**30:,.0f} GiB. Choose smaller ones."
+            f"--hidden-size {hidden_size}, --layers {layers}{tokens} are a model of "
+            f"{parameters / 1e6:,.0f} million parameters, which needs {needed / 2**30:,.0f} GiB to be trained; "
+            f"{there / 2**30:,.0f} GiB are free here. Choose smaller ones."
         )
 
 
