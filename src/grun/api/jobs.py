@@ -21,7 +21,7 @@ from grun.api.results import (
 )
 from grun.api.settings import from_python, naming_parameters
 from grun.core.config.jobs import EvaluateConfig, ExpandConfig, FinetuneConfig, UnlearnConfig
-from grun.core.config.requests import CalibrateConfig
+from grun.core.config.requests import CalibrateConfig, CompareConfig
 from grun.core.errors import UserError
 
 
@@ -254,8 +254,11 @@ def compare(
     from grun.evaluation.report.comparison_table import comparison_table
     from grun.jobs.compare import compare as job
 
-    folders = tuple(run.path if isinstance(run, RunResult) else Path(run) for run in runs)
     with naming_parameters():
+        paths = [run.path if isinstance(run, RunResult) else run for run in runs]
+        given = {"runs": paths, "metrics": list(metrics), "splits": list(splits), "output": output, "seed": seed}
+        config = from_python(CompareConfig, given, "grun.compare")
+        folders = tuple(map(Path, config.runs))
         to = None if output is None else Path(output)
         found = job(folders, metrics=metrics, splits=splits, output=to, seed=seed, show=show)
     return CompareResult(folders, tuple(found), comparison_table(found, run_names(folders))[0])

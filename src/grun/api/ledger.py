@@ -12,7 +12,7 @@ from grun.api.documentation import with_settings
 from grun.api.objects import ModelLike, RowsLike, Standing, as_it_was, named_model, named_rows
 from grun.api.results import html_table, number
 from grun.api.settings import from_python, naming_parameters
-from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
+from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
 from grun.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Ledger:
     def __init__(self, path: str | Path, model: ModelLike | None = None, *, tokenizer: Any = None) -> None:
         if not str(path):
             raise UserError("path is empty, expected the directory of the ledger.")
+        with naming_parameters():
+            LedgerConfig(ledger=str(path))
         self._name = str(path)
         self.path = Path(path)
         self._model, self._tokenizer = model, tokenizer
@@ -160,6 +162,7 @@ class Ledger:
         from grun.requests.verification import verify
 
         with naming_parameters():
+            from_python(LedgerConfig, {"device": device}, "grun.Ledger.verify")
             standing = Standing()
             model = None if self._model is None else self._named_model(standing)
             sources = {id: named_rows(rows, f"data[{id}]", standing) for id, rows in (data or {}).items()}
@@ -180,6 +183,7 @@ class Ledger:
         from grun.requests.operations import export
 
         with naming_parameters():
+            from_python(LedgerConfig, {"output": output, "scale": scale}, "grun.Ledger.export")
             return export(self._name, str(output), scale, reference_scale)
 
     def _named_model(self, standing: Standing) -> str:
@@ -191,6 +195,7 @@ class Ledger:
         from grun.requests.ledger import change
 
         with naming_parameters():
+            from_python(LedgerConfig, {"id": id}, "grun.Ledger")
             return change(self._name, id, what)
 
     def __repr__(self) -> str:

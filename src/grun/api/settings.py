@@ -21,7 +21,14 @@ from grun.core.config.jobs import (
     SweepConfig,
     UnlearnConfig,
 )
-from grun.core.config.requests import CalibrateConfig, CalibrateRequestsConfig, ImportConfig, RequestConfig
+from grun.core.config.requests import (
+    CalibrateConfig,
+    CalibrateRequestsConfig,
+    CompareConfig,
+    ImportConfig,
+    LedgerConfig,
+    RequestConfig,
+)
 from grun.core.config.schema import from_mapping, text_of, without_none
 from grun.core.errors import UserError
 from grun.core.python_objects import PREFIX
@@ -40,6 +47,8 @@ CONFIGS: tuple[type, ...] = (
     ChatConfig,
     DemoConfig,
     ExpandConfig,
+    CompareConfig,
+    LedgerConfig,
 )
 NUMBERS = (int, float)
 FLAG = re.compile(r"--(no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")

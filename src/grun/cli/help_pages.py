@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandList", "SettingsCommand", "WIDEST", "settings_command"]
+__all__ = ["CommandList", "OnceCommand", "SettingsCommand", "WIDEST", "settings_command"]
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from grun.core.choices import declared
 from grun.core.config.schema import GROUPS
+from grun.core.errors import UserError
 
 WIDEST = 120  # columns; a wider terminal does not make lines longer
 MAIN, ARGUMENTS = "main settings", "arguments"
@@ -28,7 +30,18 @@ class CommandList(TyperGroup):
         _write_section(formatter, "commands", rows)
 
 
-class SettingsCommand(TyperCommand):
+class OnceCommand(TyperCommand):
+    """A command that refuses an option that is given twice with one value each: only the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        order = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for parameter, times in Counter(order).items():
+            if times > 1 and not parameter.multiple and parameter.param_type_name == "option":
+                raise UserError(f"{parameter.opts[0]} is given {times} times, expected once; leave the others out.")
+        return super().parse_args(ctx, args)
+
+
+class SettingsCommand(OnceCommand):
     """A command whose options are the fields of a configuration; see `settings_command`."""
 
     config_class: type

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +18,7 @@ import typer
 import grun
 from grun.cli.calls import called
 from grun.cli.failures import told
-from grun.cli.help_pages import WIDEST, CommandList, settings_command
+from grun.cli.help_pages import WIDEST, CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS, declared, has_extensions
@@ -145,14 +144,14 @@ _add(
 app.add_typer(requests_app, name="request")
 
 
-@app.command("compare")
+@app.command("compare", cls=OnceCommand)
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Directories of evaluations; the others are compared with the first.")
+        list[str], typer.Argument(help="Directories of evaluations; the others are compared with the first.")
     ],
     metrics: Annotated[list[str] | None, typer.Option(help="Only these metrics. May be given several times.")] = None,
     splits: Annotated[list[str] | None, typer.Option(help="Only these splits. May be given several times.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""

@@ -103,6 +103,8 @@ def _value(name: str, value: Any, hint: Any) -> Any:
         if not equals or not key:
             raise UserError(f"{flag(name)} is {shown(text)}, expected name=value.")
         if key in pairs:
-            raise UserError(f"{flag(name)} gives {shown(key)} twice: {shown(pairs[key])} and {shown(content)}; choose one.")
+            raise UserError(
+                f"{flag(name)} gives {shown(key)} twice: {shown(pairs[key])} and {shown(content)}; choose one."
+            )
         pairs[key] = content
     return pairs

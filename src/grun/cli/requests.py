@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from grun.cli.calls import given_settings
-from grun.cli.help_pages import CommandList, settings_command
+from grun.cli.help_pages import CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
-from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
+from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
 from grun.core.errors import RunsFailed, UserError
 
 requests_app = typer.Typer(
@@ -87,9 +87,10 @@ requests_app.command(
 )(command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite")))
 
 
-@requests_app.command("list")
+@requests_app.command("list", cls=OnceCommand)
 def list_requests(ledger: LedgerOption) -> None:
     """Show every request and its state."""
+    LedgerConfig(ledger=ledger)
     found = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True)
     plain_text = _late("plain_text", "grun.evaluation.report.table")
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
@@ -106,36 +107,37 @@ def list_requests(ledger: LedgerOption) -> None:
     _late("say_uncovered", "grun.requests.ledger")(found)
 
 
-@requests_app.command("show")
+@requests_app.command("show", cls=OnceCommand)
 def show(id: Id, ledger: LedgerOption) -> None:
     """Show the whole record of a request, as JSON."""
+    LedgerConfig(ledger=ledger, id=id)
     request = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True).get(id)
     typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
 
 
-@requests_app.command("suspend")
+@requests_app.command("suspend", cls=OnceCommand)
 def suspend(id: Id, ledger: LedgerOption) -> None:
     """Take a request out of force for now; `resume` puts it back."""
     _changed(ledger, id, "suspend")
 
 
-@requests_app.command("resume")
+@requests_app.command("resume", cls=OnceCommand)
 def resume(id: Id, ledger: LedgerOption) -> None:
     """Put a suspended request back into force."""
     _changed(ledger, id, "resume")
 
 
-@requests_app.command("withdraw")
+@requests_app.command("withdraw", cls=OnceCommand)
 def withdraw(id: Id, ledger: LedgerOption) -> None:
     """Take a request out of force for good; its record stays in the ledger."""
     _changed(ledger, id, "withdraw")
 
 
-@requests_app.command("export")
+@requests_app.command("export", cls=OnceCommand)
 def export(
     output: Annotated[str, typer.Argument(help="Directory to write the adapter to.")],
     ledger: LedgerOption,
-    scale: Annotated[float | None, typer.Option(help="Factor of all edits. Default: 1.", min=0.0)] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor of all edits. Default: 1.")] = None,
     reference_scale: Annotated[
         bool,
         typer.Option("--reference-scale", help="Take the factor 0.6 n + 0.6 for n requests, as the reference does."),
@@ -149,7 +151,7 @@ def export(
     typer.echo(f"The adapter is in {target}.")
 
 
-@requests_app.command("verify")
+@requests_app.command("verify", cls=OnceCommand)
 def verify(
     ledger: LedgerOption,
     model: Annotated[str | None, typer.Option(help="Base model, to compare with the ledger's.")] = None,
@@ -160,6 +162,7 @@ def verify(
     trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with a hub repository.")] = False,
 ) -> None:
     """Check adapters against their checksums and data against fingerprints, and measure whether it is still forgotten."""
+    LedgerConfig(data=data or [])
     sources: dict[str, list[str]] = {}
     for text in data or ():
         id, equals, file = text.partition("=")

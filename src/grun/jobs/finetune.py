@@ -24,9 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from grun.core.config.checks import MOST_STEPS
 from grun.core.config.jobs import FinetuneConfig
 from grun.core.distributed import world
-from grun.core.errors import TrainingDiverged
+from grun.core.errors import TrainingDiverged, UserError
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output
@@ -38,7 +39,7 @@ from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import Encoded, encode, truncation_report
 from grun.models.encoding.templates import QA, resolve_template
 from grun.models.forward import side_signals
-from grun.models.loading.from_scratch import learn_tokenizer, small_llama
+from grun.models.loading.from_scratch import check_shape, learn_tokenizer, small_llama
 from grun.models.loading.loaded import LoadedModel, load
 from grun.models.loading.pretrained import resolve_device
 from grun.models.row_encoder import RowEncoder
@@ -46,6 +47,7 @@ from grun.training.arguments import training_arguments
 from grun.training.interruption import StopCleanly, train_or_resume
 from grun.training.memory import bytes_on_disk
 from grun.training.progress import ProgressBar, quiet_trainer
+from grun.training.trainer_settings import naming_trainer, parsed_settings
 
 logger = logging.getLogger("grun")
 POOL = 16  # batches whose rows are sorted by length together: little padding, and still a random order
@@ -66,6 +68,7 @@ def finetune(config: FinetuneConfig) -> Path:
         TrainingDiverged: if the loss is not finite; the last good state is kept.
         Interrupted: if the user stopped the run; its state is kept.
     """
+    parsed_settings(config.trainer)
     rows = load_rows(config)
     run = RunDirectory.open(config.output, config, "finetune", config.overwrite, data=fingerprint({"rows": rows}))
     target = run.path / "model"
@@ -77,8 +80,9 @@ def finetune(config: FinetuneConfig) -> Path:
     report = truncation_report(encoded)
     if report:
         logger.warning(report)
-    trainer = _trainer(config, model, encoded, base.encoder.pad, run)
-    check_room(run.path, bytes_on_disk(model, trainer.args.max_steps, trainer.args.save_steps))
+    batches, arguments = _arguments(config, model, encoded, run)
+    trainer = _trainer(config, model, batches, arguments, base.encoder.pad)
+    check_room(run.path, bytes_on_disk(model, arguments.max_steps, arguments.save_steps))
     run.start()
     started = time.monotonic()
     train_or_resume(trainer, run)
@@ -113,16 +117,17 @@ def _prepared(config: FinetuneConfig, rows: Sequence[Example]) -> tuple[LoadedMo
         return base, [encode(row, base.tokenizer, base.template, base.max_length) for row in rows]
     device = resolve_device(config.device)
     pattern = config.template if "{prompt}" in config.template else QA
+    shape = {"hidden_size": config.hidden_size, "layers": config.layers, "heads": config.heads}
+    check_shape(**shape, vocab_size=0)
     tokenizer = learn_tokenizer(_texts(rows, pattern), config.vocab_size)
+    check_shape(**shape, vocab_size=len(tokenizer))
     template = resolve_template(config.template, tokenizer)
     lengths = [len(encode(row, tokenizer, template).input_ids) for row in rows]
     context = config.max_length or min(max(CONTEXT[0], *lengths), CONTEXT[1])
     tokenizer.model_max_length = context
     scratch = small_llama(
         tokenizer,
-        hidden_size=config.hidden_size,
-        layers=config.layers,
-        heads=config.heads,
+        **shape,
         context=context,
         seed=config.seed,
     )
@@ -137,23 +142,24 @@ def _texts(rows: Sequence[Example], pattern: str) -> list[str]:
 
 
 class _Batches(Dataset):  # type: ignore[type-arg]
-    """All batches of a run in order; an item is one batch's rows."""
+    """All batches of a run in order; an item is one batch's rows. The order of an epoch is drawn when it is read."""
 
     def __init__(self, rows: Sequence[Encoded], batch_size: int, epochs: float, seed: int) -> None:
-        self.rows = rows
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.per_epoch = math.ceil(len(rows) / batch_size)
-        self.order: list[list[int]] = []
-        steps = math.ceil(epochs * self.per_epoch)
-        while len(self.order) < steps:
-            draw = random.Random(f"finetune {seed} {len(self.order)}")
-            self.order += _one_epoch([len(row.input_ids) for row in rows], batch_size, draw)
-        del self.order[steps:]
+        self.steps = math.ceil(epochs * self.per_epoch)
+        self._lengths = [len(row.input_ids) for row in rows]
+        self._drawn: tuple[int, list[list[int]]] = (-1, [])  # number of an epoch, and its order
 
     def __len__(self) -> int:
-        return len(self.order)
+        return self.steps
 
     def __getitem__(self, item: int) -> list[Encoded]:
-        return [self.rows[i] for i in self.order[item]]
+        epoch, batch = divmod(item, self.per_epoch)
+        if self._drawn[0] != epoch:
+            draw = random.Random(f"finetune {self.seed} {epoch * self.per_epoch}")
+            self._drawn = epoch, _one_epoch(self._lengths, self.batch_size, draw)
+        return [self.rows[i] for i in self._drawn[1][batch]]
 
 
 def _one_epoch(lengths: Sequence[int], batch_size: int, draw: random.Random) -> list[list[int]]:
@@ -211,13 +217,23 @@ class _StopAtLoss(TrainerCallback):
             control.should_training_stop = True
 
 
-def _trainer(
-    config: FinetuneConfig, model: PreTrainedModel, rows: Sequence[Encoded], pad: int, run: RunDirectory
-) -> Trainer:
+def _arguments(
+    config: FinetuneConfig, model: PreTrainedModel, rows: Sequence[Encoded], run: RunDirectory
+) -> tuple[_Batches, TrainingArguments]:
+    """All batches, and the arguments of the trainer.
+
+    Raises:
+        UserError: for too many steps, or settings of the trainer that cannot work.
+    """
     defaults = FROM_SCRATCH if config.model is None else PRETRAINED
     epochs = defaults["epochs"] if config.epochs is None else config.epochs
     rate = defaults["learning_rate"] if config.learning_rate is None else config.learning_rate
     batches = _Batches(rows, config.batch_size, epochs, config.seed)
+    if len(batches) > MOST_STEPS:
+        raise UserError(
+            f"--epochs {epochs:,} over {len(rows):,} rows, --batch-size {config.batch_size}, are {len(batches):,} steps, "
+            f"expected at most {MOST_STEPS:,}; lower --epochs."
+        )
     arguments = training_arguments(
         run,
         model.device,
@@ -234,6 +250,15 @@ def _trainer(
         seed=config.seed,
     )
     arguments.max_steps = math.ceil(len(batches) / (arguments.gradient_accumulation_steps * world()))
+    return batches, arguments
+
+
+def _trainer(
+    config: FinetuneConfig, model: PreTrainedModel, batches: _Batches, arguments: TrainingArguments, pad: int
+) -> Trainer:
     callbacks = [StopCleanly(), _StopAtLoss(config.stop_loss), ProgressBar("finetune")]
-    trainer = _AnswerTrainer(model=model, args=arguments, train_dataset=batches, pad_token_id=pad, callbacks=callbacks)
+    with naming_trainer(config.trainer):
+        trainer = _AnswerTrainer(
+            model=model, args=arguments, train_dataset=batches, pad_token_id=pad, callbacks=callbacks
+        )
     return quiet_trainer(trainer)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 __all__ = ["Cell", "cells_of", "sweep"]
 
+import hashlib
 import itertools
 import logging
+import math
 import os
 import re
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 import psutil
 from tqdm.auto import tqdm
 
+from grun.core.config.checks import shown
 from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepConfig, UnlearnConfig
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
@@ -29,14 +32,17 @@ from grun.core.storage.run_directory import is_left_over, settings_difference
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import show_whole
 from grun.jobs.engines import EngineSettings, Task, engines
+from grun.jobs.inputs.first_checks import check_evaluation, check_unlearning
 from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.models.adaptations import with_presets
-from grun.training.loss.recipe import recipe_of
 
 logger = logging.getLogger("grun")
 MEMORY_SHARE = 0.8  # of the machine's memory, where no budget was given
 SETTINGS, RESULTS, TABLE = "sweep.json", "results.json", "table.md"
 OWN = ("output", "overwrite")  # settings of a run that the sweep sets itself
+UNNAMED = "evaluation"  # output of settings that have no directory yet
+MOST_RUNS = 1_000
+LONGEST_NAME = 150  # characters of a folder's name; longer ones end with a digest
 ANOTHER_DIRECTORY = "name another directory with --output."
 
 
@@ -155,12 +161,7 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
     Raises:
         UserError: naming the run, if its settings are wrong.
     """
-    grid = {name: _values(text) for name, text in config.vary.items()}
-    if not grid:
-        raise UserError("--vary is missing: give what to vary, as --vary objective=npo,idk --vary seed=0,1,2.")
-    for name in (*grid, *config.set):
-        if name.replace("-", "_") in OWN:
-            raise UserError(f"--vary/--set {name}: every run has its own; name the sweep's directory with --output.")
+    grid = _grid(config)
     runs: list[Cell] = []
     targets: list[Cell] = []
     for values in itertools.product(*grid.values()):
@@ -170,18 +171,52 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
         settings = {key: _filled(text, varied) for key, text in config.set.items()} | varied
         job = replace(from_text(UnlearnConfig, settings, f"run {name}"), output=str(folder / "unlearn"))
         try:
-            recipe_of(with_presets(job))
+            check_unlearning(job)
         except UserError as error:
             raise UserError(f"run {name}: {error}") from error
+        for other in runs:
+            if other.folder == folder or replace(job, output=other.unlearn.output) == other.unlearn:
+                raise UserError(
+                    f"--vary: runs {shown(other.folder.name)} and {shown(name)} are the same; drop one of them."
+                )
         alone = _evaluation(job, config, varied, name)
         result = replace(alone, output=str(folder / "evaluation"), adapter=job.output, before=False)
-        target = next((one for one in targets if replace(one.evaluate, output="") == alone), None)
+        target = next((one for one in targets if replace(one.evaluate, output=alone.output) == alone), None)
         if target is None:
             own = output / "runs" / f"target-{len(targets)}"
             target = Cell({}, own.name, None, replace(alone, output=str(own / "evaluation")), own)
             targets.append(target)
         runs.append(Cell(varied, target.target, job, result, folder))
     return [*targets, *runs]
+
+
+def _grid(config: SweepConfig) -> dict[str, list[str]]:
+    """The values of every setting that is varied.
+
+    Raises:
+        UserError: for a grid without runs, with too many, or that says something twice.
+    """
+    grid = {name: _values(text) for name, text in config.vary.items()}
+    if not grid:
+        raise UserError("--vary is missing: give what to vary, as --vary objective=npo,idk --vary seed=0,1,2.")
+    seen: set[str] = set()
+    for name in (*grid, *config.set):
+        setting = name.replace("-", "_")
+        if setting in OWN:
+            raise UserError(f"--vary/--set {name}: every run has its own; name the sweep's directory with --output.")
+        if setting in seen:
+            raise UserError(f"--vary/--set {name}: the setting is given twice; keep one of them.")
+        seen.add(setting)
+    for name, values in grid.items():
+        if not values:
+            raise UserError(f"--vary {name} has no values: give them as {name}=a,b.")
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"--vary {name} has the value {shown(value)} twice; drop one of them.")
+    runs = math.prod(map(len, grid.values()))
+    if runs > MOST_RUNS:
+        raise UserError(f"--vary asks for {runs:,} runs, expected at most {MOST_RUNS:,}; give fewer values.")
+    return grid
 
 
 def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, str], name: str) -> EvaluateConfig:
@@ -192,7 +227,12 @@ def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, st
     own = {key: getattr(job, key) for key in shared if key not in given}
     if not asked.benchmark and not asked.data and not job.benchmark:
         own["data"] = [f"{side}={file}" for side in ("forget", "retain") for file in getattr(job, side)[:1]]
-    return replace(asked, **own, output="", model=job.model)
+    evaluation = replace(asked, **own, output=UNNAMED, model=job.model)
+    try:
+        check_evaluation(evaluation)
+    except UserError as error:
+        raise UserError(f"run {name}, --evaluate: {error}") from error
+    return evaluation
 
 
 def _values(text: str) -> list[str]:
@@ -208,7 +248,11 @@ def _filled(text: str, varied: Mapping[str, str]) -> str:
 
 
 def _folder_name(varied: Mapping[str, str]) -> str:
-    return re.sub(r"[^\w.=,+-]", "_", ",".join(f"{name}={value}" for name, value in varied.items()))
+    whole = ",".join(f"{name}={value}" for name, value in varied.items())
+    name = re.sub(r"[^\w.=,+-]", "_", whole)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
 
 
 def _task(cell: Cell, threads: int) -> Task:

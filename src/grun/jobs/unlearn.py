@@ -61,6 +61,7 @@ from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer
 from grun.training.trainer import UnlearnTrainer
+from grun.training.trainer_settings import naming_trainer, parsed_settings
 from grun.training.validation import spread, validation, validation_subset
 
 logger = logging.getLogger("grun")
@@ -167,6 +168,8 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
     """
     config = with_presets(config)
     recipe = recipe_of(config)
+    adaptations.get(config.adapt).info.get("check", lambda config: None)(config)
+    parsed_settings(config.trainer)
     if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
         raise UserError(
             "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
@@ -229,7 +232,8 @@ def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> d
         facts |= _fit(job)
         job = job.answered(facts.get("open_rows"))
     engine = job.engine()
-    trainer = job.trainer(engine, callbacks)
+    with naming_trainer(job.config.trainer):
+        trainer = job.trainer(engine, callbacks)
     train_or_resume(trainer, job.run)
     facts["validation"] = trainer.validate(trainer.model_wrapped)
     facts |= engine.facts

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["parsed_settings", "rows_per_step", "training_arguments", "unlearning_arguments"]
+__all__ = ["OWN_FLAGS", "parsed_settings", "rows_per_step", "training_arguments", "unlearning_arguments"]
 
-import argparse
 import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import (
-    HfArgumentParser,
-    TrainingArguments,
-)
-from transformers.hf_argparser import string_to_bool
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from grun.core.config.checks import check_rows
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import world
-from grun.core.errors import UserError, nearest
+from grun.core.errors import UserError
 from grun.core.storage.run_directory import CHECKPOINTS, RunDirectory
 from grun.training.loss.plateau import QUALITY
+from grun.training.trainer_settings import OWN_FLAGS, naming_trainer, parsed_settings, try_out
 from grun.training.validation import VALIDATION_METRICS
 
 DECAY: dict[str, Any] = {"lr_scheduler_type": "linear"}  # to zero at the last step, which must be known
@@ -32,19 +29,6 @@ CONSTANT: dict[str, Any] = {
 }  # for runs that stop when they are done
 TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 _named_by_us: set[str] = set()
-OWN_FLAGS = {
-    "output_dir": "--output",
-    "resume_from_checkpoint": "the same command again, which resumes",
-    "max_steps": "--steps",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
-    "learning_rate": "--learning-rate",
-    "weight_decay": "--weight-decay",
-    "seed": "--seed",
-    "eval_steps": "--evaluate-every",
-    "save_steps": "--evaluate-every (finetune: --save-every)",
-    "use_cpu": "--device cpu",
-}
 
 
 def training_arguments(
@@ -79,12 +63,13 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "restore_callback_states_from_checkpoint": True,
     }
-    try:
-        arguments = TrainingArguments(**{**defaults, **settings, **parsed_settings(given)})
+    own = parsed_settings(given)
+    with naming_trainer(given):
+        arguments = TrainingArguments(**{**defaults, **settings, **own})
         for reporter in get_reporting_integration_callbacks(arguments.report_to):
             reporter()  # raises if its package is missing
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"--trainer: {error}") from error
+        if own and world() == 1:
+            try_out(arguments)
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several devices need several processes: nn.DataParallel copies the model in every step
     return arguments
@@ -137,34 +122,8 @@ def unlearning_arguments(
     if config.steps is None:
         assert config.epochs is not None
         arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / rows_per_step(arguments)))
+    steps = {"--steps": config.steps} if config.steps else {"--epochs": config.epochs, "rows": forget_rows}
+    parts = {"gradient_accumulation_steps": arguments.gradient_accumulation_steps, "processes": world()}
+    per_step = {"--batch-size": config.batch_size, **{name: count for name, count in parts.items() if count > 1}}
+    check_rows(arguments.max_steps * rows_per_step(arguments), steps if config.steps is None else {**steps, **per_step})
     return arguments
-
-
-def parsed_settings(given: Mapping[str, str]) -> dict[str, Any]:
-    """Settings of `TrainingArguments` from text, converted to the types that it declares.
-
-    Raises:
-        UserError: for an unknown setting, one that grun has a flag for, or a value of the wrong type.
-    """
-    if not given:
-        return {}
-    options = HfArgumentParser(TrainingArguments)._option_string_actions  # type: ignore[arg-type]
-    names = {option.removeprefix("--") for option in options if option.startswith("--") and "-" not in option[2:]}
-    parsed = {}
-    for name, value in given.items():
-        if name in OWN_FLAGS:
-            raise UserError(f"--trainer {name}={value}: grun has a setting of its own for that; use {OWN_FLAGS[name]}.")
-        if name not in names:
-            hint = nearest(name, names)
-            raise UserError(f"--trainer {name}={value}: transformers' TrainingArguments has no '{name}'.{hint}")
-        action = options[f"--{name}"]
-        convert: Any = action.type or str
-        try:
-            many = action.nargs in ("*", "+")
-            parsed[name] = [convert(v) for v in value.split(",")] if many else convert(value)
-        except (ValueError, TypeError, KeyError, argparse.ArgumentTypeError) as error:
-            wanted = {string_to_bool: "true or false"}.get(convert, getattr(convert, "__name__", "another value"))
-            raise UserError(f"--trainer {name} is '{value}', expected {wanted}.") from error
-        if action.choices is not None and parsed[name] not in action.choices:
-            raise UserError(f"--trainer {name} is '{value}', expected one of {', '.join(map(str, action.choices))}.")
-    return parsed

@@ -57,7 +57,7 @@ def shown(value: Any) -> str:
         text = value[:SHOWN]
         return (f"'{text}'" if text.isprintable() else repr(text)) + rest
     if isinstance(value, int) and value.bit_length() > DIGITS:
-        return f"a number of {int(value.bit_length() * math.log10(2)) + 1:,} digits"
+        return f"a number of about {round(value.bit_length() * math.log10(2)):,} digits"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, (int, float)):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "check_choice", "check_fields", "flag", "from_mapping", "from_text", "option", "text_of", "without_none"]
+__all__ = [
+    "GROUPS",
+    "check_choice",
+    "check_fields",
+    "flag",
+    "from_mapping",
+    "from_text",
+    "option",
+    "text_of",
+    "without_none",
+]
 
 import dataclasses
 import datetime

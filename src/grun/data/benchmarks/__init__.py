@@ -8,13 +8,14 @@ an option).
 
 from __future__ import annotations
 
-__all__ = ["OnDemand", "benchmarks", "load_benchmark", "local_file"]
+__all__ = ["OnDemand", "benchmark_options", "benchmarks", "load_benchmark", "local_file"]
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
+from grun.core.config.leaf_options import typed_option
 from grun.core.errors import UserError, nearest
 from grun.core.records import Benchmark, Example
 from grun.core.registry import Entry, Registry
@@ -46,7 +47,6 @@ class OnDemand(Mapping[str, tuple[Example, ...]]):
 
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def local_file(folder: str | Path, name: str) -> str | None:
@@ -78,12 +78,20 @@ def load_benchmark(
         UserError: for an unknown benchmark or option (with the nearest known one), a value of the wrong type, or a
             `data_dir` for a benchmark that reads no files.
     """
+    entry, given = benchmark_options(name, data_dir=data_dir, seed=seed, options=options)
+    return entry.target(**given)
+
+
+def benchmark_options(
+    name: str, *, data_dir: str | Path | None = None, seed: int = 0, options: Mapping[str, str] | None = None
+) -> tuple[Entry[Callable[..., Benchmark]], dict[str, Any]]:
+    """The entry of a benchmark and the arguments for it; see `load_benchmark`. Nothing is read."""
     entry = benchmarks.get(name)
     hints = get_type_hints(entry.target)
     given: dict[str, Any] = {}
     for option, text in (options or {}).items():
         _check_known(entry, option)
-        given[option] = _convert(text, hints[option], f"option '{option}' of benchmark '{name}'")
+        given[option] = typed_option(text, hints[option], f"option '{option}' of benchmark '{name}'")
     if data_dir is not None:
         if "data_dir" not in entry.parameters:
             raise UserError(f"--data-dir is {data_dir}, but benchmark '{name}' reads no files; leave it out.")
@@ -93,7 +101,7 @@ def load_benchmark(
     for parameter in entry.parameters.values():
         if parameter.default is inspect.Parameter.empty and parameter.name not in given:
             raise UserError(f"benchmark '{name}' needs option {parameter.name}=...")
-    return entry.target(**given)
+    return entry, given
 
 
 def _check_known(entry: Entry[Callable[..., Benchmark]], option: str) -> None:
@@ -101,16 +109,3 @@ def _check_known(entry: Entry[Callable[..., Benchmark]], option: str) -> None:
     if option not in known:
         hint = "Give it as --data-dir." if option == "data_dir" else f"It has: {', '.join(known) or 'none'}."
         raise UserError(f"benchmark '{entry.name}' has no option '{option}'.{nearest(option, known)} {hint}")
-
-
-def _convert(text: str, hint: Any, what: str) -> Any:
-    """`text` as the type `hint` (str, int, float, bool, or one of them or None)."""
-    kinds = [t for t in get_args(hint) if t is not type(None)] or [hint]
-    if str(text).lower() == "none" and type(None) in get_args(hint):
-        return None
-    kind = kinds[0]
-    try:
-        return _BOOLEANS[str(text).lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError) as error:
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-        raise UserError(f"{what} is '{text}', expected {expected}.") from error

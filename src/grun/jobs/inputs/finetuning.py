@@ -30,8 +30,6 @@ def load_rows(config: FinetuneConfig) -> list[Example]:
         config.benchmark or "", data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
     )
     names = {"full": data.full, "retain": tuple(name for name in data.full if name != data.forget)}
-    if config.split not in names:
-        raise UserError(f"--split is '{config.split}', expected full or retain.")
     rows = [row for name in names[config.split] for row in data.splits[name]]
     if not rows:
         raise UserError(

@@ -4,7 +4,7 @@ A way of adapting is a function `(model, UnlearnConfig) -> model`. It is registe
 the user leaves open (`None` in the configuration), and with `settings`, the names in `SETTINGS` that apply to it.
 A preset's `until_done` are further settings of runs for which the user gives no number of steps or passes: they stop early.
 `whole_model=True` marks a way that trains the weights themselves (the whole model is saved), `edits=True` one that edits the
-output of layers.
+output of layers. `check` is a function of the configuration that refuses settings before a model is loaded.
 """
 
 from __future__ import annotations

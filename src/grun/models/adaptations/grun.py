@@ -72,7 +72,12 @@ def _topic_layer(config: UnlearnConfig) -> int | float | None:
 
 
 @adaptations.register(
-    "grun", paper="arXiv 2502.17823", edits=True, settings=SETTINGS, presets={"default": DEFAULT, "paper": PAPER}
+    "grun",
+    paper="arXiv 2502.17823",
+    edits=True,
+    settings=SETTINGS,
+    presets={"default": DEFAULT, "paper": PAPER},
+    check=grun_config,
 )
 def grun(model: Any, config: UnlearnConfig) -> PeftModel:
     """Gated low-rank edits of hidden states; the weights stay frozen."""
@@ -86,6 +91,7 @@ def grun(model: Any, config: UnlearnConfig) -> PeftModel:
     edits=True,
     settings=("rank", "layers", "edit_from"),
     presets={"default": DEFAULT | UNGATED, "paper": PAPER | UNGATED},
+    check=grun_config,
 )
 def reft(model: Any, config: UnlearnConfig) -> PeftModel:
     """Low-rank edits of hidden states without a gate (LoReFT): every prompt is edited."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["learn_tokenizer", "small_llama"]
+__all__ = ["check_shape", "learn_tokenizer", "small_llama"]
 
 from collections.abc import Iterable
 
+import psutil
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grun.core.errors import UserError
 
+BYTES_IN_TRAINING = 16  # per parameter: weight, gradient and two moments, float32
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
@@ -55,11 +57,9 @@ def small_llama(
     """A Llama with random weights (float32) and tied embeddings for `tokenizer`.
 
     Raises:
-        UserError: if the hidden size cannot be divided among the heads into parts of even width (rotary position
-            embeddings rotate pairs).
+        UserError: as `check_shape` does.
     """
-    if hidden_size % (2 * heads):
-        raise UserError(f"--hidden-size is {hidden_size}, expected a multiple of {2 * heads} (twice --heads).")
+    check_shape(hidden_size=hidden_size, layers=layers, heads=heads, vocab_size=len(tokenizer))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -75,6 +75,31 @@ def small_llama(
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config)
+
+
+def check_shape(*, hidden_size: int, layers: int, heads: int, vocab_size: int) -> None:
+    """Refuse a model that cannot be made, or that cannot be trained in the memory of this machine.
+
+    Args:
+        hidden_size, layers, heads: of the model.
+        vocab_size: number of tokens; 0 where they are not known yet.
+
+    Raises:
+        UserError: if the hidden size cannot be divided among the heads into parts of even width (rotary position
+            embeddings rotate pairs), or for too many parameters.
+    """
+    if hidden_size % (2 * heads):
+        raise UserError(f"--hidden-size is {hidden_size}, expected a multiple of {2 * heads} (twice --heads).")
+    per_layer = hidden_size * (4 * hidden_size + 3 * _feed_forward(hidden_size))
+    parameters = vocab_size * hidden_size + layers * per_layer
+    needed, there = parameters * BYTES_IN_TRAINING, psutil.virtual_memory().available
+    if needed > there:
+        tokens = f" and {vocab_size:,} tokens (--vocab-size)" if vocab_size else ""
+        raise UserError(
+            f"--hidden-size {hidden_size}, --layers {layers}{tokens} are a model of "
+            f"{parameters / 1e6:,.0f} million parameters, which needs {needed / 2**30:,.0f} GiB to be trained; "
+            f"{there / 2**30:,.0f} GiB are free here. Choose smaller ones."
+        )
 
 
 def _feed_forward(hidden_size: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from grun.core.config.leaf_options import typed_option
 from grun.core.errors import UserError, nearest
 from grun.core.records import SideSignals
 from grun.core.registry import Entry, Registry
@@ -54,11 +55,9 @@ def objective_options(entry: Entry[Objective], given: Mapping[str, str]) -> dict
             known = ", ".join(entry.parameters) or "none"
             hint = nearest(name, entry.parameters)
             raise UserError(f"objective '{entry.name}' has no option '{name}'.{hint} It has: {known}.")
-        try:
-            options[name] = type(entry.parameters[name].default)(value)
-        except ValueError as error:
-            raise UserError(f"option '{name}' of objective '{entry.name}' is '{value}', expected a number.") from error
+        what = f"option '{name}' of objective '{entry.name}'"
+        options[name] = typed_option(value, type(entry.parameters[name].default), what)
         low = entry.info.get("above", {}).get(name, -math.inf)
-        if not low < options[name] < math.inf:
-            raise UserError(f"option '{name}' of objective '{entry.name}' is {value}, expected a number above {low:g}.")
+        if not isinstance(options[name], str) and not low < options[name]:
+            raise UserError(f"{what} is {value}, expected a number above {low:g}.")
     return options
