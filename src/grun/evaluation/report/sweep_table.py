@@ -12,7 +12,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-MISSING = "–"
+from grun.evaluation.report.table import MISSING, escaped_line, plain_text
+
 SEED = "seed"
 FORGOTTEN = ("forget", "forget_paraphrased")
 READ_ON_FORGET = {"probability": "{split}: probability", "rouge_l_recall": "{split}: ROUGE-L"}
@@ -93,14 +94,13 @@ def _kept(run: Finished, target: Finished | None, split: str) -> float | None:
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+    return "".join(f"{escaped_line(row)}\n" for row in [head, ["---"] * len(head), *lines])
 
 
 def _terminal(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for name in head:
-        table.add_column(name, justify="right" if name not in ("objective", "adapt") else "left")
+        table.add_column(plain_text(name), justify="right" if name not in ("objective", "adapt") else "left")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(plain_text, line))
     return table
