@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["PIPE_NAMES", "STANDARD_INPUT", "decoded", "is_unnamed", "read_content", "state_of"]
+__all__ = ["decoded", "read_content", "state_of"]
 
 import errno
 import logging
 import os
-import re
 import select
 import stat
 import time
@@ -16,10 +15,10 @@ from pathlib import Path
 import psutil
 
 from grun.core.errors import UserError
+from grun.core.python_objects import is_pipe
 
 logger = logging.getLogger("grun")
 STANDARD_INPUT = "-"
-PIPE_NAMES = r"-|/dev/stdin|/dev/fd/\d+|/proc/(self|\d+)/fd/\d+"
 CHUNK = 1 << 20
 MOST_PIPED = 1 << 29  # bytes
 WORD, PATIENCE = 3.0, 20.0  # seconds until something is said, and until a pipe without a writer is given up
@@ -43,11 +42,6 @@ FOREIGN = {  # beginnings of files that are no text
     b"%PDF-": "is a PDF: write its text as JSON lines or CSV",
 }
 _kept: dict[tuple[int, int], bytes] = {}  # what came through a pipe, by device and number of the pipe
-
-
-def is_unnamed(source: str) -> bool:
-    """True for standard input and what a shell passes as `<(command)`: names that mean nothing to another process."""
-    return re.fullmatch(PIPE_NAMES, source) is not None
 
 
 def state_of(source: str, said: str = "") -> os.stat_result | None:
@@ -145,7 +139,7 @@ def _read_pipe(source: str, said: str, state: os.stat_result) -> bytes:
     path = Path(source).expanduser()
     number = os.dup(0) if source == STANDARD_INPUT else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        is_new = key not in _kept or bool(select.select([number], [], [], 0)[0] and not is_unnamed(source))
+        is_new = key not in _kept or bool(select.select([number], [], [], 0)[0] and not is_pipe(source))
         found = _drained(number, source, said) if is_new else b""
     finally:
         os.close(number)

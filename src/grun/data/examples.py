@@ -16,7 +16,7 @@ header as row 1, else counted from 1.
 
 from __future__ import annotations
 
-__all__ = ["check_disjoint", "overlap", "read_examples", "split_text"]
+__all__ = ["check_disjoint", "checked_text", "overlap", "read_examples", "split_text"]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -192,10 +192,20 @@ def _text(row: Row, column: str) -> str:
     """A cell that must hold text."""
     if column not in row.values:
         raise UserError(f"{row.where}: column '{column}' is missing. {_found(row)} Give every row the same columns.")
-    return _checked(row.values[column], row, f"'{column}'")
+    return checked_text(row.values[column], row, f"'{column}'")
 
 
-def _checked(value: Any, row: Row, what: str) -> str:
+def checked_text(value: Any, row: Row, what: str) -> str:
+    """A text from a cell, without white space around it.
+
+    Args:
+        value: found in the cell.
+        row: for messages.
+        what: stands for the cell in messages.
+
+    Raises:
+        UserError: if it is no text, is empty, or holds half a character.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UserError(f"{row.where}: {what} is empty; expected text. Fill it in or remove the row.")
     if not isinstance(value, str):
@@ -222,14 +232,14 @@ def _texts(row: Row, names: Mapping[str, str], field: str) -> tuple[str, ...]:
     if value is None or (isinstance(value, str) and value == ""):
         return ()
     items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_checked(item, row, f"'{names[field]}'") for item in items)
+    return tuple(checked_text(item, row, f"'{names[field]}'") for item in items)
 
 
 def _subject(row: Row, names: Mapping[str, str]) -> str | None:
     value = _cell(row, names, "subject")
     if isinstance(value, int) and not isinstance(value, bool):  # a person's number
         return str(value)
-    return None if value is None or (isinstance(value, str) and value == "") else _checked(value, row, f"'{names['subject']}'")
+    return None if value is None or (isinstance(value, str) and value == "") else checked_text(value, row, f"'{names['subject']}'")
 
 
 def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -237,7 +247,7 @@ def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str
     messages = row.values.get(column)
     if not isinstance(messages, (list, tuple)) or not all(isinstance(m, Mapping) for m in messages):
         raise UserError(f"{row.where}: '{column}' is {_short(messages)}, expected a list of role and content pairs.")
-    roles = [_checked(m.get("role"), row, f"role of message {i}") for i, m in enumerate(messages, 1)]
+    roles = [checked_text(m.get("role"), row, f"role of message {i}") for i, m in enumerate(messages, 1)]
     if roles[-2:] != ["user", "assistant"]:
         found = ", ".join(roles[:MOST_NAMED]) or "no message"
         raise UserError(f"{row.where}: '{column}' holds {found}; expected user and assistant messages at its end.")
@@ -245,5 +255,5 @@ def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str
     for number, (role, message) in enumerate(zip(roles, messages, strict=True), 1):
         content = message.get("content")
         if role != "system" or content:  # many data sets have empty system messages
-            turns.append((role, _checked(content, row, f"content of message {number} ({role})")))
+            turns.append((role, checked_text(content, row, f"content of message {number} ({role})")))
     return turns[-2][1], turns[-1][1], tuple(turns[:-2])

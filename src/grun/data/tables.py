@@ -12,8 +12,8 @@ from typing import Any
 
 from grun.core.errors import UserError
 from grun.core.hub import check_repository, nearest_folder
-from grun.core.python_objects import PREFIX, python_object
-from grun.data.content import is_unnamed, read_content, state_of
+from grun.core.python_objects import PREFIX, is_pipe, python_object
+from grun.data.content import read_content, state_of
 from grun.data.formats import KINDS, Row, kind_by_content, rows_of
 
 
@@ -47,7 +47,7 @@ def read_rows(source: str) -> list[Row]:
 
 def _kind(source: str, content: bytes) -> str:
     """The kind of a file by the ending of its name, or by its content where there is no ending."""
-    suffix = "" if is_unnamed(source) else Path(source).suffix.lower()
+    suffix = "" if is_pipe(source) else Path(source).suffix.lower()
     if suffix in KINDS:
         return suffix
     if suffix:

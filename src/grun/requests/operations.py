@@ -10,8 +10,8 @@ from __future__ import annotations
 __all__ = ["add", "calibrate_active", "export"]
 
 import dataclasses
-import hashlib
 import json
+import hashlib
 import logging
 import math
 import os
@@ -28,6 +28,7 @@ from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
 from grun.core.storage.run_directory import FEATURES, holds_run
+from grun.core.storage.stored_records import mapping_in
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.jobs.inputs.expansion.expand import topic_rows
@@ -85,12 +86,12 @@ def add(config: RequestConfig) -> str:
         work = _work(now, UnlearnConfig(**settings), fingerprint(data.parts))
         job = UnlearnConfig(**{**settings, "output": str(work)})
         adapter = unlearn(job, topic=None if config.topic is None else topic())
-        metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
+        metrics = mapping_in(work / "metrics.json", f"delete {work} and run the same command")
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
         in_force = measured(now, folders, config, data.forget, data.validation or data.retain)
         metrics |= provenance()
         metrics["in_force"] = {name: dataclasses.asdict(one) for name, one in in_force.items()}
-        settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
+        settings = mapping_in(work / "settings.json", f"delete {work} and run the same command")
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
         changed = now.with_request(
             request,

@@ -47,10 +47,10 @@ def read_json(file: Path) -> Any:
 
 
 def parsed_json(content: bytes) -> Any:
-    """The value of a JSON file's content; None if it was cut off."""
+    """The value of a JSON file's content; None if it was cut off or damaged."""
     try:
         return json.loads(content.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

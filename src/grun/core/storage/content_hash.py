@@ -77,7 +77,8 @@ def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) 
 def _digest_of_files(found: Collection[Path]) -> str:
     """Hash over files; a file that did not change since it was last read is not read again."""
     register = cache_directory() / DIGESTS
-    known = read_json(register) or {}
+    kept = read_json(register)
+    known = {k: v for k, v in kept.items() if isinstance(v, str)} if isinstance(kept, dict) else {}
     digest, fresh = hashlib.sha256(), {}
     for file in sorted(path for path in found if path.is_file() and not path.name.startswith(".")):
         state = file.stat()

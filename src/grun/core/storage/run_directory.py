@@ -6,7 +6,9 @@ __all__ = ["FEATURES", "RunDirectory", "holds_run", "settings_difference"]
 
 import dataclasses
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +19,11 @@ from grun.core.config.jobs import JobConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError
 from grun.core.provenance import provenance
+from grun.core.python_objects import PIPES
 from grun.core.storage import atomic_files as files
+from grun.core.storage.stored_records import check_checkpoint, run_record
 
+logger = logging.getLogger("grun")
 RECORD = "run.json"
 CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
@@ -46,6 +51,7 @@ class RunDirectory:
     config: dict[str, Any]
     is_complete: bool = False
     _replaced: bool = False
+    _intact: Path | None = None  # the checkpoint that was checked
 
     @classmethod
     def open(
@@ -77,19 +83,20 @@ class RunDirectory:
         run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
         if not where.exists() or all(_is_leftover(file, settings) for file in where.iterdir()):
             return run
-        found = files.read_json(where / RECORD)
-        if found is None:
+        stored = run_record(where, RECORD, CONFIG)
+        if stored is None:
             raise UserError(f"--output '{where}' is not empty and holds no run of grun; name another directory.")
         if overwrite:
             run._replaced = True
             return run
-        difference = _difference(where, found, config, run.record, usual)
+        difference = _difference(*stored, config, run.record, usual)
         if difference:
             raise UserError(
                 f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
                 "delete it."
             )
-        run.record, run.is_complete = found, bool(found["complete"])
+        run.record = stored[0]
+        run.is_complete = run.record["complete"]
         return run
 
     def start(self) -> None:
@@ -109,14 +116,21 @@ class RunDirectory:
             raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; half-written ones are deleted."""
-        complete: list[tuple[int, Path]] = []
-        for folder in (self.path / CHECKPOINTS).glob("checkpoint-*"):
-            if files.read_json(folder / "trainer_state.json") is None:  # the file that is written last
-                shutil.rmtree(folder, ignore_errors=True)  # several processes may look at once
-            else:
-                complete.append((int(folder.name.rpartition("-")[2]), folder))
-        return max(complete)[1] if complete else None
+        """The newest checkpoint that can be read; half-written and damaged ones are deleted, the latter with a warning."""
+        every = (self.path / CHECKPOINTS).glob("checkpoint-*")
+        numbered = {int(number): path for path in every if (number := path.name.partition("-")[2]).isdecimal()}
+        for _, folder in sorted(numbered.items(), reverse=True):
+            if folder == self._intact:
+                return folder
+            if (folder / "trainer_state.json").exists():  # the file that is written last
+                try:
+                    check_checkpoint(folder)
+                    self._intact = folder
+                    return folder
+                except ValueError as error:
+                    logger.warning("%s is damaged (%s), and deleted: an earlier state is taken.", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)  # several processes may look at once
+        return None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, all of it or nothing."""
@@ -144,8 +158,8 @@ class RunDirectory:
 
 def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:
     """True if a directory holds this very run, complete or not; arguments as of `RunDirectory.open`."""
-    found = files.read_json(path / RECORD)
-    return isinstance(found, dict) and not _difference(path, found, config, {"command": command, "data": data}, usual)
+    stored = run_record(path, RECORD, CONFIG)
+    return stored is not None and not _difference(*stored, config, {"command": command, "data": data}, usual)
 
 
 def settings_difference(was: Mapping[str, Any], now: JobConfig, usual: JobConfig | None = None) -> str:
@@ -159,9 +173,16 @@ def settings_difference(was: Mapping[str, Any], now: JobConfig, usual: JobConfig
     default = _kept(type(now)() if usual is None else usual)
     for name, wanted in _kept(now).items():
         before = was.get(name, default[name])
-        if name not in WHEREABOUTS and before != wanted:
+        if name not in WHEREABOUTS and _named(before) != _named(wanted):
             return f"{flag(name)} was {before}, now {wanted}"
     return ""
+
+
+def _named(value: Any) -> Any:
+    """A setting in which all pipes have one name: their content counts, and a shell gives each another number."""
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return re.sub(rf"(^|=)({PIPES})$", r"\1-", value) if isinstance(value, str) else value
 
 
 def _kept(config: JobConfig) -> dict[str, Any]:
@@ -191,21 +212,25 @@ def _check_writable(where: Path) -> None:
 
 
 def _difference(
-    path: Path, found: Mapping[str, Any], config: JobConfig, wanted: Mapping[str, Any], usual: JobConfig | None
+    found: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    config: JobConfig,
+    wanted: Mapping[str, Any],
+    usual: JobConfig | None,
 ) -> str:
     """The difference between the run that is there and the one that is wanted, in words; empty if they are the same.
 
     Provenance does not count: another version or machine may go on with a run.
 
     Args:
-        path: of the run that is there.
-        found: its record.
+        found: record of the run that is there.
+        settings: its settings.
         config: settings that are wanted.
         wanted: record with the command and the data that are wanted.
         usual: see `settings_difference`.
     """
     if found.get("command") != wanted["command"]:
         return f"grun {found.get('command')}"
-    if changed := settings_difference(files.read_json(path / CONFIG) or {}, config, usual):
+    if changed := settings_difference(settings, config, usual):
         return changed
     return "" if wanted["data"] in (None, found.get("data")) else "the content of its data differs"
