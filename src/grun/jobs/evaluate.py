@@ -177,7 +177,7 @@ def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
             f"--retain-log '{config.retain_log}' is not an evaluation of a model; evaluate the model that was trained on "
             "retain data only with the same splits, and name that directory."
         )
-    return EvidenceStore(folder)
+    return EvidenceStore(folder, is_foreign=True)
 
 
 def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str | None]:

@@ -74,16 +74,23 @@ def sweep_table(runs: Sequence[Finished]) -> tuple[str, Table]:
         cells = [mean_and_spread([_value(run, *pair) for run in same]) for pair in measures]
         cells += [mean_and_spread([_kept(run, targets.get(run.target), split) for run in same]) for split in normal]
         cells += [mean_and_spread([_value(run, *pair) for run in same]) for pair in auroc]
-        parameters = mean_and_spread([run.facts.get("trainable_parameters") for run in same], 0).partition(" ")[0]
-        memory = [(run.facts.get("peak_memory_mib") or {}) for run in same]
-        peaks = [one.get("device", one.get("host")) for one in memory]
-        seconds = mean_and_spread([run.facts.get("seconds") for run in same], 0)
+        parameters = mean_and_spread([_fact(run, "trainable_parameters") for run in same], 0).partition(" ")[0]
+        peaks = [_fact(run, "peak_memory_mib", ("device", "host")) for run in same]
+        seconds = mean_and_spread([_fact(run, "seconds") for run in same], 0)
         lines.append([*key, *cells, parameters, seconds, mean_and_spread(peaks, 0)])
     return _markdown(head, lines), _terminal(head, lines)
 
 
 def _value(run: Finished, split: str, metric: str) -> float | None:
     return run.scores.get(split, {}).get(metric)
+
+
+def _fact(run: Finished, name: str, parts: Sequence[str] = ()) -> float | None:
+    """A fact of training that is a number, or the first of its parts that is there; None for anything else."""
+    found = run.facts.get(name)
+    if parts:
+        found = next((found[part] for part in parts if part in found), None) if isinstance(found, dict) else None
+    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 
 
 def _kept(run: Finished, target: Finished | None, split: str) -> float | None:
