@@ -170,14 +170,17 @@ def _read_parquet(content: bytes, source: str) -> list[Row]:
         hint = "JSON" if text.lstrip()[:1] in ("{", "[") else "text"
         raise UserError(f"{source}: not a readable Parquet file: it holds {hint}.")
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-        names = [str(name) for name in table.column_names]
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        _check_once([str(name) for name in file.schema_arrow.names], source)
+        table = file.read()
+        table.validate(full=True)
         items = table.to_pylist()
+    except UserError:
+        raise
     except Exception as error:  # a damaged file may lead the reader to any of its own errors and of Python's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         words = "not a readable Parquet file: it was cut off, or is damaged"
         raise UserError(f"{source}: {words} ({reason:.200}). Copy it again.") from error
-    _check_once(names, source)
     return [Row(values, f"{source}, row {number}") for number, values in enumerate(items, 1)]
 
 

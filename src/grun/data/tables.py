@@ -64,6 +64,7 @@ def _read_dataset(source: str, name: str, config: str, split: str) -> list[Row]:
     if split not in found:
         raise UserError(f"{source}: no split '{split}'; it has {', '.join(found) or 'none'}.")
     try:
+        found[split].data.validate(full=True)  # a damaged table may lead readers out of their memory
         return [Row(values, f"{source}, row {number}") for number, values in enumerate(found[split], 1)]
     except Exception as error:  # rows are decoded when they are looked at
         raise UserError(f"{source}: its rows cannot be read, the dataset is damaged ({_first_line(error)}).") from error
@@ -82,9 +83,9 @@ def _load_dataset(name: str, config: str | None, source: str) -> Mapping[str, An
     datasets.disable_progress_bars()
     try:
         if (folder / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(folder))
+            return datasets.load_from_disk(str(folder), keep_in_memory=True)
         if (folder / "dataset_info.json").is_file():
-            return {"train": datasets.load_from_disk(str(folder))}
+            return {"train": datasets.load_from_disk(str(folder), keep_in_memory=True)}
         with _offline(not is_online):
             return datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else name, config)
     except Exception as error:  # many libraries may fail here, each with errors of its own

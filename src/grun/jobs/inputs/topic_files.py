@@ -90,9 +90,8 @@ def read_topic(run: Path, wanted: Mapping[str, Any] | None = None) -> TopicRows 
         return None
     files = [run / FOLDER / name for name in (FORGET, DESCRIBED, NEIGHBOURS)]
     found = TopicRows({file.name: _read(file) if file.exists() else [] for file in files}, record)
-    for file in files[:1]:
-        if not found.files[FORGET]:
-            raise UserError(f"'{file}' is missing or empty; restore it, or delete '{file.parent}' and run again.")
+    if not found.files[FORGET]:
+        raise UserError(f"'{files[0]}' is missing or empty; restore it, or delete '{files[0].parent}' and run again.")
     return found
 
 
