@@ -52,7 +52,7 @@ def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
         job = getattr(importlib.import_module(module), name)
         result = job(config)
         if after and _is_first_process():
-            typer.echo(after.format(result=result, config=config))
+            typer.echo(one_line(after.format(result=result, config=config)))
 
     return run
 
@@ -63,7 +63,7 @@ def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any
     def run(config: Any) -> None:
         result = getattr(called(name, config, **more), product)
         if _is_first_process():
-            typer.echo(after.format(result=result, config=config))
+            typer.echo(one_line(after.format(result=result, config=config)))
 
     return run
 
@@ -228,15 +228,23 @@ def _is_first_process() -> bool:
 
 
 def _failed(message: str, code: int) -> int:
-    typer.echo("grun: " + " ".join(message.split()), err=True)
+    typer.echo("grun: " + one_line(message), err=True)
     return code
+
+
+class _SafeFormatter(logging.Formatter):
+    """Messages in one line each, in which what came from data is shown as text."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
 
 def _quiet() -> None:
     """Show own messages as plain lines on standard error, and no messages of libraries about themselves."""
     logger = logging.getLogger("grun")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("grun: %(message)s"))
+    handler.setFormatter(_SafeFormatter("grun: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
     logger.propagate = False

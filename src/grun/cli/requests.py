@@ -6,7 +6,6 @@ __all__ = ["requests_app"]
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from grun.cli.calls import given_settings
 from grun.cli.help_pages import CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
 from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
-from grun.core.errors import RunsFailed, UserError
+from grun.core.errors import RunsFailed, UserError, one_line, shown_json
 
 requests_app = typer.Typer(
     help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
@@ -50,10 +49,13 @@ def _settings(config: Any, method: Callable[..., Any]) -> dict[str, Any]:
     return {name: value for name, value in given_settings(config, method).items() if name not in ("ledger", "model")}
 
 
+def _say(text: str) -> None:
+    """Print a line; what data and names hold is shown as text."""
+    typer.echo(one_line(text))
+
+
 def _say_export(ledger: str) -> None:
-    typer.echo(
-        f"Adapters exported before stay as they are; for the new state: grun request export DIR --ledger {ledger}"
-    )
+    _say(f"Adapters exported before stay as they are; for the new state: grun request export DIR --ledger {ledger}")
 
 
 def _add(config: RequestConfig) -> None:
@@ -61,7 +63,7 @@ def _add(config: RequestConfig) -> None:
         raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
     with _ledger(config.ledger, config.model) as ledger:
         id = ledger.add(**_settings(config, ledger.add)).id
-    typer.echo(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
+    _say(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
     _say_export(config.ledger)
 
 
@@ -103,7 +105,7 @@ def list_requests(ledger: LedgerOption) -> None:
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
         said = words.format(alpha=promise.alpha, sure=1 - promise.delta, dtype=promise.dtype)
-        typer.echo(f"Calibrated {promise.when[:10]}: {said}.")
+        _say(f"Calibrated {promise.when[:10]}: {said}.")
     _late("say_uncovered", "grun.requests.ledger")(found)
 
 
@@ -112,7 +114,7 @@ def show(id: Id, ledger: LedgerOption) -> None:
     """Show the whole record of a request, as JSON."""
     LedgerConfig(ledger=ledger, id=id)
     request = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True).get(id)
-    typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
+    typer.echo(shown_json(dataclasses.asdict(request)))
 
 
 @requests_app.command("suspend", cls=OnceCommand)
@@ -148,7 +150,7 @@ def export(
         raise UserError("--scale and --reference-scale were both given; choose one of them.")
     with _ledger(ledger) as opened:
         target = opened.export(output, scale=scale, reference_scale=reference_scale)
-    typer.echo(f"The adapter is in {target}.")
+    _say(f"The adapter is in {target}.")
 
 
 @requests_app.command("verify", cls=OnceCommand)
@@ -172,9 +174,9 @@ def verify(
     with _ledger(ledger, model) as opened:
         found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
     for one in found.values():
-        typer.echo(f"{one.id}: {one}")
+        _say(f"{one.id}: {one}")
     if not found:
-        typer.echo("There is nothing to verify: every request is withdrawn.")
+        _say("There is nothing to verify: every request is withdrawn.")
     wrong = sum(not one.ok for one in found.values())
     if wrong:
         raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
@@ -183,5 +185,5 @@ def verify(
 def _changed(ledger: str, id: str, what: str) -> None:
     with _ledger(ledger) as opened:
         state = getattr(opened, what)(id).state
-    typer.echo(f"Request {id} is {state}.")
+    _say(f"Request {id} is {state}.")
     _say_export(ledger)

@@ -5,8 +5,9 @@ Every function that resolves a name looks here first, so any job that reads a fi
 
 from __future__ import annotations
 
-__all__ = ["PREFIX", "python_object", "standing_for"]
+__all__ = ["PIPES", "PREFIX", "is_pipe", "python_object", "standing_for"]
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 PREFIX = "python:"  # of names that mean nothing outside the process
+PIPES = r"-|/dev/stdin|/dev/fd/\d+|/proc/(?:self|\d+)/fd/\d+"  # nor do these: standard input, `<(command)` in a shell
 _objects: ContextVar[Mapping[str, Any]] = ContextVar("objects", default=MappingProxyType({}))
 
 
@@ -30,3 +32,8 @@ def standing_for(objects: Mapping[str, Any]) -> Iterator[None]:
 def python_object(name: str) -> Any | None:
     """The object that a name stands for; None for an ordinary name."""
     return _objects.get().get(name)
+
+
+def is_pipe(name: str) -> bool:
+    """True for standard input and what a shell passes as `<(command)`."""
+    return re.fullmatch(PIPES, name) is not None

@@ -16,7 +16,7 @@ header as row 1, else counted from 1.
 
 from __future__ import annotations
 
-__all__ = ["check_disjoint", "overlap", "read_examples", "split_text"]
+__all__ = ["check_disjoint", "checked_text", "overlap", "read_examples", "split_text"]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -50,6 +50,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "alternative_answers": ("alternative_answers", "alternative_answer", "alternatives", "alternate"),
 }
 FIELDS = ("prompt", "answer", "input", "messages", "text", *OPTIONAL)
+MOST_NAMED = 20  # columns in a message
 EXPECTED = "question/answer, prompt/completion, instruction/output, messages or text"
 
 
@@ -153,7 +154,9 @@ def _guess(first: Row, given: dict[str, str], source: str, need_answers: bool) -
 
 
 def _found(first: Row) -> str:
-    return f"Columns found: {', '.join(map(str, first.values)) or 'none'}."
+    names = [f"{name!s:.40}" for name in list(first.values)[:MOST_NAMED]]
+    more = f" and {len(first.values) - len(names)} more" if len(first.values) > len(names) else ""
+    return f"Columns found: {', '.join(names) or 'none'}{more}."
 
 
 def _example(row: Row, names: Mapping[str, str]) -> Example:
@@ -175,19 +178,34 @@ def _example(row: Row, names: Mapping[str, str]) -> Example:
             raise UserError(f"{row.where}: {error}: its beginning is the prompt, the rest the answer.") from error
         return Example(prompt, answer, raw_text=True, **optional)
     prompt = _text(row, names["prompt"])
-    if row.values.get(names.get("input", "")):
+    if _cell(row, names, "input"):
         prompt = f"{prompt}\n{_text(row, names['input'])}"
     return Example(prompt, _text(row, names["answer"]) if "answer" in names else "-", **optional)
+
+
+def _cell(row: Row, names: Mapping[str, str], field: str) -> Any:
+    """The cell of an optional field; None where it has no column (a column without a name is none)."""
+    return row.values.get(names[field]) if field in names else None
 
 
 def _text(row: Row, column: str) -> str:
     """A cell that must hold text."""
     if column not in row.values:
         raise UserError(f"{row.where}: column '{column}' is missing. {_found(row)} Give every row the same columns.")
-    return _checked(row.values[column], row, f"'{column}'")
+    return checked_text(row.values[column], row, f"'{column}'")
 
 
-def _checked(value: Any, row: Row, what: str) -> str:
+def checked_text(value: Any, row: Row, what: str) -> str:
+    """A text from a cell, without white space around it.
+
+    Args:
+        value: found in the cell.
+        row: for messages.
+        what: stands for the cell in messages.
+
+    Raises:
+        UserError: if it is no text, is empty, or holds half a character.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UserError(f"{row.where}: {what} is empty; expected text. Fill it in or remove the row.")
     if not isinstance(value, str):
@@ -201,24 +219,31 @@ def _checked(value: Any, row: Row, what: str) -> str:
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or deep lists
+        return "something very long"
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _texts(row: Row, names: Mapping[str, str], field: str) -> tuple[str, ...]:
     """An optional cell with one text or a list of texts; nothing if it is absent or null."""
-    value = row.values.get(names.get(field, ""))
-    if value is None or value == "":
+    value = _cell(row, names, field)
+    if value is None or (isinstance(value, str) and value == ""):
         return ()
     items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_checked(item, row, f"'{names[field]}'") for item in items)
+    return tuple(checked_text(item, row, f"'{names[field]}'") for item in items)
 
 
 def _subject(row: Row, names: Mapping[str, str]) -> str | None:
-    value = row.values.get(names.get("subject", ""))
+    value = _cell(row, names, "subject")
     if isinstance(value, int) and not isinstance(value, bool):  # a person's number
         return str(value)
-    return None if value is None or value == "" else _checked(value, row, f"'{names['subject']}'")
+    return (
+        None
+        if value is None or (isinstance(value, str) and value == "")
+        else checked_text(value, row, f"'{names['subject']}'")
+    )
 
 
 def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -226,13 +251,13 @@ def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str
     messages = row.values.get(column)
     if not isinstance(messages, (list, tuple)) or not all(isinstance(m, Mapping) for m in messages):
         raise UserError(f"{row.where}: '{column}' is {_short(messages)}, expected a list of role and content pairs.")
-    roles = [m.get("role") for m in messages]
+    roles = [checked_text(m.get("role"), row, f"role of message {i}") for i, m in enumerate(messages, 1)]
     if roles[-2:] != ["user", "assistant"]:
-        found = ", ".join(map(str, roles)) or "no message"
+        found = ", ".join(roles[:MOST_NAMED]) or "no message"
         raise UserError(f"{row.where}: '{column}' holds {found}; expected user and assistant messages at its end.")
     turns = []
-    for number, message in enumerate(messages, 1):
-        role, content = str(message["role"]), message.get("content")
+    for number, (role, message) in enumerate(zip(roles, messages, strict=True), 1):
+        content = message.get("content")
         if role != "system" or content:  # many data sets have empty system messages
-            turns.append((role, _checked(content, row, f"content of message {number} ({role})")))
+            turns.append((role, checked_text(content, row, f"content of message {number} ({role})")))
     return turns[-2][1], turns[-1][1], tuple(turns[:-2])

@@ -11,10 +11,10 @@ from typing import Any
 
 from grun.core.errors import UserError, nearest
 from grun.core.records import Score
-from grun.core.storage.atomic_files import read_json
 from grun.evaluation.intervals import difference_interval
 from grun.evaluation.metrics import metrics as registry
-from grun.evaluation.result_files import SAMPLES, VALUES, metric_info
+from grun.evaluation.result_files import metric_info
+from grun.evaluation.stored_results import stored_results
 
 OVERALL = "all splits"  # stands for a split where summaries are compared
 
@@ -111,12 +111,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _read(run: Path, name: str) -> _Run:
-    values, samples = read_json(run / VALUES), read_json(run / SAMPLES)
-    if values is None or samples is None or "splits" not in values:
-        missing = VALUES if values is None else SAMPLES
-        raise UserError(
-            f"'{run}' is not a complete evaluation: it has no {missing}; expected an output of grun evaluate."
-        )
+    values, samples = stored_results(run)
     subjects = list(samples["splits"])
     return _Run(name, values, samples, "after" if "after" in subjects else subjects[0])
 

@@ -49,7 +49,7 @@ def difference_interval(
         None for a score without a value, a group of fewer than two rows, or different numbers of rows.
     """
     pairs = [[np.asarray(group) for group in samples(one)] for one in (ours, theirs)]
-    if [len(group) for group in pairs[0]] != [len(group) for group in pairs[1]]:
+    if [group.shape for group in pairs[0]] != [group.shape for group in pairs[1]]:
         return None
     statistic = info.get("statistic")
     if statistic is None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from grun.core.config.jobs import ChatConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
-from grun.evaluation.report.table import Answered, answers_table
+from grun.evaluation.report.table import Answered, answers_table, plain_text
 from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import adapters_off, gates_of_last_call
 from grun.models.generation import greedy
@@ -43,7 +43,7 @@ def chat(config: ChatConfig) -> None:
         except UserError as error:
             if config.prompt:
                 raise
-            console.print(str(error), style="red", markup=False)
+            console.print(plain_text(str(error)), style="red")
             continue
         console.print(answers_table([Answered("", prompt, None, answers)]))
 

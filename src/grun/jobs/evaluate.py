@@ -27,7 +27,14 @@ from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.plan import HOLDOUT
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.metrics import metrics as registry
-from grun.evaluation.report.table import before_after_table, in_the_table, show_whole, summary_lines, to_markdown
+from grun.evaluation.report.table import (
+    before_after_table,
+    in_the_table,
+    plain_text,
+    show_whole,
+    summary_lines,
+    to_markdown,
+)
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
@@ -159,7 +166,7 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
     show_whole(before_after_table(shown, to_forget=to_forget))
     console = Console()
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(plain_text(line), highlight=False)
 
 
 def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
@@ -172,7 +179,7 @@ def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
             f"--retain-log '{config.retain_log}' is not an evaluation of a model; evaluate the model that was trained on "
             "retain data only with the same splits, and name that directory."
         )
-    return EvidenceStore(folder)
+    return EvidenceStore(folder, is_foreign=True)
 
 
 def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str | None]:

@@ -23,12 +23,14 @@ from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepCo
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
 from grun.core.provenance import PROVENANCE
-from grun.core.storage.atomic_files import read_json, write_json, write_text
+from grun.core.python_objects import is_pipe
 from grun.core.storage import written
+from grun.core.storage.atomic_files import read_json, write_json, write_text
 from grun.core.storage.claims import claimed
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.replacing import check_unchanged, open_list
 from grun.core.storage.run_directory import is_left_over, settings_difference
+from grun.core.storage.stored_records import mapping_in
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import show_whole
 from grun.jobs.engines import EngineSettings, Task, engines
@@ -44,6 +46,7 @@ UNNAMED = "evaluation"  # output of settings that have no directory yet
 MOST_RUNS = 1_000
 LONGEST_NAME = 150  # characters of a folder's name; longer ones end with a digest
 ANOTHER_DIRECTORY = "name another directory with --output."
+ANEW = "delete the directory of that run, and the same command repeats it"
 
 
 @dataclass(frozen=True)
@@ -72,34 +75,44 @@ class Cell:
             UserError: if that was with other settings or on other data.
         """
         record = read_json(self.folder / "evaluation" / "run.json")
-        if record is None or not record["complete"]:
+        if not isinstance(record, dict) or record.get("complete") is not True:
             return False
         jobs: dict[str, tuple[JobConfig, JobConfig | None]] = {"evaluation": (self.evaluate, None)}
         if self.unlearn is not None:
             jobs["unlearn"] = with_presets(self.unlearn), usual_settings(self.unlearn)
         for name, (job, usual) in jobs.items():
-            was = read_json(self.folder / name / "settings.json") or {}
+            was = mapping_in(self.folder / name / "settings.json", ANEW)
             changed = settings_difference(was, job, usual)
             if changed:
                 raise UserError(f"run {self.folder.name} was done with other settings ({changed}); {ANOTHER_DIRECTORY}")
         if self.unlearn is not None:
-            done = read_json(self.folder / "unlearn" / "run.json")
-            if done["data"] != fingerprint(load_unlearning_rows(self.unlearn).parts):
+            done = mapping_in(self.folder / "unlearn" / "run.json", ANEW)
+            if done.get("data") != fingerprint(load_unlearning_rows(self.unlearn).parts):
                 raise UserError(f"run {self.folder.name} was done on other data; {ANOTHER_DIRECTORY}")
         return True
 
     def read(self) -> Finished:
-        """The results, once it is done."""
-        measured = read_json(self.folder / "evaluation" / "metrics.json")
+        """The results, once it is done.
+
+        Raises:
+            UserError: naming a file of the run that is damaged.
+        """
+        file = self.folder / "evaluation" / "metrics.json"
+        measured = mapping_in(file, ANEW)
         facts = {name: measured[name] for name in PROVENANCE if name in measured}
         if self.unlearn is not None:
             run = self.folder / "unlearn"
-            facts = read_json(run / "metrics.json") | read_json(run / "run.json")
+            facts = mapping_in(run / "metrics.json", ANEW) | mapping_in(run / "run.json", ANEW)
         subject = "before" if self.unlearn is None else "after"
-        scores = {
-            split: {metric: found[subject]["value"] for metric, found in part["metrics"].items()}
-            for split, part in measured["splits"].items()
-        }
+        try:
+            scores = {
+                split: {metric: _number(found[subject]["value"]) for metric, found in part["metrics"].items()}
+                for split, part in measured["splits"].items()
+            }
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"'{file}' is damaged: it has no values of '{subject}' by split and metric; {ANEW}."
+            ) from error
         return Finished(dict(self.varied), self.target, scores, facts)
 
 
@@ -180,6 +193,11 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
                     f"--vary: runs {shown(other.folder.name)} and {shown(name)} are the same; drop one of them."
                 )
         alone = _evaluation(job, config, varied, name)
+        for source in (*job.forget, *job.retain, *job.neighbours, *(one.partition("=")[2] for one in alone.data)):
+            if is_pipe(source):
+                raise UserError(
+                    f"run {name}: '{source}' is a pipe, but every run reads its data for itself; give a file."
+                )
         result = replace(alone, output=str(folder / "evaluation"), adapter=job.output, before=False)
         target = next((one for one in targets if replace(one.evaluate, output=alone.output) == alone), None)
         if target is None:
@@ -217,6 +235,17 @@ def _grid(config: SweepConfig) -> dict[str, list[str]]:
     if runs > MOST_RUNS:
         raise UserError(f"--vary asks for {runs:,} runs, expected at most {MOST_RUNS:,}; give fewer values.")
     return grid
+
+
+def _number(value: Any) -> float | None:
+    """A value of a metric.
+
+    Raises:
+        TypeError: for anything but a number or None.
+    """
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise TypeError(type(value).__name__)
 
 
 def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, str], name: str) -> EvaluateConfig:

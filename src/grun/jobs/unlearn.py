@@ -27,6 +27,7 @@ from grun.core.storage.disk import check_room
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
 from grun.jobs.inputs.expansion.expand import topic_rows
+from grun.jobs.inputs.kept_gates import GATES, kept_gates
 from grun.jobs.inputs.own_answers import with_own_answers, worth_answering
 from grun.jobs.inputs.topic_files import TopicRows, keep_topic
 from grun.jobs.inputs.unlearning import (
@@ -65,7 +66,6 @@ from grun.training.trainer_settings import naming_trainer, parsed_settings
 from grun.training.validation import spread, validation, validation_subset
 
 logger = logging.getLogger("grun")
-GATES = "gates.json"
 NORMAL = ("retain", "validation")  # kinds of rows to keep
 WHOLE_MODEL = "model"  # directory of the result where all weights are trained
 STRETCH = 40  # steps whose rows are prepared at a time, where training may stop early
@@ -283,7 +283,7 @@ def _fit(job: _Job) -> dict[str, Any]:
     """Fit, calibrate and freeze the gates. After an interruption those of the checkpoint are taken."""
     config, model, run = job.config, job.model, job.run
     checkpoint = run.last_checkpoint()
-    facts: dict[str, Any] = {} if checkpoint is None else run.read_json(GATES)
+    facts: dict[str, Any] = {} if checkpoint is None else kept_gates(run.path, {k: len(job.encoded[k]) for k in NORMAL})
     if checkpoint is not None:  # now, because rows whose gates are shut need no states
         make_room(model, facts.get("topic_kept", {}))
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))

@@ -27,6 +27,7 @@ from grun.core.errors import UserError
 from grun.core.provenance import provenance
 from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
 from grun.core.storage.run_directory import FEATURES, holds_run
+from grun.core.storage.stored_records import mapping_in
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import promised, prompts_of, unseen
 from grun.jobs.inputs.expansion.expand import topic_rows
@@ -37,9 +38,9 @@ from grun.models.gates.calibration import calibrated, learnt_places, logits_of_p
 from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import base_of, check_base, identity, loaded, measured, say_crossing, write_in_force
-from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
 from grun.requests.exports import exported
-from grun.requests.ledger_record import ADAPTER_FILES, ID, BaseModel, LedgerCalibration
+from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
+from grun.requests.ledger_record import ID, BaseModel, LedgerCalibration
 
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers", "topic_layer")  # settings that determine the features of gates
@@ -84,12 +85,12 @@ def add(config: RequestConfig) -> str:
         work = _work(now, UnlearnConfig(**settings), fingerprint(data.parts))
         job = UnlearnConfig(**{**settings, "output": str(work)})
         adapter = unlearn(job, topic=None if config.topic is None else topic())
-        metrics = json.loads((work / "metrics.json").read_text(encoding="utf-8"))
+        metrics = mapping_in(work / "metrics.json", f"delete {work} and run the same command")
         folders = {**{name: now.adapter(name) for name in now.active}, id: adapter}
         in_force = measured(now, folders, config, data.forget, data.validation or data.retain)
         metrics |= provenance()
         metrics["in_force"] = {name: dataclasses.asdict(one) for name, one in in_force.items()}
-        settings = json.loads((work / "settings.json").read_text(encoding="utf-8"))
+        settings = mapping_in(work / "settings.json", f"delete {work} and run the same command")
         request = Request(id, config.why, ACTIVE, [event(ACTIVE)], found, config.objective, settings, {}, metrics)
         changed = now.with_request(
             request,

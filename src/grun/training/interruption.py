@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["StopCleanly", "train_or_resume"]
 
 import signal
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -15,9 +16,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from grun.core.distributed import is_main, wait
+from grun.core.distributed import is_main, wait, world
 from grun.core.errors import Interrupted, TrainingDiverged
 from grun.core.storage.run_directory import RunDirectory
+from grun.core.storage.stored_records import write_checksums
 
 
 class StopCleanly(TrainerCallback):
@@ -47,6 +49,11 @@ class StopCleanly(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write checksums, so that a damaged checkpoint is known for one; several processes may still be writing."""
+        if world() == 1:
+            write_checksums(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -72,6 +79,7 @@ def train_or_resume(trainer: Trainer, run: RunDirectory) -> None:
     except TrainingDiverged as error:
         model: Any = trainer.model
         trainer._save_checkpoint(model, trial=None)  # no weight has changed in the failed step
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
         raise TrainingDiverged(
             f"{error}; the state before it is kept in {run.last_checkpoint()}. Lower --learning-rate and start again "
             "with --overwrite."

@@ -50,7 +50,7 @@ def read_json(file: Path) -> Any:
 
 
 def parsed_json(content: bytes) -> Any:
-    """The value of a JSON file's content; None if it was cut off."""
+    """The value of a JSON file's content; None if it was cut off or damaged."""
     try:
         return json.loads(content.decode())
     except (ValueError, RecursionError):
@@ -85,7 +85,9 @@ def is_unfinished(file: Path, name: str) -> bool:
 
 def is_unfinished_folder(folder: Path) -> bool:
     """True if a kill within `atomic_directory` may have left this."""
-    return re.fullmatch(r"\.[^.]+\.\w+(\.old)?", folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+    return (
+        re.fullmatch(r"\.[^.]+\.\w+(\.old)?", folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+    )
 
 
 @contextmanager

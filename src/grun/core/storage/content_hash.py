@@ -69,8 +69,8 @@ def subject_folder(contents: Sequence[str | None], settings: Mapping[str, Any]) 
 def _digest_of_files(found: Collection[Path]) -> str:
     """Hash over files; a file that did not change since it was last read is not read again."""
     register = cache_directory() / DIGESTS
-    found_before = read_json(register)
-    known = found_before if isinstance(found_before, dict) else {}
+    kept = read_json(register)
+    known = {k: v for k, v in kept.items() if isinstance(v, str)} if isinstance(kept, dict) else {}
     digest, fresh = hashlib.sha256(), {}
     for file in sorted(path for path in found if path.is_file() and not path.name.startswith(".")):
         state = file.stat()

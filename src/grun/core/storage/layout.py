@@ -23,7 +23,7 @@ _MODEL = (
     r"(configuration|modeling|tokenization)_\w+\.py"
 )
 _TRAINER = (
-    r"(training_args|optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|latest|"
+    r"(training_args|optimizer|scheduler|scaler)(_\d+)?\.(pt|bin)|rng_state(_\d+)?\.pth|(trainer_state|checksums)\.json|latest|"
     r"zero_to_fp32\.py|(global_step\d+|(pytorch_model_fsdp|optimizer)_\d+)/[\w.-]+|\.tmp\w{6}"
 )
 # Written by the trainer and its reporters, which keep no list

@@ -6,7 +6,7 @@ __all__ = ["CHECKPOINTS", "CONFIG", "FEATURES", "RunDirectory", "holds_run", "is
 
 import dataclasses
 import json
-import os
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +16,16 @@ from grun.core.config.jobs import JobConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError
 from grun.core.provenance import provenance
+from grun.core.python_objects import PIPES
 from grun.core.storage import atomic_files as files
 from grun.core.storage import disk, written
 from grun.core.storage.claims import check_writable
 from grun.core.storage.layout import CHECKPOINTS, CONFIG, FEATURES, LOCK, RECORD
 from grun.core.storage.replacing import check_place, delete, files_of_run, given_paths, is_folder, open_list
-from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoints, remove_unfinished
+from grun.core.storage.stored_records import check_checkpoint, run_record
+from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoint, remove_checkpoints, remove_unfinished
 
+logger = logging.getLogger("grun")
 OLDEST = {"output", "seed"}  # settings that every `settings.json` names
 WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
 
@@ -48,6 +51,7 @@ class RunDirectory:
     is_complete: bool = False
     _replaced: str = ""  # command of the run that `start` deletes
     _inputs: Mapping[str, Path] = field(default_factory=dict)
+    _intact: Path | None = None  # the checkpoint that was checked
 
     @classmethod
     def open(
@@ -80,20 +84,21 @@ class RunDirectory:
         run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
         if not where.exists() or is_left_over(where, settings):
             return run
-        found = files.read_json(where / RECORD)
-        if not isinstance(found, dict):
+        stored = run_record(where, RECORD, CONFIG)
+        if stored is None:
             raise UserError(f"--output '{where}' is not empty and holds no run of grun; name another directory.")
         if overwrite:
-            run._replaced, run._inputs = str(found.get("command")), given_paths(config)
+            run._replaced, run._inputs = stored[0]["command"], given_paths(config)
             run._to_delete()
             return run
-        difference = _difference(where, found, config, run.record, usual)
+        difference = _difference(*stored, config, run.record, usual)
         if difference:
             raise UserError(
                 f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
                 "delete it."
             )
-        run.record, run.is_complete = found, bool(found.get("complete"))
+        run.record = stored[0]
+        run.is_complete = run.record["complete"]
         return run
 
     def _to_delete(self) -> list[Path]:
@@ -125,10 +130,20 @@ class RunDirectory:
             raise UserError(f"--output '{self.path}' cannot be written: {error.strerror}.") from error
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; half-written ones are deleted."""
+        """The newest checkpoint that can be read; half-written and damaged ones are deleted, the latter with a warning."""
         remove_unfinished(self.path)
-        complete = complete_checkpoints(self.path)
-        return complete[-1] if complete else None
+        for folder in reversed(complete_checkpoints(self.path)):
+            if folder == self._intact:
+                return folder
+            try:
+                check_checkpoint(folder)
+            except ValueError as error:
+                logger.warning("%s is damaged (%s), and deleted: an earlier state is taken.", folder, error)
+                remove_checkpoint(self.path, folder)
+                continue
+            self._intact = folder
+            return folder
+        return None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, all of it or nothing."""
@@ -156,8 +171,8 @@ class RunDirectory:
 
 def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:
     """True if a directory holds this very run, complete or not; arguments as of `RunDirectory.open`."""
-    found = files.read_json(path / RECORD)
-    return isinstance(found, dict) and not _difference(path, found, config, {"command": command, "data": data}, usual)
+    stored = run_record(path, RECORD, CONFIG)
+    return stored is not None and not _difference(*stored, config, {"command": command, "data": data}, usual)
 
 
 def settings_difference(was: Mapping[str, Any], now: JobConfig, usual: JobConfig | None = None) -> str:
@@ -171,9 +186,16 @@ def settings_difference(was: Mapping[str, Any], now: JobConfig, usual: JobConfig
     default = _kept(type(now)() if usual is None else usual)
     for name, wanted in _kept(now).items():
         before = was.get(name, default[name])
-        if name not in WHEREABOUTS and before != wanted:
+        if name not in WHEREABOUTS and _named(before) != _named(wanted):
             return f"{flag(name)} was {before}, now {wanted}"
     return ""
+
+
+def _named(value: Any) -> Any:
+    """A setting in which all pipes have one name: their content counts, and a shell gives each another number."""
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    return re.sub(rf"(^|=)({PIPES})$", r"\1-", value) if isinstance(value, str) else value
 
 
 def _kept(config: JobConfig) -> dict[str, Any]:
@@ -212,21 +234,25 @@ def _may_be_ours(file: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def _difference(
-    path: Path, found: Mapping[str, Any], config: JobConfig, wanted: Mapping[str, Any], usual: JobConfig | None
+    found: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    config: JobConfig,
+    wanted: Mapping[str, Any],
+    usual: JobConfig | None,
 ) -> str:
     """The difference between the run that is there and the one that is wanted, in words; empty if they are the same.
 
     Provenance does not count: another version or machine may go on with a run.
 
     Args:
-        path: of the run that is there.
-        found: its record.
+        found: record of the run that is there.
+        settings: its settings.
         config: settings that are wanted.
         wanted: record with the command and the data that are wanted.
         usual: see `settings_difference`.
     """
     if found.get("command") != wanted["command"]:
         return f"grun {found.get('command')}"
-    if changed := settings_difference(files.read_json(path / CONFIG) or {}, config, usual):
+    if changed := settings_difference(settings, config, usual):
         return changed
     return "" if wanted["data"] in (None, found.get("data")) else "the content of its data differs"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["complete_checkpoints", "remove_checkpoints", "remove_unfinished"]
+__all__ = ["complete_checkpoints", "remove_checkpoint", "remove_checkpoints", "remove_unfinished"]
 
 import re
 from contextlib import suppress
 from pathlib import Path
 
-from grun.core.storage.atomic_files import read_json
 from grun.core.storage.layout import CHECKPOINTS, Layout
 from grun.core.storage.replacing import delete, is_folder
 
@@ -17,19 +16,19 @@ STATE = "trainer_state.json"  # the file of a checkpoint that is written last
 
 def complete_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run by their steps, the newest last."""
-    return [folder for folder in _folders(run) if read_json(folder / STATE) is not None]
+    return [folder for folder in _folders(run) if (folder / STATE).exists()]
 
 
 def remove_unfinished(run: Path) -> None:
     """Delete checkpoints that were not written to the end; what the trainer did not write stays."""
     for folder in _folders(run):
-        if read_json(folder / STATE) is None:
-            _remove(run, folder)
+        if not (folder / STATE).exists():
+            remove_checkpoint(run, folder)
 
 
 def remove_checkpoints(run: Path) -> None:
     """Delete all checkpoints of a run; what the trainer did not write stays."""
-    _remove(run, run / CHECKPOINTS)
+    remove_checkpoint(run, run / CHECKPOINTS)
 
 
 def _folders(run: Path) -> list[Path]:
@@ -37,8 +36,8 @@ def _folders(run: Path) -> list[Path]:
     return sorted((f for f in found if f.is_dir()), key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-def _remove(run: Path, folder: Path) -> None:
-    """Delete what the trainer wrote below a folder; several processes may do so at once."""
+def remove_checkpoint(run: Path, folder: Path) -> None:
+    """Delete what the trainer wrote below a folder of a run; several processes may do so at once."""
     if not is_folder(run / CHECKPOINTS) or not is_folder(folder):
         return
     with suppress(OSError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from grun.core.errors import UserError, nearest
 from grun.core.records import Benchmark, Example
 from grun.data.benchmarks import OnDemand, benchmarks, local_file
-from grun.data.examples import read_examples
+from grun.data.examples import checked_text, read_examples
 from grun.data.tables import read_rows
 
 CORPORA = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
@@ -117,10 +117,11 @@ def _continuations(source: Callable[[], str]) -> list[Example]:
 
 def _answers(source: Callable[[], str], examples: Callable[[], str]) -> list[Example]:
     """Questions, each after the same few answered ones."""
-    shown = "".join(
-        f"Question: {row.values.get('question')}\nAnswer: {row.values.get('answer')}\n\n"
-        for row in read_rows(examples())
-    )
+    shown = ""
+    for row in read_rows(examples()):
+        for column in ("question", "answer"):
+            checked_text(row.values.get(column), row, f"'{column}'")
+        shown += f"Question: {row.values['question']}\nAnswer: {row.values['answer']}\n\n"
     columns = {"prompt": "question", "answer": "answer"}
     return [
         replace(row, prompt=f"{shown}Question: {row.prompt}\nAnswer:", raw_text=True, stops=STOPS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from grun.core.errors import UserError, nearest
 from grun.core.records import Benchmark, Example
 from grun.data.benchmarks import OnDemand, benchmarks, local_file
-from grun.data.examples import read_examples
+from grun.data.examples import checked_text, read_examples
 from grun.data.tables import Row, read_rows
 
 SUBJECTS = {"bio": "biology", "cyber": "cybersecurity", "chem": "chemistry", "mmlu": ""}
@@ -41,6 +41,7 @@ PAPER = {  # names of the files that come with the code of the GRUN paper; one c
 GENERAL = "general"  # questions that come with the package
 GENERAL_FILE = Path(__file__).with_name("_general_questions.jsonl")
 LETTERS = "ABCDEFGHIJ"
+LONGEST_INDEX = 9  # characters of the number of a choice
 
 
 @benchmarks.register("wmdp")
@@ -166,7 +167,11 @@ def _checked(row: Row) -> tuple[list[str], int]:
     choices, answer = row.values["choices"], row.values["answer"]
     if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
         raise UserError(f"{row.where}: 'choices' is {choices!r:.60}, expected a list of 2 to {len(LETTERS)} texts.")
-    if isinstance(answer, str) and answer.strip().isdigit():  # as in CSV
+    checked_text(row.values["question"], row, "'question'")
+    for i, choice in enumerate(choices):
+        if not isinstance(choice, (int, float)) or choice != choice:  # MMLU has numbers among them
+            checked_text(choice, row, f"choice {LETTERS[i]}")
+    if isinstance(answer, str) and answer.strip().isdecimal() and len(answer) < LONGEST_INDEX:  # as in CSV
         answer = int(answer)
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise UserError(f"{row.where}: 'answer' is {answer!r:.60}, expected an index from 0 to {len(choices) - 1}.")

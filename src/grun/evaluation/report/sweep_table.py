@@ -12,7 +12,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-MISSING = "–"
+from grun.evaluation.report.table import MISSING, escaped_line, plain_text
+
 SEED = "seed"
 FORGOTTEN = ("forget", "forget_paraphrased")
 READ_ON_FORGET = {"probability": "{split}: probability", "rouge_l_recall": "{split}: ROUGE-L"}
@@ -73,16 +74,23 @@ def sweep_table(runs: Sequence[Finished]) -> tuple[str, Table]:
         cells = [mean_and_spread([_value(run, *pair) for run in same]) for pair in measures]
         cells += [mean_and_spread([_kept(run, targets.get(run.target), split) for run in same]) for split in normal]
         cells += [mean_and_spread([_value(run, *pair) for run in same]) for pair in auroc]
-        parameters = mean_and_spread([run.facts.get("trainable_parameters") for run in same], 0).partition(" ")[0]
-        memory = [(run.facts.get("peak_memory_mib") or {}) for run in same]
-        peaks = [one.get("device", one.get("host")) for one in memory]
-        seconds = mean_and_spread([run.facts.get("seconds") for run in same], 0)
+        parameters = mean_and_spread([_fact(run, "trainable_parameters") for run in same], 0).partition(" ")[0]
+        peaks = [_fact(run, "peak_memory_mib", ("device", "host")) for run in same]
+        seconds = mean_and_spread([_fact(run, "seconds") for run in same], 0)
         lines.append([*key, *cells, parameters, seconds, mean_and_spread(peaks, 0)])
     return _markdown(head, lines), _terminal(head, lines)
 
 
 def _value(run: Finished, split: str, metric: str) -> float | None:
     return run.scores.get(split, {}).get(metric)
+
+
+def _fact(run: Finished, name: str, parts: Sequence[str] = ()) -> float | None:
+    """A fact of training that is a number, or the first of its parts that is there; None for anything else."""
+    found = run.facts.get(name)
+    if parts:
+        found = next((found[part] for part in parts if part in found), None) if isinstance(found, dict) else None
+    return found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
 
 
 def _kept(run: Finished, target: Finished | None, split: str) -> float | None:
@@ -93,14 +101,13 @@ def _kept(run: Finished, target: Finished | None, split: str) -> float | None:
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+    return "".join(f"{escaped_line(row)}\n" for row in [head, ["---"] * len(head), *lines])
 
 
 def _terminal(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for name in head:
-        table.add_column(name, justify="right" if name not in ("objective", "adapt") else "left")
+        table.add_column(plain_text(name), justify="right" if name not in ("objective", "adapt") else "left")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(plain_text, line))
     return table

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grun.core.errors import shown
 from grun.core.records import Score
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.metrics import summaries
@@ -56,12 +57,13 @@ def before_after_table(results: Subjects, title: str | None = None, to_forget: C
         title: title above the table.
     """
     shown, left_out = _columns(results)
-    table = Table(title=title, caption=_note(left_out), title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    heading, note = (None if text is None else plain_text(text) for text in (title, _note(left_out)))
+    table = Table(title=heading, caption=note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for heading in ("split", ""):
         table.add_column(heading, no_wrap=True)
     for metric in shown:
         label = metric_label(metric)
-        table.add_column(label, justify="right", min_width=max(map(len, label.split())))
+        table.add_column(plain_text(label), justify="right", min_width=max(map(len, label.split())))
     splits = _by_split(results)
     for split, subjects in splits.items():
         base = split.removesuffix("_paraphrased")
@@ -137,7 +139,8 @@ def to_markdown(results: Subjects, to_forget: Collection[str] = ()) -> str:
 
 def answers_table(rows: Sequence[Answered], title: str | None = None) -> Table:
     """Questions, each with the true answer and each subject's below it, which fits any terminal."""
-    table = Table(title=title, title_justify="left", show_header=False, box=SIMPLE_HEAD)
+    heading = None if title is None else plain_text(title)
+    table = Table(title=heading, title_justify="left", show_header=False, box=SIMPLE_HEAD)
     for row in rows:
         lines = _lines(row)
         for i, (label, text) in enumerate(lines.items()):
@@ -204,7 +207,7 @@ def _cell(score: Score | None) -> str:
 
 def plain_text(value: str) -> Text:
     """Text without markup and without control characters that a terminal would obey."""
-    return Text("".join(c if c.isprintable() or c == "\n" else "·" for c in value))
+    return Text(shown(value, "·"))
 
 
 def escaped_line(cells: Sequence[str]) -> str:
@@ -218,4 +221,4 @@ def _escaped(cell: str) -> str:
         return cell
     for sign in "\\`*_[]<>|#":
         cell = cell.replace(sign, "\\" + sign)
-    return " ".join(cell.split())
+    return shown(" ".join(cell.split()), "·")

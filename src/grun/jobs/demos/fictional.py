@@ -93,7 +93,7 @@ def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
     show_whole(before_after_table(results))
     console.print(answers_table(answers, title="Answers before and after"))
     for line in _summary(results, facts):
-        console.print(line, highlight=False, markup=False)
+        console.print(plain_text(line), highlight=False)
     say_where(console, run)
 
 

@@ -12,19 +12,20 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from grun.core.storage.run_directory import RunDirectory
+from grun.evaluation.report.table import plain_text
 
 T = TypeVar("T")
 
 
 def say(console: Console, line: str) -> None:
     """Print the heading of a part."""
-    console.print(f"\n{line}", style="bold", highlight=False, markup=False)
+    console.print(plain_text(f"\n{line}"), style="bold", highlight=False)
 
 
 def say_where(console: Console, run: RunDirectory) -> None:
     """Print how long a complete demo took, and where everything is."""
     line = f"It took {run.record['seconds']:.0f} s; everything lies in {run.path}."
-    console.print(line, highlight=False, markup=False)
+    console.print(plain_text(line), highlight=False)
 
 
 def spread(rows: Sequence[T], count: int) -> list[T]:

@@ -72,7 +72,7 @@ def real_demo(config: DemoConfig, run: RunDirectory) -> None:
     say_where(console, run)
     adapter = run.path / UNLEARNED / "adapter"
     command = shlex.join(["grun", "chat", "--model", config.model or MODEL, "--adapter", str(adapter)])
-    console.print(f"Ask it yourself: {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(plain_text(f"Ask it yourself: {command}"), highlight=False, soft_wrap=True)
 
 
 def _made(config: DemoConfig, run: RunDirectory, console: Console) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _show(console: Console, found: Mapping[str, Any]) -> None:
     title = f"Answers before and after, at most {LONGEST_ANSWER} tokens; open or shut: the gate"
     console.print(answers_table(_answers(found, SHOWN), title))
     for line in _summary(found, kinds):
-        console.print(line, highlight=False, markup=False)
+        console.print(plain_text(line), highlight=False)
 
 
 def _summary(found: Mapping[str, Any], kinds: Sequence[KindOfPrompts]) -> Iterator[str]:

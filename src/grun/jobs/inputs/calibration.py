@@ -12,6 +12,7 @@ from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig
 from grun.core.config.schema import from_mapping
 from grun.core.errors import UserError
+from grun.core.python_objects import is_pipe
 from grun.core.records import Example
 from grun.core.storage.fingerprints import fingerprint
 from grun.data.examples import read_examples
@@ -67,7 +68,10 @@ def unseen(normal: Sequence[Example], runs: Mapping[str, Mapping[str, Any]], gua
     unknown: list[str] = []
     for name, settings in runs.items():
         try:
-            sides = load_unlearning_rows(from_mapping(UnlearnConfig, settings, name))
+            learnt_with = from_mapping(UnlearnConfig, settings, name)
+            if any(map(is_pipe, (*learnt_with.forget, *learnt_with.retain, *learnt_with.neighbours))):
+                raise UserError("what came through a pipe is gone, and another pipe may have its name now")
+            sides = load_unlearning_rows(learnt_with)
         except UserError:
             unknown.append(name)
             continue

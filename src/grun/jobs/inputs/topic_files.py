@@ -13,6 +13,7 @@ from typing import Any
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory, read_json, write_json, write_text
+from grun.data.examples import checked_text
 from grun.data.tables import read_rows
 
 FOLDER = "topic"  # in the directory of a run
@@ -88,13 +89,19 @@ def read_topic(run: Path, wanted: Mapping[str, Any] | None = None) -> TopicRows 
     if not isinstance(record, dict) or (wanted is not None and record.get("settings") != dict(wanted)):
         return None
     files = [run / FOLDER / name for name in (FORGET, DESCRIBED, NEIGHBOURS)]
-    return TopicRows({file.name: _read(file) if file.exists() else [] for file in files}, record)
+    found = TopicRows({file.name: _read(file) if file.exists() else [] for file in files}, record)
+    if not found.files[FORGET]:
+        raise UserError(f"'{files[0]}' is missing or empty; restore it, or delete '{files[0].parent}' and run again.")
+    return found
 
 
 def _read(file: Path) -> list[dict[str, str]]:
     """Rows as `write_topic` has written them."""
     rows = read_rows(str(file))
     for row in rows:
-        if not row.values.get("question") or not all(isinstance(value, str) for value in row.values.values()):
-            raise UserError(f"{row.where}: expected a question, and texts only; give corrected rows as --forget rows.")
+        for name, value in (row.values if row.values.get("question") else {"question": None}).items():
+            try:
+                checked_text(value, row, f"'{name}'")
+            except UserError as error:
+                raise UserError(f"{error} Give corrected rows as --forget rows.") from error
     return [dict(row.values) for row in rows]

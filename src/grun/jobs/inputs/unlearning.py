@@ -16,6 +16,7 @@ __all__ = [
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from grun.core.records import Example
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
+from grun.data.content import decoded, read_content
 from grun.data.examples import check_disjoint, read_examples
 from grun.data.refusals import Refusals
 from grun.data.shipped_prompts import clashing, drawn_rows, ordinary_rows
@@ -217,10 +219,8 @@ def _refusals(config: UnlearnConfig, forget: Sequence[Example]) -> OtherAnswers:
     if file is None:
         own = Refusals([row.prompt for row in forget], config.seed)
         return lambda row: (own.to(row.prompt),)
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--refusals '{file}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    said = f"--refusals '{file}'"
+    lines = decoded(read_content(file, said), said).splitlines()
     sentences = tuple(line.strip() for line in lines if line.strip())
     if not sentences:
         raise UserError(f"--refusals '{file}' is empty; expected one sentence per line.")
@@ -239,9 +239,9 @@ def withhold(rows: Sequence[Example], share: float, seed: int) -> tuple[list[Exa
     keys = [row.subject if row.subject is not None else f"\0row {i}" for i, row in enumerate(rows)]
     subjects = sorted(set(keys))
     random.Random(f"withhold {seed}").shuffle(subjects)
-    wanted, chosen, count = share * len(rows), set[str](), 0
+    wanted, chosen, count, sizes = share * len(rows), set[str](), 0, Counter(keys)
     for subject in subjects:
-        size = keys.count(subject)
+        size = sizes[subject]
         if count + size / 2 > wanted:
             break
         chosen.add(subject)

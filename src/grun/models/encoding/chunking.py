@@ -43,15 +43,19 @@ def chunk_running_text(
 def _pieces(example: Example, tokenizer: PreTrainedTokenizerBase, most_tokens: int) -> list[tuple[str, str]]:
     text = example.prompt + ("" if example.prompt[-1:].isspace() else " ") + example.answer
     room = max(most_tokens - SPECIAL_TOKENS, 2)
-    words = re.findall(r"\S+\s*", text)
-    lengths = [len(ids) for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]]
     if len(plain_ids(tokenizer, text)) <= room:
         return []
-    count = math.ceil(sum(lengths) / room)
+    words = re.findall(r"\S+\s*", text)
+    different = list(dict.fromkeys(words))
+    counts = map(len, tokenizer(different, add_special_tokens=False, verbose=False)["input_ids"])
+    length_of = dict(zip(different, counts, strict=True))
+    lengths = [length_of[word] for word in words]
+    total = sum(lengths)
+    count = math.ceil(total / room)
     parts: list[str] = [""] * count
     before = 0
     for word, length in zip(words, lengths, strict=True):
-        parts[min(before * count // sum(lengths), count - 1)] += word
+        parts[min(before * count // total, count - 1)] += word
         before += length
     for i in range(count - 1, 0, -1):
         if len(parts[i].split()) < 2:  # a word as long as a piece stays with the piece before it

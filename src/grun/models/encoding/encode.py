@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["Encoded", "encode", "encode_prompt", "truncation_report"]
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.models.encoding.templates import Template, plain_ids
+
+CHARACTERS = 32  # per token of the context; of a text with more of them, only so many are tokenised
+SURELY = 2  # times as many tokens as there is room for: then what follows cannot change those that are kept
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Encoded:
         input_ids: prompt and answer; the answer's last token is the end of the sequence, unless it was truncated away or the
             answer is a choice.
         prompt_length: number of prompt tokens; the answer is `input_ids[prompt_length:]`.
-        truncated: number of answer tokens that did not fit and were cut off.
+        truncated: number of answer tokens that did not fit and were cut off; an estimate for answers that are so much longer
+            than the context that their ends are not tokenised.
     """
 
     input_ids: tuple[int, ...]
@@ -46,7 +51,10 @@ def encode(
     prompt, separator = template.write(example, tokenizer)
     prompt_ids = _prompt_ids(prompt, example, tokenizer, template, max_length)
     start = prompt_ids[: len(prompt_ids) - len(plain_ids(tokenizer, prompt))]
-    answer = separator + example.answer
+    answer, share = separator + example.answer, 1.0
+    limit = _most_characters(max_length)
+    if len(answer) > limit and len(plain_ids(tokenizer, answer[:limit])) > SURELY * (max_length or 0):
+        answer, share = answer[:limit], len(answer) / limit
     full = start + plain_ids(tokenizer, prompt + answer)
     exact = full[: len(prompt_ids)] == prompt_ids
     answer_ids = full[len(prompt_ids) :] if exact else _answer_alone(tokenizer, answer)
@@ -55,7 +63,7 @@ def encode(
         answer_ids.pop()
     ids = prompt_ids + answer_ids + ([] if example.choices else [end_id])
     cut = max(0, len(ids) - max_length) if max_length is not None else 0
-    return Encoded(tuple(ids[: len(ids) - cut]), len(prompt_ids), cut)
+    return Encoded(tuple(ids[: len(ids) - cut]), len(prompt_ids), cut + round((share - 1) * len(answer_ids)))
 
 
 def encode_prompt(
@@ -82,7 +90,10 @@ def truncation_report(encoded: Sequence[Encoded]) -> str | None:
 def _prompt_ids(
     prompt: str, example: Example, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int | None
 ) -> list[int]:
-    ids = plain_ids(tokenizer, prompt)
+    ids, limit = plain_ids(tokenizer, prompt[: _most_characters(max_length)]), _most_characters(max_length)
+    is_too_long = len(prompt) > limit and len(ids) > SURELY * (max_length or 0)
+    if len(prompt) > limit and not is_too_long:
+        ids = plain_ids(tokenizer, prompt)
     where = example.source or f"the row with the prompt '{example.prompt[:40]}'"
     if not ids:
         raise UserError(f"{where}: the prompt is empty after tokenisation; give it some text.")
@@ -92,10 +103,16 @@ def _prompt_ids(
         ids = start + ids
     if max_length is not None and len(ids) > max_length - 1:
         raise UserError(
-            f"{where}: the prompt is longer than the model's context: {len(ids)} tokens, and {max_length} must hold it "
+            f"{where}: the prompt is longer than the model's context: {len(ids)} tokens{' or more' if is_too_long else ''}, and "
+            f"{max_length} must hold it "
             "and at least one token of the answer. Shorten the prompt or split the row."
         )
     return ids
+
+
+def _most_characters(max_length: int | None) -> int:
+    """Characters of a text that are tokenised at first: of a megabyte, no more than tells whether it is too long."""
+    return sys.maxsize if max_length is None else CHARACTERS * max_length
 
 
 def _answer_alone(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:

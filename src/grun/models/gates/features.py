@@ -81,9 +81,30 @@ def load_features(file: str | Path, read: Sequence[Reading], device: torch.devic
         tensors = load_file(file, device=str(device))
         gates = range(1 + max(int(name.partition(".")[0]) for name in tensors))
         fields = [field.name for field in dataclasses.fields(GateFeatures)]
-        return [GateFeatures(*(tensors[f"{gate}.{name}"] for name in fields)) for gate in gates]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        found = [GateFeatures(*(tensors[f"{gate}.{name}"] for name in fields)) for gate in gates]
+        if len(found) != len(read):
+            raise ValueError(f"it has features for {len(found)} gates, expected {len(read)}")
+        for part, reading in zip(found, read, strict=True):
+            _check(part, reading[3])
+        return found
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, SafetensorError) as error:
         raise UserError(f"'{file}' holds no gate features for this run: {' '.join(str(error).split())}") from error
+
+
+def _check(features: GateFeatures, width: int) -> None:
+    """Refuse features of another form than `save_features` writes.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    h_UD, at_NP, mask_NP = features.h_UD, features.at_NP, features.mask_NP
+    if h_UD.ndim != 2 or h_UD.shape[1] != width or not h_UD.is_floating_point() or not bool(h_UD.isfinite().all()):
+        raise ValueError(f"its states are not finite numbers of width {width}")
+    if at_NP.ndim != 2 or at_NP.dtype != torch.long or mask_NP.dtype != torch.bool or at_NP.shape != mask_NP.shape:
+        raise ValueError("its prompts are damaged")
+    at_M = features.at_M
+    if not len(at_NP) or not bool(mask_NP.any(1).all()) or int(at_M.min()) < 0 or int(at_M.max()) >= len(h_UD):
+        raise ValueError("its prompts name states that it does not hold")
 
 
 def held_gates(model: Any, adapter: str = "default") -> list[tuple[GrunLayer, str]]:
