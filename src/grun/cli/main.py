@@ -32,7 +32,7 @@ from grun.core.config.jobs import (
     UnlearnConfig,
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
-from grun.core.errors import UserError
+from grun.core.errors import UserError, one_line
 
 app = typer.Typer(
     help="Make a language model forget chosen data, without touching its weights.",
