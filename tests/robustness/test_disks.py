@@ -30,12 +30,21 @@ def command(job: str, material: Material, folder: Path) -> list[str]:
     model, rows = str(material.model), [f"--forget={material.forget}", f"--retain={material.retain}"]
     few = ["--steps=4", "--evaluate-every=2", "--batch-size=4", "--objective=gd"]
     sizes = ["--hidden-size=32", "--layers=2", "--heads=2", "--vocab-size=300", "--epochs=1", "--save-every=1"]
-    earlier = [f"--model={EARLIER / 'model'}", f"--adapter={EARLIER / 'unlearned'}", f"--normal={EARLIER / 'normal.jsonl'}"]
+    earlier = [
+        f"--model={EARLIER / 'model'}",
+        f"--adapter={EARLIER / 'unlearned'}",
+        f"--normal={EARLIER / 'normal.jsonl'}",
+    ]
     found = {
         "unlearn": [f"--model={model}", *rows, *few, "--adapt=lora"],
         "full": [f"--model={model}", *rows, *few, "--adapt=full"],
         "finetune": [f"--data={material.retain}", *sizes, "--batch-size=8"],
-        "evaluate": [f"--model={model}", f"--data=forget={material.forget}", "--max-new-tokens=2", "--metrics=probability"],
+        "evaluate": [
+            f"--model={model}",
+            f"--data=forget={material.forget}",
+            "--max-new-tokens=2",
+            "--metrics=probability",
+        ],
         "calibrate": [*earlier, "--alpha=0.2", "--delta=0.3"],
         "import": [f"--model={model}", f"--checkpoint={folder / 'checkpoint'}"],
         "expand": [f"--model={model}", "--topic=Lund", "--force-topic"],
@@ -65,7 +74,9 @@ def test_every_command_says_so_in_one_line_and_goes_on(material: Material, tmp_p
         if code == 0:
             break
         refused += 1
-        assert said.strip().splitlines()[-1].startswith(f"grun: --output '{output}' cannot be written: File too large"), said
+        assert (
+            said.strip().splitlines()[-1].startswith(f"grun: --output '{output}' cannot be written: File too large")
+        ), said
         assert "free" in said
         assert [file for file in output.rglob("*.tmp")] == []
     assert refused >= 2
@@ -86,7 +97,16 @@ def test_a_ledger_stays_as_it_was(tmp_path: Path, limit: int) -> None:
     shutil.copytree(EARLIER / "ledger", tmp_path / "ledger")
     record = (tmp_path / "ledger" / "ledger.json").read_bytes()
     ledger = ["--ledger", str(tmp_path / "ledger")]
-    calibrate = ["--model", str(EARLIER / "model"), "--normal", str(EARLIER / "normal.jsonl"), "--alpha", "0.2", "--delta", "0.3"]
+    calibrate = [
+        "--model",
+        str(EARLIER / "model"),
+        "--normal",
+        str(EARLIER / "normal.jsonl"),
+        "--alpha",
+        "0.2",
+        "--delta",
+        "0.3",
+    ]
     for arguments in (
         ["suspend", "r0001"],
         ["withdraw", "r0002"],
@@ -160,14 +180,17 @@ def small_disk(tmp_path: Path) -> Iterator[list[str]]:
     (tmp_path / "disk").mkdir()
     mount = f"mount -t tmpfs -o size=300k tmpfs '{tmp_path / 'disk'}' && exec \"$@\""
     prefix = ["unshare", "-rm", "sh", "-c", mount, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode
+    ):
         pytest.skip("this machine permits no small file system (unshare, mount)")
     yield prefix
 
 
 def test_a_small_file_system(small_disk: list[str], material: Material, tmp_path: Path) -> None:
     job = [*command("evaluate", material, tmp_path), "--output", str(tmp_path / "disk" / "run")]
-    fill = f"head -c 290000 /dev/zero > {tmp_path / 'disk' / 'full'}; exec \"$@\""
+    fill = f'head -c 290000 /dev/zero > {tmp_path / "disk" / "full"}; exec "$@"'
     done = subprocess.run(
         [*small_disk, "sh", "-c", fill, "sh", sys.executable, "-m", "grun", *job],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

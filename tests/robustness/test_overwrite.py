@@ -55,7 +55,11 @@ def written(tmp_path: Path) -> Path:
         (folder / "README.md").write_text("card")
     with atomic_directory(run.path / "topic") as folder:
         write_text(folder / "forget.jsonl", "{}\n")
-    for name in ("checkpoint-5/trainer_state.json", "checkpoint-5/optimizer.pt", "checkpoint-5/adapter_model.safetensors"):
+    for name in (
+        "checkpoint-5/trainer_state.json",
+        "checkpoint-5/optimizer.pt",
+        "checkpoint-5/adapter_model.safetensors",
+    ):
         (run.path / "checkpoints" / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / "checkpoints" / name).write_text("{}")
     (run.path / "tensorboard").mkdir()
@@ -196,16 +200,16 @@ def test_no_input_is_ever_deleted(
         (tmp_path / "link").symlink_to(path)
         path = tmp_path / "link"
     kind = without_none(get_type_hints(config)[name])
-    value: Any = {str: str(path), list: [f"forget:x={path}", str(path)], dict: {"a": str(path)}}[get_origin(kind) or kind]
+    value: Any = {str: str(path), list: [f"forget:x={path}", str(path)], dict: {"a": str(path)}}[
+        get_origin(kind) or kind
+    ]
     before = tree(written)
     with pytest.raises(UserError, match="which the command reads"):
         RunDirectory.open(written, config(**{name: value}), command, overwrite=True)
     assert tree(written) == before
 
 
-def test_the_settings_file_of_a_command_is_an_input(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_settings_file_of_a_command_is_an_input(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(finished)
     settings = ["--config", str(finished / "settings.json"), "--steps", "3", "--output", str(finished)]
     assert main(["unlearn", *settings, "--overwrite"]) == 2

@@ -136,9 +136,7 @@ def test_an_error_releases_the_directory_and_leaves_no_empty_one(tmp_path: Path,
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_other_processes_of_a_distributed_launch_do_not_claim(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_processes_of_a_distributed_launch_do_not_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with claimed(tmp_path / "run"):
         monkeypatch.setenv("RANK", "1")
         with claimed(tmp_path / "run"):
@@ -174,6 +172,9 @@ def test_exports_at_once_are_refused(tmp_path: Path) -> None:
 
     with exported(tmp_path / "out") as folder:
         (folder / "adapter_config.json").write_text("{}")
-        with pytest.raises(UserError, match=f"another process \\({os.getpid()}\\) is writing"), exported(tmp_path / "out"):
+        with (
+            pytest.raises(UserError, match=f"another process \\({os.getpid()}\\) is writing"),
+            exported(tmp_path / "out"),
+        ):
             pass
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]

@@ -16,7 +16,12 @@ from grun.core.storage import disk
 
 FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
-CODES = ((UserError, WRONG_INPUT), (TrainingDiverged, DIVERGED), ((RunsFailed, NotWritten), FAILED), (Stopped, INTERRUPTED))
+CODES = (
+    (UserError, WRONG_INPUT),
+    (TrainingDiverged, DIVERGED),
+    ((RunsFailed, NotWritten), FAILED),
+    (Stopped, INTERRUPTED),
+)
 
 
 def told(error: Exception) -> tuple[str, int] | None:
@@ -34,7 +39,9 @@ def told(error: Exception) -> tuple[str, int] | None:
     if (reason := disk.reason_of(error)) is not None:  # outside of every directory that a command has claimed
         named = getattr(error, "filename", None)
         where = Path(str(named)).parent if named else Path.cwd()
-        return str(disk.not_written(reason, where, "Make room and run the same command again.", "the directory")), FAILED
+        return str(
+            disk.not_written(reason, where, "Make room and run the same command again.", "the directory")
+        ), FAILED
     return None
 
 

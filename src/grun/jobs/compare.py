@@ -66,7 +66,9 @@ def _check(folder: Path) -> None:
     is_earlier = isinstance(record, dict) and {"runs", "found"} <= record.keys()
     for file in (folder / JSON, folder / TABLE):
         if os.path.lexists(file) and not is_earlier:
-            raise UserError(f"'{file}' is no comparison of grun and would be replaced; name another folder with --output.")
+            raise UserError(
+                f"'{file}' is no comparison of grun and would be replaced; name another folder with --output."
+            )
     check_unchanged(folder, (JSON, TABLE))
 
 

@@ -20,8 +20,8 @@ from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepCo
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
 from grun.core.provenance import PROVENANCE
-from grun.core.storage.atomic_files import read_json, write_json, write_text
 from grun.core.storage import written
+from grun.core.storage.atomic_files import read_json, write_json, write_text
 from grun.core.storage.claims import claimed
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.replacing import check_unchanged, open_list

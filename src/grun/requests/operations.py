@@ -37,8 +37,8 @@ from grun.models.gates.calibration import calibrated, learnt_places, logits_of_p
 from grun.models.gates.features import gates_by_member
 from grun.models.tuner.config import is_member_name
 from grun.requests.active import check_base, identity, loaded, measured, say_crossing, write_in_force
-from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
 from grun.requests.exports import exported
+from grun.requests.ledger import ACTIVE, WITHDRAWN, LedgerState, Request, event, say_uncovered
 from grun.requests.ledger_record import ID, LedgerCalibration
 
 logger = logging.getLogger("grun")

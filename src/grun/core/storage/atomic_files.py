@@ -85,7 +85,9 @@ def is_unfinished(file: Path, name: str) -> bool:
 
 def is_unfinished_folder(folder: Path) -> bool:
     """True if a kill within `atomic_directory` may have left this."""
-    return re.fullmatch(r"\.[^.]+\.\w+(\.old)?", folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+    return (
+        re.fullmatch(r"\.[^.]+\.\w+(\.old)?", folder.name) is not None and folder.is_dir() and not folder.is_symlink()
+    )
 
 
 @contextmanager

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["check_place", "check_unchanged", "delete", "discard", "files_of_run", "given_paths", "is_folder", "open_list", "reading"]
+__all__ = [
+    "check_place",
+    "check_unchanged",
+    "delete",
+    "discard",
+    "files_of_run",
+    "given_paths",
+    "is_folder",
+    "open_list",
+    "reading",
+]
 
 import dataclasses
 import os

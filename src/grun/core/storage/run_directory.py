@@ -6,7 +6,6 @@ __all__ = ["CHECKPOINTS", "CONFIG", "FEATURES", "RunDirectory", "holds_run", "is
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -60,7 +60,10 @@ class EvidenceStore:
         text = "".join(json.dumps(_line(row)) + "\n" for row in rows)
         write_text(self.folder / f"{split}{SUFFIX}", text)
         cached = self._cached([row.example for row in rows], asked)
-        if cached is not None and read_kept(cached, lambda file: _read(file, split, [row.example for row in rows])) is None:
+        if (
+            cached is not None
+            and read_kept(cached, lambda file: _read(file, split, [row.example for row in rows])) is None
+        ):
             keep(cached, lambda file: write_text(file, text))
 
     def _cached(self, examples: Sequence[Example], asked: str) -> Path | None:

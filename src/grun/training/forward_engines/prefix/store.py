@@ -66,7 +66,9 @@ class PartStore:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            held = lock(self.folder / "lock", lambda: logger.info("Waiting for another run that fills %s.", self.folder))
+            held = lock(
+                self.folder / "lock", lambda: logger.info("Waiting for another run that fills %s.", self.folder)
+            )
         except OSError as error:  # a full disk, say: the tensors stay in memory
             say_unusable(self.folder, error)
             yield
