@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DIVERGED", "FAILED", "INTERRUPTED", "WRONG_INPUT", "told"]
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def told(error: Exception) -> tuple[str, int] | None:
     Args:
         error: that ended a command.
     """
+    _end_progress_bars()
     if isinstance(error, UsageError):
         return str(error.format_message()), WRONG_INPUT
     for kind, code in CODES:
@@ -41,3 +43,10 @@ def told(error: Exception) -> tuple[str, int] | None:
             disk.not_written(reason, where, "Make room and run the same command again.", "the directory")
         ), FAILED
     return None
+
+
+def _end_progress_bars() -> None:
+    """End the lines of progress bars that an error has left open, so that the message stands on a line of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()

@@ -36,6 +36,7 @@ from grun.requests.ledger_files import (
     read_record,
     read_rows,
     tidy,
+    undo,
 )
 from grun.requests.ledger_record import (
     ACTIVE,
@@ -120,17 +121,25 @@ class LedgerState:
             UserError: if the ledger cannot be written.
             NotWritten: if its disk is full.
         """
+        made = [folder for folder in (self.path, *self.path.absolute().parents) if not folder.exists()]
         try:
             lock = locked(self.path)
         except OSError as error:
             raise self._not_written(error) from error
         with lock:
-            now = LedgerState.read_or_new(self.path)
+            new = not (self.path / RECORD).exists()
             try:
+                now = LedgerState.read_or_new(self.path)
                 tidy(self.path, now.requests)
+                yield now
             except OSError as error:
+                if reason_of(error, self.path) is None:
+                    raise
                 raise self._not_written(error) from error
-            yield now
+            except UserError:
+                if new:
+                    undo(self.path, made)
+                raise
 
     def _not_written(self, error: OSError) -> UserError | NotWritten:
         if reason := reason_of(error):

@@ -17,6 +17,7 @@ __all__ = [
     "read_record",
     "read_rows",
     "tidy",
+    "undo",
 ]
 
 import errno
@@ -24,6 +25,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,6 +113,25 @@ def tidy(ledger: Path, known: Collection[str]) -> None:
             marker.unlink(missing_ok=True)
         else:
             shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def undo(ledger: Path, made: Collection[Path]) -> None:
+    """Remove a new ledger whose first request was refused; the caller holds the lock.
+
+    Args:
+        ledger: directory of the ledger.
+        made: folders that were made for it, the innermost first.
+    """
+    if any(file for file in ledger.rglob("*") if file.is_file() and file.name not in (RECORD, LOCK)):
+        return
+    with suppress(OSError):
+        (ledger / RECORD).unlink(missing_ok=True)
+        for folder in (ledger / WORK, ledger / REQUESTS):
+            if folder.is_dir():
+                folder.rmdir()
+        (ledger / LOCK).unlink(missing_ok=True)
+        for folder in made:
+            folder.rmdir()
 
 
 def intact(id: str, file: Path, digest: str) -> Path:

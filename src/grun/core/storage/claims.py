@@ -144,4 +144,6 @@ def _command(where: Path) -> str:
 def _kept(where: Path, command: str | None) -> str:
     if command is None and not (where / RECORD).exists():
         return "Nothing was begun; make room, or name a directory on another disk."
+    if command == "compare":
+        return "Make room and run the same command again."
     return f"What is done is kept in '{where}'; make room there and run the same command again, which goes on."

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # as libraries in Rust say it, and errors of several files
 TORCH = ("PytorchStreamWriter failed", "file write failed", "iostream error", "unexpected pos ")
+SCARCE = 2**26  # bytes; less than this may be why a temporary file could not be written
 _needed: dict[Path, int] = {}  # bytes that a run is expected to write, by its directory
 
 
@@ -94,6 +96,9 @@ def _room(where: Path) -> str:
     free, place = _free(where), _existing(where)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     said = f"its disk ('{place}') has {'an unknown room' if free is None else _words(free)} free"
+    temporary = Path(tempfile.gettempdir())
+    if temporary.stat().st_dev != place.stat().st_dev and (left := _free(temporary)) is not None and left < SCARCE:
+        said += f", that of temporary files ('{temporary}') {_words(left)}"
     return said if limit == resource.RLIM_INFINITY else f"{said}, and a file may have {_words(limit)} at most"
 
 

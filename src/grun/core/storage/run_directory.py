@@ -7,6 +7,7 @@ __all__ = ["CHECKPOINTS", "CONFIG", "FEATURES", "RunDirectory", "holds_run", "is
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

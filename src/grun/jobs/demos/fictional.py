@@ -29,9 +29,10 @@ from grun.evaluation.scores import Results, needs_of_metrics, score
 from grun.jobs.demos.parts import say, say_where, spread, training_facts
 from grun.jobs.finetune import finetune
 from grun.jobs.unlearn import unlearn
-from grun.models.adaptations import NO_TOPICS
+from grun.models.adaptations import NO_TOPICS, with_presets
 from grun.models.loading.loaded import load
 from grun.models.loading.pretrained import load_adapter
+from grun.training.loss.recipe import recipe_of
 
 BENCHMARK = "fictional"
 SHARED = ("seed", "device", "batch_size", "benchmark_options")  # settings that every part is given
@@ -60,6 +61,9 @@ def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
         Interrupted: if the user stopped it.
     """
     data = load_benchmark(BENCHMARK, seed=config.seed, options=config.benchmark_options)
+    for name in ADAPTATIONS:
+        job = UnlearnConfig(objective=config.objective, adapt=name, steps=config.steps, benchmark=BENCHMARK)
+        recipe_of(with_presets(job))  # refuses what unlearning would refuse, before the target model is trained
     run.start()
     started = time.monotonic()
     output, console = run.path, Console()

@@ -24,6 +24,7 @@ from pathlib import Path
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
+from grun.core.storage.claims import check_writable
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
@@ -178,6 +179,8 @@ def open_run(config: UnlearnConfig, data: UnlearningRows | None, objects: str = 
         data: the rows; None if they are not known yet.
         objects: fingerprint of what was given as Python objects, a model or an objective.
     """
+    if config.cache_dir is not None:
+        check_writable(Path(config.cache_dir).expanduser(), "--cache-dir")
     content, usual = None if data is None else fingerprint(data.parts) + objects, usual_settings(config)
     return RunDirectory.open(config.output, config, "unlearn", config.overwrite, data=content, usual=usual)
 

