@@ -20,6 +20,7 @@ from support.damage import ADAPTER_DAMAGE, Bomb, Damage, content, edit_json, edi
 from support.material import invented_rows, write_rows
 from support.tiny_models import tiny_model, tiny_tokenizer
 
+Refuse = Callable[[str], str]
 S, A = "adapter_config.json", "adapter_model.safetensors"
 LORA_DAMAGE: dict[str, Damage] = {
     "r of a billion": edit_json(S, r=10**9),
@@ -51,15 +52,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(folder / "model")
     attach(topic_layer=1, topic_width=4).save_pretrained(folder / "grun")
     settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(tiny_model(), settings).save_pretrained(folder / "lora")
+    get_peft_model(tiny_model(), settings).save_pretrained(str(folder / "lora"))
     write_rows(folder / "rows.jsonl", invented_rows("Lund", 40))
     return folder
 
 
 @pytest.fixture
-def refused(
-    sound: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable:
+def refused(sound: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """Runs a command on a damaged adapter; returns its one line."""
     monkeypatch.chdir(tmp_path)
     rows, out = sound / "rows.jsonl", ["--output", "out", "--device", "cpu"]
@@ -87,23 +86,21 @@ def refused(
 
 
 @pytest.mark.parametrize("kind", ADAPTER_DAMAGE)
-def test_a_damaged_adapter_is_refused(sound: Path, refused: Callable, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_adapter_is_refused(sound: Path, refused: Refuse, tmp_path: Path, kind: str) -> None:
     shutil.copytree(sound / "grun", tmp_path / "adapter")
     ADAPTER_DAMAGE[kind](tmp_path / "adapter")
     refused("chat")
 
 
 @pytest.mark.parametrize("kind", LORA_DAMAGE)
-def test_a_damaged_adapter_of_another_kind_is_refused(
-    sound: Path, refused: Callable, tmp_path: Path, kind: str
-) -> None:
+def test_a_damaged_adapter_of_another_kind_is_refused(sound: Path, refused: Refuse, tmp_path: Path, kind: str) -> None:
     shutil.copytree(sound / "lora", tmp_path / "adapter")
     LORA_DAMAGE[kind](tmp_path / "adapter")
     refused("chat")
 
 
 @pytest.mark.parametrize("kind", ["rank 3", "nan in threshold", "adapter_model.safetensors is cut off"])
-def test_every_command_refuses_it(sound: Path, refused: Callable, tmp_path: Path, kind: str) -> None:
+def test_every_command_refuses_it(sound: Path, refused: Refuse, tmp_path: Path, kind: str) -> None:
     shutil.copytree(sound / "grun", tmp_path / "adapter")
     ADAPTER_DAMAGE[kind](tmp_path / "adapter")
     assert refused("evaluate") == refused("calibrate") == refused("chat")

@@ -170,7 +170,12 @@ def test_encoders_are_no_decoders(sound: Path, refused: Refuse, tmp_path: Path, 
 def test_a_bert_that_was_made_a_decoder_is_one(tmp_path: Path) -> None:
     from grun.models.loading.pretrained import load_model_and_tokenizer
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = transformers.BertConfig(vocab_size=320, is_decoder=True, pad_token_id=3, **sizes)
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -239,9 +244,14 @@ def test_a_mistyped_name_is_refused_at_once(
     sound: Path, refused: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, hint: str
 ) -> None:
     """Also where no setting says that there is no network: the hub is asked once."""
-    asked: list[float] = []
+    asked: list[str] = []
+
+    def silent(endpoint: str, timeout: float) -> bool:
+        asked.append(endpoint)
+        return False
+
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_answers", lambda endpoint, timeout: bool(asked.append(timeout)))
+    monkeypatch.setattr(hub, "_answers", silent)
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     line = refused(*evaluate(given, sound))
     assert "no such folder" in line

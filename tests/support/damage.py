@@ -206,6 +206,22 @@ MODEL_DAMAGE: dict[str, Damage] = {
 }
 
 A, S = "adapter_model.safetensors", "adapter_config.json"
+WRONG_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "layers": ("abc", [], [99], [-1], 3, [float("nan")], {"a": 1}, [1]),
+    "rank": (-1, 0, 10**9, "2", 1.5, 3, float("nan")),
+    "gate": ("deep", 3),
+    "gate_hidden": ("abc", [10**12], [-1], [16], [float("inf")]),
+    "gate_layer": (99, -3, "a"),
+    "topic_layer": ("x", 99),
+    "topic_kept": ([10**10, 10**10],),
+    "scale": ("big", float("nan"), float("inf"), -1),
+    "gate_places": ("x", [float("nan")], [float("inf")]),
+    "hidden_size": (64, "32"),
+    "num_layers": (9, "4"),
+    "members": ({}, [], {"a": 1}, {"a": {"rnak": 1}}, {"a": {}}),
+    "base_weights": (3, "x"),
+    "init_seed": (-1, "a"),
+}
 ADAPTER_DAMAGE: dict[str, Damage] = {
     **any_json(S),
     **any_safetensors(A),
@@ -220,22 +236,7 @@ ADAPTER_DAMAGE: dict[str, Damage] = {
     "an unknown setting": edit_json(S, rnak=4),
     **{
         f"{name} {value!r}": edit_json(S, **{name: value})
-        for name, values in {
-            "layers": ("abc", [], [99], [-1], 3, [float("nan")], {"a": 1}, [1]),
-            "rank": (-1, 0, 10**9, "2", 1.5, 3, float("nan")),
-            "gate": ("deep", 3),
-            "gate_hidden": ("abc", [10**12], [-1], [16], [float("inf")]),
-            "gate_layer": (99, -3, "a"),
-            "topic_layer": ("x", 99),
-            "topic_kept": ([10**10, 10**10],),
-            "scale": ("big", float("nan"), float("inf"), -1),
-            "gate_places": ("x", [float("nan")], [float("inf")]),
-            "hidden_size": (64, "32"),
-            "num_layers": (9, "4"),
-            "members": ({}, [], {"a": 1}, {"a": {"rnak": 1}}, {"a": {}}),
-            "base_weights": (3, "x"),
-            "init_seed": (-1, "a"),
-        }.items()
+        for name, values in WRONG_SETTINGS.items()
         for value in values
     },
     "a tensor is missing": edit_tensors(A, lambda t: {k: v for k, v in list(t.items())[1:]}),

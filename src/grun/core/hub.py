@@ -75,7 +75,7 @@ def check_repository(name: str, said: str, repo_type: str = "model", known: Coll
         UserError: if the name is no hub id, or the hub does not answer and the cache has nothing of that name.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     hint = nearest_folder(name, known)
     try:

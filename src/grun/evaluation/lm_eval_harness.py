@@ -54,7 +54,8 @@ class GrunLM(HFLM):
             self._model: Any = load_adapter(self.model, adapter)
 
     def _create_model(self, *args: Any, **others: Any) -> None:
-        usual, self.AUTO_MODEL_CLASS = self.AUTO_MODEL_CLASS, Complete(self.AUTO_MODEL_CLASS, self._said)
+        usual: Any = self.AUTO_MODEL_CLASS
+        self.AUTO_MODEL_CLASS: Any = Complete(usual, self._said)
         try:
             super()._create_model(*args, **others)
         finally:

@@ -196,7 +196,7 @@ def _check_used(adapted: PeftModel, tensors: Mapping[str, Tensor], said: str) ->
     if not isinstance(prefix, str) or adapted.active_peft_config.is_prompt_learning:
         return
     with refusing(said), quiet():
-        result = set_peft_model_state_dict(adapted, dict(tensors))
+        result: Any = set_peft_model_state_dict(adapted, dict(tensors))
     unused = sorted(name for name in result.unexpected_keys if prefix in name)
     if unused:
         raise UserError(

@@ -154,7 +154,7 @@ def check_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, said: str) -> 
             f"{said} cannot be used: its tokenizer has a token of number {largest}, but the model has vectors for {rows} "
             f"tokens (0 to {rows - 1}), so they are of different models; copy the tokenizer that belongs to the weights."
         )
-    ids = [int(i) for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"]][:PROBED]  # type: ignore[union-attr]
+    ids = [int(i) for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"]][:PROBED]
     other = next((i for i in reversed(ids) if i != ids[-1]), None)
     if other is None:
         raise UserError(f"{said} cannot be used: its tokenizer makes {len(set(ids))} different tokens of '{TEXT}'.")

@@ -122,7 +122,7 @@ def tensor_shapes(file: Path, said: str) -> dict[str, tuple[int, ...]]:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{said}: {file} cannot be read: it is truncated or damaged ({' '.join(str(error).split())}); copy the file again."
+            f"{said} cannot be loaded: {file} cannot be read: it is truncated or damaged ({' '.join(str(error).split())}); copy the file again."
         ) from error
 
 

@@ -91,7 +91,7 @@ def load_model_and_tokenizer(
                 config = AutoConfig.from_pretrained(source.place, **common)
                 common |= {"quantization_config": _quantization(quantize, dtype, config), "device_map": {"": place}}
             kind = Complete(AutoModelForCausalLM, said)
-            model = kind.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
+            model: Any = kind.from_pretrained(source.place, dtype=_dtype(dtype, source), **common)
         if source.gguf_file is not None:
             _forget_quantization(model, source)
         placed: Any = _in_full_precision(model) if quantize is not None else model.to(place)

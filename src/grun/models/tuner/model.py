@@ -110,7 +110,7 @@ class GrunModel(BaseTuner):
             raise UserError(
                 f"the adapter cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again."
             )
-        super()._load_from_state_dict(state_dict, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, *args)
 
     @staticmethod
     def _check_target_module_exists(peft_config: GrunConfig, key: str) -> bool:  # type: ignore[override]
