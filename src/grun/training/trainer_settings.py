@@ -9,7 +9,9 @@ import copy
 import math
 import os
 import random
+import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +47,7 @@ REFUSED = {  # settings that may only be off, with the reason
     **dict.fromkeys(("label_names", "label_smoothing_factor", "remove_unused_columns"), NO_LABELS),
     **dict.fromkeys(("train_sampling_strategy", "length_column_name"), OWN_ORDER),
     "local_rank": "start several processes with accelerate launch or torchrun",
+    "debug": "it looks into every tensor, and grun's may be empty",
     "save_only_model": "a run could not be resumed from its checkpoints",
 }
 OFF = (False, 0.0, None, "")
@@ -138,12 +141,22 @@ def naming_trainer(given: Mapping[str, str]) -> Iterator[None]:
     except Exception as error:
         os.environ.clear()
         os.environ.update(environment)
+        _let_go(error)
         if not given:
             raise
         settings = ", ".join(f"{name}={value}" for name, value in given.items())
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"{type(error).__name__}: {reason}" if isinstance(error, (KeyError, NameError)) else reason
         raise UserError(f"--trainer {settings[:300]} cannot work here: {reason[:300]}") from error
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what was half made when an error was raised, without the words that its destructor may have."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def try_out(arguments: TrainingArguments) -> None:
@@ -166,7 +179,7 @@ def _toy_trainer(arguments: TrainingArguments, folder: str) -> Trainer:
     toy.max_steps, toy.per_device_train_batch_size = 1, 1
     toy.gradient_accumulation_steps = min(2, arguments.gradient_accumulation_steps)
     toy.eval_steps, toy.eval_delay = 1, 0
-    toy.load_best_model_at_end, toy.metric_for_best_model = False, None
+    toy.load_best_model_at_end, toy.metric_for_best_model = False, "eval_loss"
     toy.save_strategy = "no"  # type: ignore[assignment]
     row = {"input_ids": torch.tensor([1, 2]), "labels": torch.tensor([1, 2])}
     rows: Any = [row] * 4
