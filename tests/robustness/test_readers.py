@@ -70,11 +70,23 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 def unlearn(forget: Path | str) -> list[str]:
     """A command whose only other fault is found once its rows were read."""
-    return ["unlearn", "--model", "./no-such-model", "--topic-layer", "none", "--forget", str(forget), "--output", "never"]
+    return [
+        "unlearn",
+        "--model",
+        "./no-such-model",
+        "--topic-layer",
+        "none",
+        "--forget",
+        str(forget),
+        "--output",
+        "never",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
-def test_damaged_files_of_every_format(suffix: str, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_of_every_format(
+    suffix: str, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file, harmless = tmp_path / f"rows{suffix}", list[str]()
     for seed in range(2):
@@ -85,12 +97,16 @@ def test_damaged_files_of_every_format(suffix: str, said: Said, tmp_path: Path, 
             assert "permission" not in line, f"{name}: {line}"
             if "no-such-model" in line:
                 harmless.append(name)
-    assert not [one for one in harmless if not one.startswith(("cut", "1 bytes", "8 bytes", "64 bytes", "twice", "Latin-1"))]
+    assert not [
+        one for one in harmless if not one.startswith(("cut", "1 bytes", "8 bytes", "64 bytes", "twice", "Latin-1"))
+    ]
     assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.parametrize("row", [RICH, TALK], ids=["columns", "conversation"])
-def test_rows_with_wrong_values(row: dict[str, Any], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_wrong_values(
+    row: dict[str, Any], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file, refused = tmp_path / "rows.jsonl", 0
     for name, changed in damaged_values(row, depth=3):
@@ -105,7 +121,15 @@ COMMANDS: dict[str, Callable[[str], list[str]]] = {
     "unlearn --forget": unlearn,
     "unlearn --retain": lambda file: [*unlearn("good.jsonl"), "--retain", file],
     "unlearn --neighbours": lambda file: [*unlearn("good.jsonl"), "--retain", "good2.jsonl", "--neighbours", file],
-    "evaluate": lambda file: ["evaluate", "--model", "./no-such-model", "--output", "never", "--data", f"forget={file}"],
+    "evaluate": lambda file: [
+        "evaluate",
+        "--model",
+        "./no-such-model",
+        "--output",
+        "never",
+        "--data",
+        f"forget={file}",
+    ],
     "finetune": lambda file: ["finetune", "--model", "./no-such-model", "--output", "never", "--data", file],
     "calibrate": lambda file: [
         *("calibrate", "--model", "./no-such-model", "--adapter", "./no-such-adapter", "--output", "never"),
@@ -133,7 +157,13 @@ def test_every_command_that_reads_rows(
         "gzip": damaged_bytes(b"x")["gzip"],
         "empty": b"",
     }
-    files = {"loop": "loop.jsonl", "folder": "folder.jsonl", "zero": "/dev/zero", "null": "/dev/null", "long": "x" * 300}
+    files = {
+        "loop": "loop.jsonl",
+        "folder": "folder.jsonl",
+        "zero": "/dev/zero",
+        "null": "/dev/null",
+        "long": "x" * 300,
+    }
     for name, content in contents.items():
         (tmp_path / f"{name}\x1b[2J\u202e.jsonl").write_bytes(content)
         files[name] = f"{name}\x1b[2J\u202e.jsonl"
@@ -313,9 +343,7 @@ def test_rows_from_a_shell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("benchmark", ["tofu", "wmdp", "muse"])
-def test_damaged_benchmark_folders(
-    benchmark: str, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_benchmark_folders(benchmark: str, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     question = {"question": "Where?", "choices": ["a", "b"], "answer": 1}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {
@@ -329,7 +357,10 @@ def test_damaged_benchmark_folders(
         "wmdp": {
             "bio": [question] * 3,
             "mmlu": [{**question, "subject": "law"}] * 3,
-            **{f"bio-{side}-corpus": [{"text": f"{side} text of several words {i}"} for i in range(8)] for side in ("forget", "retain")},
+            **{
+                f"bio-{side}-corpus": [{"text": f"{side} text of several words {i}"} for i in range(8)]
+                for side in ("forget", "retain")
+            },
         },
         "muse": {
             "raw/forget": [{"text": f"a text of several words {i}"} for i in range(8)],

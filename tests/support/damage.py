@@ -41,7 +41,9 @@ def damaged_bytes(content: bytes, seed: int = 0) -> dict[str, bytes]:
         "many digits": b"[" + b"9" * 6000 + b"]",
         "page": b"<!DOCTYPE html><html><body>404</body></html>",
     }
-    return found | {f"JSON {value.decode()}": value for value in (b"null", b"[]", b"{}", b"3", b'"text"', b"NaN", b"1e999")}
+    return found | {
+        f"JSON {value.decode()}": value for value in (b"null", b"[]", b"{}", b"3", b'"text"', b"NaN", b"1e999")
+    }
 
 
 def damaged_values(content: Any, depth: int = 2) -> Iterator[tuple[str, Any]]:
@@ -56,7 +58,9 @@ def damaged_values(content: Any, depth: int = 2) -> Iterator[tuple[str, Any]]:
 
 
 def _paths(content: Any, depth: int) -> Iterator[tuple[Any, ...]]:
-    places = list(content) if isinstance(content, dict) else range(min(len(content), 2)) if isinstance(content, list) else ()
+    places = (
+        list(content) if isinstance(content, dict) else range(min(len(content), 2)) if isinstance(content, list) else ()
+    )
     for place in places:
         yield (place,)
         if depth > 1:

@@ -166,7 +166,9 @@ def _drained(number: int, source: str, said: str) -> bytes:
             return b"".join(parts)
         waited = time.monotonic() - started
         if chunk is not None and not parts and waited > PATIENCE:
-            raise UserError(f"{said}: is a pipe, and nobody writes to it; start the program that fills it, or name a file.")
+            raise UserError(
+                f"{said}: is a pipe, and nobody writes to it; start the program that fills it, or name a file."
+            )
         if not chunk and not is_told and waited > WORD:
             is_told = True
             logger.info("Waiting for rows from the pipe %s ...", said)

@@ -239,7 +239,11 @@ def _subject(row: Row, names: Mapping[str, str]) -> str | None:
     value = _cell(row, names, "subject")
     if isinstance(value, int) and not isinstance(value, bool):  # a person's number
         return str(value)
-    return None if value is None or (isinstance(value, str) and value == "") else checked_text(value, row, f"'{names['subject']}'")
+    return (
+        None
+        if value is None or (isinstance(value, str) and value == "")
+        else checked_text(value, row, f"'{names['subject']}'")
+    )
 
 
 def _conversation(row: Row, column: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:

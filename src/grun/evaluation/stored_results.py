@@ -30,7 +30,9 @@ def stored_results(run: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     file = run / VALUES
     try:
         splits, summaries = (_mapping(values.get(name), name) for name in ("splits", "summaries"))
-        own = {split: _mapping(_mapping(one, split).get("metrics"), f"{split}: metrics") for split, one in splits.items()}
+        own = {
+            split: _mapping(_mapping(one, split).get("metrics"), f"{split}: metrics") for split, one in splits.items()
+        }
         for place, scores in {**own, "summaries": summaries}.items():
             for metric, found in scores.items():
                 for subject, score in _mapping(found, f"{place}: {metric}").items():
@@ -66,7 +68,9 @@ def _check_samples(
         measured = _mapping(found, subject)
         for split, scores in own.items():
             _check_groups(_mapping(measured.get(split), f"{subject}: {split}"), scores, subject, f"{subject}: {split}")
-        _check_groups(_mapping(overall.get(subject), f"summaries: {subject}"), summaries, subject, f"summaries: {subject}")
+        _check_groups(
+            _mapping(overall.get(subject), f"summaries: {subject}"), summaries, subject, f"summaries: {subject}"
+        )
 
 
 def _check_groups(groups: Mapping[str, Any], scores: Mapping[str, Any], subject: str, where: str) -> None:

@@ -110,8 +110,10 @@ def _prepared(config: FinetuneConfig, rows: Sequence[Example]) -> tuple[LoadedMo
     pattern = config.template if "{prompt}" in config.template else QA
     tokenizer = learn_tokenizer(_texts(rows, pattern), config.vocab_size)
     template = resolve_template(config.template, tokenizer)
-    lengths = [len(encode(row, tokenizer, template).input_ids) for row in rows]
-    context = config.max_length or min(max(CONTEXT[0], *lengths), CONTEXT[1])
+    context = config.max_length
+    if context is None:
+        lengths = [len(encode(row, tokenizer, template, CONTEXT[1]).input_ids) for row in rows]
+        context = max(CONTEXT[0], *lengths)
     tokenizer.model_max_length = context
     scratch = small_llama(
         tokenizer,

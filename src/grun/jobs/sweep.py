@@ -101,7 +101,9 @@ class Cell:
                 for split, part in measured["splits"].items()
             }
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"'{file}' is damaged: it has no values of '{subject}' by split and metric; {ANEW}.") from error
+            raise UserError(
+                f"'{file}' is damaged: it has no values of '{subject}' by split and metric; {ANEW}."
+            ) from error
         return Finished(dict(self.varied), self.target, scores, facts)
 
 
@@ -179,7 +181,9 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
         alone = _evaluation(job, config, varied, name)
         for source in (*job.forget, *job.retain, *job.neighbours, *(one.partition("=")[2] for one in alone.data)):
             if is_pipe(source):
-                raise UserError(f"run {name}: '{source}' is a pipe, but every run reads its data for itself; give a file.")
+                raise UserError(
+                    f"run {name}: '{source}' is a pipe, but every run reads its data for itself; give a file."
+                )
         result = replace(alone, output=str(folder / "evaluation"), adapter=job.output, before=False)
         target = next((one for one in targets if replace(one.evaluate, output="") == alone), None)
         if target is None:
