@@ -10,8 +10,8 @@ from __future__ import annotations
 __all__ = ["add", "calibrate_active", "export"]
 
 import dataclasses
-import json
 import hashlib
+import json
 import logging
 import math
 import os

@@ -46,8 +46,7 @@ def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LO
     key = json.dumps([content, asdict(base.template), limit, prompts])
     file = cache_directory() / "own_answers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     answers = None if content is None else read_json(file)
-    is_usable = isinstance(answers, list) and all(isinstance(one, str) for one in answers)
-    if not is_usable or len(answers) != len(missing):
+    if not isinstance(answers, list) or [type(one) for one in answers] != [str] * len(missing):
         bar = tqdm(total=len(missing), desc="answers of the model", unit="row", disable=None if is_main() else True)
         with bar, adapters_off(base.model):
             size = 4 * base.encoder.batch_size

@@ -19,7 +19,6 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.models.encoding.templates import Template, plain_ids
 
-
 CHARACTERS = 32  # per token of the context; of a text with more of them, only so many are tokenised
 SURELY = 2  # times as many tokens as there is room for: then what follows cannot change those that are kept
 
@@ -104,8 +103,8 @@ def _prompt_ids(
         ids = start + ids
     if max_length is not None and len(ids) > max_length - 1:
         raise UserError(
-            f"{where}: the prompt is longer than the model's context: {len(ids)} tokens{' or more' if is_too_long else ''}, and "
-            f"{max_length} must hold it "
+            f"{where}: the prompt is longer than the model's context: {len(ids)} tokens{' or more' if is_too_long else ''}, "
+            f"and {max_length} must hold it "
             "and at least one token of the answer. Shorten the prompt or split the row."
         )
     return ids
