@@ -195,6 +195,14 @@ def test_every_metric_of_a_damaged_evaluation(run: Run, here: Path) -> None:
         shutil.copy(EARLIER / "evaluation" / name, here / "evaluation" / name)
 
 
+def complaint(read: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    """What a reader complains of (nothing where it does not), and what it has read."""
+    try:
+        return "", read(*arguments)
+    except UserError as error:
+        return str(error), None
+
+
 def examples() -> list[Example]:
     return read_examples("forget.jsonl")
 
@@ -209,14 +217,11 @@ def test_evidence_of_another_evaluation_by_rule(here: Path) -> None:
     refused = 0
     for damaged in [*damaged_bytes(content).values(), *changed]:
         file.write_bytes(damaged)
-        try:
-            EvidenceStore(folder, is_foreign=True).read("forget", rows)
-        except UserError as error:
-            assert "forget.jsonl" in str(error)
-            refused += 1
-        else:
-            found = EvidenceStore(folder).read("forget", rows)
-            assert found is None or len(found) == len(whole or ())
+        said, _ = complaint(EvidenceStore(folder, is_foreign=True).read, "forget", rows)
+        assert "forget.jsonl" in said or not said
+        refused += bool(said)
+        if not said:
+            assert len(EvidenceStore(folder).read("forget", rows) or ()) == len(whole or ())
     assert refused >= 90
 
 
@@ -266,11 +271,9 @@ def test_kept_features(run: Run, here: Path) -> None:
         for rule, damaged in damaged_bytes(file.read_bytes(), seed).items():
             copy = here / "features.safetensors"
             copy.write_bytes(damaged)
-            try:
-                load_features(copy, read)
-            except UserError as error:
-                assert "features.safetensors' holds no gate features" in str(error), rule
-                refused += 1
+            said, _ = complaint(load_features, copy, read)
+            assert not said or "features.safetensors' holds no gate features" in said, rule
+            refused += bool(said)
     assert refused >= 70
     words = [*command("unlearned"), "--output", "new", "--shut-for", "features.safetensors"]
     copy.write_bytes(file.read_bytes()[:-8])
@@ -309,13 +312,10 @@ def test_topic_rows_in_the_directory_of_a_run(here: Path) -> None:
         forms = [as_bytes(value) + b"\n" + content for _, value in damaged_values(row)] if name == FORGET else []
         for damaged in [*damaged_bytes(content).values(), *forms]:
             file.write_bytes(damaged)
-            try:
-                found = read_topic(here, {})
-            except UserError as error:
-                assert name in str(error)
-                refused += 1
-            else:
-                assert found is None or all(one.prompt and one.answer for one in (*found.forget, *found.neighbours))
+            said, found = complaint(read_topic, here, {})
+            assert name in said or not said
+            refused += bool(said)
+            assert found is None or all(one.prompt and one.answer for one in (*found.forget, *found.neighbours))
         file.write_bytes(content)
     assert refused >= 60
 
@@ -328,7 +328,7 @@ def test_results_of_a_sweep(here: Path) -> None:
     sweep_table([cell.read()])
     for name in ("evaluation/metrics.json", "unlearn/metrics.json", "unlearn/run.json"):
         for rule in damages(folder / name, depth=2 if "eval" in name else 1, every=3):
-            try:
-                sweep_table([cell.read()])
-            except UserError as error:
-                assert name in str(error), rule
+            said, found = complaint(cell.read)
+            assert name in said or not said, rule
+            if found is not None:
+                sweep_table([found])

@@ -66,14 +66,14 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def shown(text: str, mark: str | None = None) -> str:
-    """Text that came from data, safe to show: what a terminal would obey, or would not show at all, is written out.
+    r"""Text that came from data, safe to show: what a terminal would obey, or would not show at all, is written out.
 
     That is everything that cannot be printed: escape sequences, marks that turn the direction of writing, characters
     without width, halves of characters. Line breaks and all kinds of spaces stay.
 
     Args:
         text: the text.
-        mark: stands for each such character; None writes its number (`\\x1b`).
+        mark: stands for each such character; None writes its number (`\x1b`).
     """
     if text.isprintable():
         return text

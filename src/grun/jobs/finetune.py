@@ -122,8 +122,10 @@ def _prepared(config: FinetuneConfig, rows: Sequence[Example]) -> tuple[LoadedMo
     tokenizer = learn_tokenizer(_texts(rows, pattern), config.vocab_size)
     check_shape(**shape, vocab_size=len(tokenizer))
     template = resolve_template(config.template, tokenizer)
-    lengths = [len(encode(row, tokenizer, template).input_ids) for row in rows]
-    context = config.max_length or min(max(CONTEXT[0], *lengths), CONTEXT[1])
+    context = config.max_length
+    if context is None:
+        lengths = [len(encode(row, tokenizer, template, CONTEXT[1]).input_ids) for row in rows]
+        context = max(CONTEXT[0], *lengths)
     tokenizer.model_max_length = context
     scratch = small_llama(
         tokenizer,

@@ -31,9 +31,9 @@ from grun.core.storage.written import sha256
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file, all of it or nothing."""
+    """Write a text file, all of it or nothing. Halves of characters, as names of files may have, are written as numbers."""
     with atomic_file(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(file: Path, value: Any) -> None:

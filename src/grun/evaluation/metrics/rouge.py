@@ -8,11 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
 
-from nltk.stem.porter import PorterStemmer
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenize import tokenize
+from rouge_score.tokenizers import DefaultTokenizer
 
 from grun.core.records import Evidence, Score
 from grun.evaluation.metrics import mean_score, metrics, missing
@@ -88,10 +87,7 @@ def _score(kind: str, side: str, gold: Sequence[str], said: Sequence[str]) -> fl
     """Recall or F1 of two lists of stems, as the rouge-score package computes them."""
     if not gold or not said:
         return 0.0
-    if kind == "rouge1":
-        common = (Counter(gold) & Counter(said)).total()
-    else:
-        common = _longest_common(gold, said)
+    common = (Counter(gold) & Counter(said)).total() if kind == "rouge1" else _longest_common(gold, said)
     precision, recall = common / len(said), common / len(gold)
     return recall if side == "recall" else float(fmeasure(precision, recall))
 
@@ -121,9 +117,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=100_000)
 def _stem(word: str) -> str:
-    return " ".join(tokenize(word, _stemmer()))
+    return " ".join(_tokenizer().tokenize(word))
 
 
 @cache
-def _stemmer() -> Any:
-    return PorterStemmer()
+def _tokenizer() -> DefaultTokenizer:
+    return DefaultTokenizer(use_stemmer=True)

@@ -57,8 +57,8 @@ def before_after_table(results: Subjects, title: str | None = None, to_forget: C
         title: title above the table.
     """
     shown, left_out = _columns(results)
-    heading, note = (None if text is None else plain_text(text) for text in (title, _note(left_out)))
-    table = Table(title=heading, caption=note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    above, below = (None if text is None else plain_text(text) for text in (title, _note(left_out)))
+    table = Table(title=above, caption=below, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for heading in ("split", ""):
         table.add_column(heading, no_wrap=True)
     for metric in shown:

@@ -22,6 +22,7 @@ from grun.evaluation.report.table import (
     answers_table,
     answers_to_markdown,
     before_after_table,
+    plain_text,
     show_whole,
     to_markdown,
 )

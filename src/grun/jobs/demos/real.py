@@ -18,7 +18,7 @@ from grun.core.records import Benchmark
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.evaluation.report.recognition_table import KindOfPrompts, recognition_table, recognition_to_markdown
-from grun.evaluation.report.table import Answered, answers_table, answers_to_markdown, show_whole
+from grun.evaluation.report.table import Answered, answers_table, answers_to_markdown, plain_text, show_whole
 from grun.jobs.demos.asking import LONGEST_ANSWER, AnsweredPrompt, Questions, counted
 from grun.jobs.demos.parts import say, say_where, training_facts
 from grun.jobs.unlearn import unlearn

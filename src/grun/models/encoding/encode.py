@@ -103,8 +103,8 @@ def _prompt_ids(
         ids = start + ids
     if max_length is not None and len(ids) > max_length - 1:
         raise UserError(
-            f"{where}: the prompt is longer than the model's context: {len(ids)} tokens{' or more' if is_too_long else ''}, and "
-            f"{max_length} must hold it "
+            f"{where}: the prompt is longer than the model's context: {len(ids)} tokens{' or more' if is_too_long else ''}, "
+            f"and {max_length} must hold it "
             "and at least one token of the answer. Shorten the prompt or split the row."
         )
     return ids

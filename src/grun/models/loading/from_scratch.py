@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["check_shape", "learn_tokenizer", "small_llama"]
 
+import re
 from collections.abc import Iterable
 
 import psutil
@@ -15,6 +16,12 @@ from grun.core.errors import UserError
 
 BYTES_IN_TRAINING = 16  # per parameter: weight, gradient and two moments, float32
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+LONGEST_TEXT, LONGEST_WORD = 200_000, 1000  # characters that a vocabulary is learnt from
+
+
+def _bounded(text: str) -> str:
+    """The beginning of a text, its words cut apart: learning takes time with the square of the length of a word."""
+    return re.sub(rf"\S{{{LONGEST_WORD}}}", r"\g<0> ", text[:LONGEST_TEXT]) if len(text) > LONGEST_WORD else text
 
 
 def learn_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int | None = None) -> PreTrainedTokenizerBase:
@@ -37,7 +44,7 @@ def learn_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int | Non
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(_bounded, texts), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
