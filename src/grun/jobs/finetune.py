@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -41,7 +40,7 @@ from grun.models.loading.loaded import LoadedModel, load
 from grun.models.loading.pretrained import resolve_device
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
-from grun.training.interruption import StopCleanly, train_or_resume
+from grun.training.interruption import ResumableTrainer, StopCleanly, train_or_resume
 from grun.training.progress import ProgressBar, quiet_trainer
 
 logger = logging.getLogger("grun")
@@ -163,7 +162,7 @@ def _one_epoch(lengths: Sequence[int], batch_size: int, draw: random.Random) -> 
     return batches
 
 
-class _AnswerTrainer(Trainer):
+class _AnswerTrainer(ResumableTrainer):
     """`transformers.Trainer` on answers only; batches come in the order that they were drawn in."""
 
     def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
@@ -208,7 +207,7 @@ class _StopAtLoss(TrainerCallback):
 
 def _trainer(
     config: FinetuneConfig, model: PreTrainedModel, rows: Sequence[Encoded], pad: int, run: RunDirectory
-) -> Trainer:
+) -> ResumableTrainer:
     defaults = FROM_SCRATCH if config.model is None else PRETRAINED
     epochs = defaults["epochs"] if config.epochs is None else config.epochs
     rate = defaults["learning_rate"] if config.learning_rate is None else config.learning_rate
