@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from grun.core.distributed import all_true, gathered
 from grun.core.errors import TrainingDiverged
@@ -54,6 +56,17 @@ class JoinSides:
         }
 
 
+class EngineCounts(TrainerCallback, ExportableState):
+    """What the engine has counted in training; checkpoints hold it."""
+
+    def __init__(self, counted: dict[str, int] | None = None) -> None:
+        self.counted = {} if counted is None else counted
+
+    def state(self) -> dict[str, Any]:
+        """Content of a checkpoint."""
+        return {"args": {"counted": dict(self.counted)}, "attributes": {}}
+
+
 class UnlearnTrainer(ResumableTrainer):
     """`transformers.Trainer` for a recipe of unlearning.
 
@@ -73,12 +86,21 @@ class UnlearnTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> None:
         wanted = {side: sorted(recipe.wanted_of(side)) for side in recipe.sides}
-        super().__init__(data_collator=JoinSides(engine, wanted), **kwargs)
+        callbacks = [EngineCounts(engine.counted), *(kwargs.pop("callbacks", None) or ())]
+        super().__init__(data_collator=JoinSides(engine, wanted), callbacks=callbacks, **kwargs)
         self.engine = engine
         self.recipe = recipe
         self.validate = validate
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, float] = {}
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Take up what the engine had counted at the checkpoint."""
+        found = super()._init_training_state(*args, **kwargs)
+        if (restored := self.callback(EngineCounts)) is not None:
+            self.engine.counted.update(restored.counted)
+            restored.counted = self.engine.counted
+        return found
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         """Keep the order of the items: it was drawn with the seed of the run."""
