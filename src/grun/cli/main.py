@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +18,10 @@ import typer
 import grun
 from grun.cli.calls import called
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
-from grun.cli.options import Stopped, command_for
+from grun.cli.options import command_for
+from grun.cli.program import run
 from grun.cli.requests import requests_app
+from grun.cli.signals import Listener, stopped
 from grun.core.choices import KINDS, declared, has_extensions
 from grun.core.config.jobs import (
     ChatConfig,
@@ -43,7 +44,7 @@ app = typer.Typer(
     cls=CommandList,
     context_settings={"max_content_width": WIDEST},
 )
-FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+FAILED, WRONG_INPUT, DIVERGED = 1, 2, 3
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
@@ -204,30 +205,40 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the entry point of the console script.
+    """Run the command line.
 
     Args:
-        arguments: the command line without the program's name; None takes the process's own.
+        arguments: the command line without the program's name; None for that of the process, which is then this command's
+            alone (see `process`).
 
     Returns:
-        0, or 1 if runs of a sweep failed, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
-        errors are raised.
+        0, or 1 if runs of a sweep failed, 2 for wrong input, 3 for training that diverged, 128 and the number of the signal
+        for an interruption (130 for Ctrl-C). Other errors are raised.
     """
+    if arguments is None:
+        return run()
     _quiet()
-    command = typer.main.get_command(app)
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(command.main(given, prog_name="grun", standalone_mode=False) or 0)
+        with Listener.listening():
+            return _invoked(arguments)
+    except KeyboardInterrupt as error:
+        return stopped(error)
     except UserError as error:
         return _failed(str(error), WRONG_INPUT)
     except UsageError as error:
         return _failed(error.format_message(), WRONG_INPUT)
-    except TrainingDiverged as error:
-        return _failed(str(error), DIVERGED)
-    except RunsFailed as error:
-        return _failed(str(error), FAILED)
-    except Stopped as error:
-        return _failed(str(error), INTERRUPTED)
+    except (TrainingDiverged, RunsFailed) as error:
+        return _failed(str(error), DIVERGED if isinstance(error, TrainingDiverged) else FAILED)
+
+
+def _invoked(arguments: Sequence[str]) -> int:
+    """Run a command as the option parser does, which would make signals and streams that fail its own affair."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("grun", list(arguments)) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as end:
+        return int(end.exit_code)
 
 
 def _is_first_process() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Stopped", "command_for", "read_config_file"]
+__all__ = ["command_for", "read_config_file"]
 
 import dataclasses
 import inspect
@@ -19,10 +19,6 @@ from grun.core.errors import UserError
 C = TypeVar("C")
 METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER", list: "TEXT", dict: "NAME=VALUE"}
 CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
-
-
-class Stopped(Exception):
-    """The user stopped a job; the option parser would swallow a `KeyboardInterrupt` and its message."""
 
 
 def command_for(
@@ -45,10 +41,7 @@ def command_for(
         values = read_config_file(file) if file is not None else {}
         config = from_mapping(config_class, values, str(file))
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
-        try:
-            job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
-        except KeyboardInterrupt as error:  # an Interrupted has a message, a plain one has none
-            raise Stopped(str(error) or "stopped.") from error
+        job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
 
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
     parameters = [_parameter(f, hints[f.name]) for f in shown]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["Interrupted", "RunsFailed", "TrainingDiverged", "UserError", "nearest", "on_signals", "resumable"]
+__all__ = ["Interrupted", "RunsFailed", "TrainingDiverged", "UserError", "keeps", "listen", "nearest", "on_signals"]
 
 import difflib
+import functools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
+F = TypeVar("F", bound=Callable[..., Any])
+STOPPED = "stopped."
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the machine or a manager, the terminal was closed
 
 
@@ -45,55 +49,73 @@ class Interrupted(KeyboardInterrupt):
         number: of the signal.
     """
 
-    def __init__(self, message: str = "stopped.", number: int = signal.SIGINT) -> None:
+    def __init__(self, message: str = STOPPED, number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.number = int(number)
 
     @classmethod
-    def by(cls, error: KeyboardInterrupt, message: str) -> Interrupted:
-        """The error with a message, for the signal that another one was raised for."""
+    def saying(cls, error: KeyboardInterrupt, message: str) -> Interrupted:
+        """The error with a message, for the same signal; an error that has a message of its own stays as it is."""
+        if isinstance(error, cls) and str(error) != STOPPED:
+            return error
         return cls(message, getattr(error, "number", signal.SIGINT))
 
 
-@contextmanager
-def resumable(path: Path, kept: str = "what is done is kept") -> Iterator[None]:
-    """Inside, a signal that stops a job says where its state is; messages of parts of the job stay as they are.
+def keeps(what: str) -> Callable[[F], F]:
+    """A decorator for jobs: if a signal stops one, the error says what is kept in its `output` and how to go on.
 
     Args:
-        path: directory of the run.
-        kept: what there is in it once the run was started.
-
-    Raises:
-        Interrupted: instead of a `KeyboardInterrupt` without such a message.
+        what: that is kept once the run was started.
     """
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if isinstance(error, Interrupted) and str(error) != str(Interrupted()):
-            raise
-        if (path / "run.json").is_file():
-            raise Interrupted.by(error, f"stopped; {kept} in {path}. Run the same command to go on.") from error
-        message = f"stopped before anything was written to {path}. Run the same command to start again."
-        raise Interrupted.by(error, message) from error
+
+    def decorate(job: F) -> F:
+        @functools.wraps(job)
+        def wrapped(config: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return job(config, *args, **kwargs)
+            except KeyboardInterrupt as error:
+                path = Path(str(config.output)).expanduser()
+                started = (path / "run.json").is_file()
+                place = f"stopped; {what} in {path}" if started else f"stopped before anything was written to {path}"
+                raise Interrupted.saying(error, f"{place}. Run the same command to go on.") from error
+
+        return cast(F, wrapped)
+
+    return decorate
 
 
-@contextmanager
-def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mapping[int, Any]]:
-    """Inside, a function is called at Ctrl-C, SIGTERM and SIGHUP; afterwards the handlers are those from before.
+def listen(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Have a function called at Ctrl-C, SIGTERM and SIGHUP.
 
-    A SIGHUP that is ignored (`nohup`) stays so. Signals reach the main thread only; in another one nothing is changed.
+    A SIGHUP that is ignored (`nohup`) stays so. Signals reach the main thread only; in another one nothing is changed. A
+    forked process leaves Ctrl-C, which the terminal sends to all, to the process that it comes from.
 
     Args:
-        handler: called with the number of the signal.
+        handler: called with the number of the signal and the frame.
 
-    Yields:
+    Returns:
         The handlers from before.
     """
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            handler(number, frame)
+        elif number != signal.SIGINT:
+            os._exit(128 + number)
+
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOPPING:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, handler)
+                before[number] = signal.signal(number, handle)
+    return before
+
+
+@contextmanager
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mapping[int, Any]]:
+    """Inside, a function is called as by `listen`, which yields the handlers from before; afterwards these are back."""
+    before = listen(handler)
     try:
         yield before
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.config.requests import CalibrateConfig
-from grun.core.errors import UserError
+from grun.core.errors import UserError, keeps
 from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.content_hash import content_of_path
@@ -29,6 +29,7 @@ logger = logging.getLogger("grun")
 RECORD = "calibration.json"
 
 
+@keeps("nothing but its settings is there yet")
 def calibrate(config: CalibrateConfig) -> Path:
     """Write a copy of an adapter whose gates open for at most a share `alpha` of normal prompts, with confidence `1 - delta`.
 

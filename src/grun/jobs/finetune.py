@@ -25,7 +25,7 @@ from transformers import (
 
 from grun.core.config.jobs import FinetuneConfig
 from grun.core.distributed import world
-from grun.core.errors import TrainingDiverged
+from grun.core.errors import TrainingDiverged, keeps
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.fingerprints import fingerprint
@@ -50,6 +50,7 @@ FROM_SCRATCH = {"epochs": 20.0, "learning_rate": 4e-3, "adam_beta2": 0.98}  # fe
 PRETRAINED = {"epochs": 5.0, "learning_rate": 1e-5, "adam_beta2": 0.999}
 
 
+@keeps("what is done is kept")
 def finetune(config: FinetuneConfig) -> Path:
     """Train a target model; run it again after an interruption to resume it.
 
