@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ class Forks:
     """The server, from the side of a test."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
         command = [sys.executable, "-m", "support.forked"]
         self._server = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -57,6 +62,7 @@ class Forks:
         saved: int | None = None,
         event: int | None = None,
         seconds: float | None = None,
+        again: Sequence[float] = (),
         environment: Mapping[str, str] | None = None,
     ) -> Ended:
         """Run `grun` with arguments; a signal is sent at one of these moments, if one is given.
@@ -69,6 +75,7 @@ class Forks:
             saved: once the checkpoint of this step is there.
             event: before this change of a file or folder.
             seconds: after this time.
+            again: seconds from one signal to the next, where several are sent after `seconds`.
             environment: more variables.
         """
         order = {
@@ -79,6 +86,7 @@ class Forks:
             "saved": saved,
             "event": event,
             "seconds": seconds,
+            "again": list(again),
             "environment": dict(environment or {}),
         }
         assert self._server.stdin is not None
@@ -100,6 +108,7 @@ def _serve() -> None:
     import grun.api.jobs
     import grun.api.ledger
     import grun.cli.main
+    import grun.cli.program
     import grun.evaluation.report.figures
     import grun.jobs.calibrate
     import grun.jobs.compare
@@ -132,15 +141,15 @@ def _serve() -> None:
 
 def _wait(child: int, order: Mapping[str, Any], started: float) -> int:
     """The exit code of a process, which is sent a signal after a time if that is wanted, and killed if it hangs."""
-    sent = order["seconds"] is None
+    moments = [] if order["seconds"] is None else [order["seconds"], *order["again"]]
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
         passed = time.monotonic() - started
-        if not sent and passed > order["seconds"]:
+        if moments and passed > moments[0]:
             os.kill(child, order["send"])
-            sent = True
+            moments = [passed + moments[1], *moments[2:]] if len(moments) > 1 else []
         if passed > LONGEST:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
@@ -156,9 +165,12 @@ def _work(order: Mapping[str, Any], writer: int) -> None:
     _at_steps(order)
     changes = _count_changes(order)
     from grun.cli.main import main
+    from grun.cli.program import process
 
-    code = main(order["arguments"])
-    sys.stdout.flush()
+    try:
+        code = process(lambda: main(order["arguments"]))
+    except SystemExit as end:
+        code = int(end.code or 0)
     sys.stderr.flush()
     os.write(writer, str(changes[0]).encode())
     os._exit(code)
@@ -202,7 +214,7 @@ def _count_changes(order: Mapping[str, Any]) -> list[int]:
 
 def described(ended: Ended) -> str:
     """For a failed assertion."""
-    return json.dumps(asdict(ended), indent=1)
+    return f"exit code {ended.code} after {ended.seconds:.2f} s and {ended.events} changes of files; it said:\n{ended.said}"
 
 
 if __name__ == "__main__":

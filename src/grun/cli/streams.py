@@ -65,15 +65,14 @@ def guard_streams() -> None:
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stdout is None or type(sys.stdout) is io.TextIOWrapper:
-        sys.stdout = sys.__stdout__ = _Output(*_parts(sys.stdout, 1))  # type: ignore[misc]
+        sys.stdout = _Output(*_parts(sys.stdout, 1))
     if sys.stderr is None or type(sys.stderr) is io.TextIOWrapper:
-        sys.stderr = sys.__stderr__ = _Messages(*_parts(sys.stderr, 2))  # type: ignore[misc]
+        sys.stderr = _Messages(*_parts(sys.stderr, 2))
 
 
 def _parts(stream: io.TextIOWrapper | None, number: int) -> tuple[io.BufferedWriter, str, str | None, None, bool]:
-    """What a stream is made of, to make another one of it."""
+    """What a stream is made of, to make another one on the same buffer."""
     if stream is None:
         return io.BufferedWriter(io.FileIO(number, "w", closefd=False)), "utf-8", "backslashreplace", None, True
-    encoding, errors, by_line = stream.encoding, stream.errors, stream.line_buffering
-    buffer: io.BufferedWriter = stream.detach()  # type: ignore[assignment]
-    return buffer, encoding, errors, None, by_line
+    buffer: io.BufferedWriter = stream.buffer  # type: ignore[assignment]
+    return buffer, stream.encoding, stream.errors, None, stream.line_buffering
