@@ -93,6 +93,31 @@ def _request(places: Places, name: str) -> list[str]:
     return ["request", "add", str(places.material.forget), *where, *rows]
 
 
+def _of_ledger(*words: str) -> Callable[[Places, str], list[str]]:
+    """A command on a ledger that holds the request `one`."""
+
+    def command(places: Places, name: str) -> list[str]:
+        return ["request", *words, "--ledger", str(places.folder / name)]
+
+    return command
+
+
+def _calibrate_requests(places: Places, name: str) -> list[str]:
+    where = flags(ledger=places.folder / name, model=places.material.model, device="cpu")
+    return ["request", "calibrate", *where, *flags(normal=places.normal, alpha=0.2)]
+
+
+def _export(places: Places, name: str) -> list[str]:
+    return ["request", "export", str(places.folder / name / "exported"), "--ledger", str(places.folder / name)]
+
+
+def _sweep(places: Places, name: str) -> list[str]:
+    shared = {"forget": places.material.forget, "retain": places.material.retain, "model": places.material.model}
+    shared |= {"steps": 12, "evaluate_every": 5, "batch_size": 4, "device": "cpu"}
+    settings = [part for key, value in shared.items() for part in ("--set", f"{key}={value}")]
+    return ["sweep", *flags(output=places.folder / name, vary="adapt=lora", evaluate="metrics=probability"), *settings]
+
+
 COMMANDS: dict[str, Callable[[Places, str], list[str]]] = {
     "unlearn": _gated,
     "unlearn lora": _lora,
@@ -104,3 +129,10 @@ COMMANDS: dict[str, Callable[[Places, str], list[str]]] = {
     "import": _import,
     "request add": _request,
 }
+CHANGES: dict[str, Callable[[Places, str], list[str]]] = {
+    "request suspend": _of_ledger("suspend", "one"),
+    "request withdraw": _of_ledger("withdraw", "one"),
+    "request calibrate": _calibrate_requests,
+    "request export": _export,
+}
+SLOW: dict[str, Callable[[Places, str], list[str]]] = {"sweep": _sweep}  # its runs are processes that start anew

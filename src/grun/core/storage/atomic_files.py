@@ -9,6 +9,7 @@ __all__ = [
     "is_unfinished",
     "parsed_json",
     "read_json",
+    "remove_unfinished",
     "sha256",
     "write_json",
     "write_text",
@@ -17,6 +18,7 @@ __all__ = [
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 1 << 24
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(\.\w{8})?\.tmp(?P<aside>\.old)?")
 
 
 def write_text(file: Path, text: str) -> None:
@@ -92,7 +95,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     target = target.resolve()  # `.` has no name
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp", dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -103,6 +106,29 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes have left of files and directories that they were writing, in a folder and below it.
+
+    What was moved aside is deleted only where its successor is there.
+    """
+    for path in list(folder.rglob(".*")):
+        found = UNFINISHED.fullmatch(path.name)
+        if found is None or _is_alive(int(found["process"])):
+            continue
+        if not found["aside"] or (path.parent / found["name"]).exists():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # of another user, or no process at all
+    return True
 
 
 def _umask() -> int:

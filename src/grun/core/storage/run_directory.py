@@ -131,7 +131,7 @@ class RunDirectory:
         return files.read_json(self.path / name)
 
     def mark_complete(self, seconds: float) -> None:
-        """Record that everything is written, and delete the checkpoints.
+        """Record that everything is written, and delete the checkpoints and what killed processes were writing.
 
         Args:
             seconds: duration of the job, since it was last interrupted.
@@ -140,6 +140,7 @@ class RunDirectory:
         self.write_json(RECORD, self.record)
         self.is_complete = True
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        files.remove_unfinished(self.path)
 
 
 def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:
