@@ -2,6 +2,6 @@
 
 import sys
 
-from grun.cli.main import main
+from grun.cli.program import run
 
-sys.exit(main())
+sys.exit(run())

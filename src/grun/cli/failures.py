@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DIVERGED", "FAILED", "INTERRUPTED", "WRONG_INPUT", "told"]
+__all__ = ["DIVERGED", "FAILED", "WRONG_INPUT", "told"]
 
 import sys
 from pathlib import Path
@@ -10,17 +10,15 @@ from typing import Any
 
 import typer
 
-from grun.cli.options import Stopped
 from grun.core.errors import NotWritten, RunsFailed, TrainingDiverged, UserError
 from grun.core.storage import disk
 
-FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+FAILED, WRONG_INPUT, DIVERGED = 1, 2, 3
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 CODES = (
     (UserError, WRONG_INPUT),
     (TrainingDiverged, DIVERGED),
     ((RunsFailed, NotWritten), FAILED),
-    (Stopped, INTERRUPTED),
 )
 
 

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -20,7 +19,9 @@ from grun.cli.calls import called
 from grun.cli.failures import told
 from grun.cli.help_pages import WIDEST, CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
+from grun.cli.program import run
 from grun.cli.requests import requests_app
+from grun.cli.signals import Listener, stopped
 from grun.core.choices import KINDS, declared, has_extensions
 from grun.core.config.jobs import (
     ChatConfig,
@@ -202,24 +203,38 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the entry point of the console script.
+    """Run the command line.
 
     Args:
-        arguments: the command line without the program's name; None takes the process's own.
+        arguments: the command line without the program's name; None for that of the process, which is then this command's
+            alone (see `process`).
 
     Returns:
-        0, or 1 if runs of a sweep failed or a disk is full, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
-        errors are raised.
+        0, or 1 if runs of a sweep failed or a disk is full, 2 for wrong input, 3 for training that diverged, 128 and the
+        number of the signal for an interruption (130 for Ctrl-C). Other errors are raised.
     """
+    if arguments is None:
+        return run()
     _quiet()
-    command = typer.main.get_command(app)
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(command.main(given, prog_name="grun", standalone_mode=False) or 0)
+        with Listener.listening():
+            return _invoked(arguments)
+    except KeyboardInterrupt as error:
+        return stopped(error)
     except Exception as error:
         if (said := told(error)) is None:
             raise
         return _failed(*said)
+
+
+def _invoked(arguments: Sequence[str]) -> int:
+    """Run a command as the option parser does, which would make signals and streams that fail its own affair."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("grun", list(arguments)) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as end:
+        return int(end.exit_code)
 
 
 def _is_first_process() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Stopped", "command_for"]
+__all__ = ["command_for"]
 
 import dataclasses
 import inspect
@@ -20,10 +20,6 @@ from grun.core.storage.replacing import reading
 C = TypeVar("C")
 METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER", list: "TEXT", dict: "NAME=VALUE"}
 CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instance); flags given here win over it."
-
-
-class Stopped(Exception):
-    """The user stopped a job; the option parser would swallow a `KeyboardInterrupt` and its message."""
 
 
 def command_for(
@@ -46,11 +42,8 @@ def command_for(
         values = read_config_file(file) if file is not None else {}
         config = from_mapping(config_class, values, f"--config '{file}'")
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
-        try:
-            with reading(file):
-                job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
-        except KeyboardInterrupt as error:  # an Interrupted has a message, a plain one has none
-            raise Stopped(str(error) or "stopped.") from error
+        with reading(file):
+            job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
 
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
     parameters = [_parameter(f, hints[f.name]) for f in shown]

@@ -19,7 +19,7 @@ from grun.cli.calls import given_settings
 from grun.cli.help_pages import CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
 from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
-from grun.core.errors import RunsFailed, UserError, one_line, shown_json
+from grun.core.errors import Interrupted, RunsFailed, UserError, one_line, shown_json
 
 requests_app = typer.Typer(
     help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
@@ -39,9 +39,15 @@ def _late(name: str, module: str) -> Any:
 
 @contextmanager
 def _ledger(path: str, model: str | None = None) -> Iterator[Any]:
-    """The ledger as Python has it; errors inside name flags."""
-    with _late("naming_flags", "grun.api.settings")():
-        yield _late("Ledger", "grun.api.ledger")(path, model)
+    """The ledger as Python has it; errors inside name flags, and say how it is when a signal stopped the command."""
+    try:
+        with _late("naming_flags", "grun.api.settings")():
+            yield _late("Ledger", "grun.api.ledger")(path, model)
+    except KeyboardInterrupt as error:
+        said = (
+            f"stopped; the ledger is whole, and `grun request list --ledger {path}` shows whether anything was changed."
+        )
+        raise Interrupted.saying(error, said) from error
 
 
 def _settings(config: Any, method: Callable[..., Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from grun.cli.main import main
+from grun.cli.program import process
 
 ORPHANED = 1
 
@@ -34,4 +35,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(work(sys.argv[1:]))
+    sys.exit(process(lambda: work(sys.argv[1:])))

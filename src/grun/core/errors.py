@@ -1,4 +1,4 @@
-"""Errors for people: one line that says what was found, what was expected and what to do; and text that is safe to show."""
+"""Errors for people: one line that says what was found, what was expected and what to do; being asked to stop; safe text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,32 @@ __all__ = [
     "RunsFailed",
     "TrainingDiverged",
     "UserError",
+    "keeps",
+    "listen",
     "nearest",
+    "on_signals",
     "one_line",
     "shown",
     "shown_json",
 ]
 
 import difflib
+import functools
 import json
+import os
 import re
+import signal
+import threading
 import unicodedata
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
+STOPPED = "stopped."
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the machine or a manager, the terminal was closed
 
 
 class UserError(ValueError):
@@ -52,11 +66,88 @@ class NotWritten(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped a job whose state is kept: the command line prints the message and exits with code 130.
+    """The user stopped a job: the command line prints the message and exits with code 128 + `number` (130 for Ctrl-C).
 
-    The message names the directory of the state and says how to resume. It is a `KeyboardInterrupt`, so that no `except
+    The message names the directory of what is kept and says how to go on. It is a `KeyboardInterrupt`, so that no `except
     Exception` swallows it.
+
+    Args:
+        message: one line.
+        number: of the signal.
     """
+
+    def __init__(self, message: str = STOPPED, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = int(number)
+
+    @classmethod
+    def saying(cls, error: KeyboardInterrupt, message: str) -> Interrupted:
+        """The error with a message, for the same signal; an error that has a message of its own stays as it is."""
+        if isinstance(error, cls) and str(error) != STOPPED:
+            return error
+        return cls(message, getattr(error, "number", signal.SIGINT))
+
+
+def keeps(what: str) -> Callable[[F], F]:
+    """A decorator for jobs: if a signal stops one, the error says what is kept in its `output` and how to go on.
+
+    Args:
+        what: that is kept once the run was started.
+    """
+
+    def decorate(job: F) -> F:
+        @functools.wraps(job)
+        def wrapped(config: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return job(config, *args, **kwargs)
+            except KeyboardInterrupt as error:
+                path = Path(str(config.output)).expanduser()
+                started = (path / "run.json").is_file()
+                place = f"stopped; {what} in {path}" if started else f"stopped before anything was written to {path}"
+                raise Interrupted.saying(error, f"{place}. Run the same command to go on.") from error
+
+        return cast(F, wrapped)
+
+    return decorate
+
+
+def listen(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Have a function called at Ctrl-C, SIGTERM and SIGHUP.
+
+    A SIGHUP that is ignored (`nohup`) stays so. Signals reach the main thread only; in another one nothing is changed. A
+    forked process leaves Ctrl-C, which the terminal sends to all, to the process that it comes from.
+
+    Args:
+        handler: called with the number of the signal and the frame.
+
+    Returns:
+        The handlers from before.
+    """
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            handler(number, frame)
+        elif number != signal.SIGINT:
+            os._exit(128 + number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+    return before
+
+
+@contextmanager
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mapping[int, Any]]:
+    """Inside, a function is called as by `listen`, which yields the handlers from before; afterwards these are back."""
+    before = listen(handler)
+    try:
+        yield before
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.config.requests import CalibrateConfig
-from grun.core.errors import UserError
+from grun.core.errors import UserError, keeps
 from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.claims import claims_output
@@ -31,6 +31,7 @@ logger = logging.getLogger("grun")
 RECORD = "calibration.json"
 
 
+@keeps("nothing but its settings is there yet")
 @claims_output
 def calibrate(config: CalibrateConfig) -> Path:
     """Write a copy of an adapter whose gates open for at most a share `alpha` of normal prompts, with confidence `1 - delta`.

@@ -6,7 +6,7 @@ __all__ = ["evaluate"]
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
-from grun.core.errors import UserError
+from grun.core.errors import UserError, keeps
 from grun.core.storage.claims import claims_output
 from grun.core.storage.content_hash import content_of_path, subject_folder
 from grun.core.storage.fingerprints import fingerprint
@@ -47,6 +47,7 @@ EVIDENCE = "evidence"
 LONGEST_ANSWER = 200  # tokens, as in TOFU
 
 
+@keeps("the splits that are measured are kept")
 @claims_output
 def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     """Run an evaluation job: measure the model (unless it is left out), and the model with the adapter, on every split.
@@ -97,8 +98,10 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> Path:
     if is_main():
         scores = {subject: score(own, names) for subject, own in evidence.items()}
         sums = {} if config.metrics else {subject: summarise(own, data.utility) for subject, own in evidence.items()}
-        _write(run, config, data, Found(evidence, scores, sums), show)
+        shown = _write(run, config, data, Found(evidence, scores, sums))
         run.mark_complete(time.monotonic() - started)
+        if show:
+            shown()
     wait()
     return run.path
 
@@ -146,8 +149,8 @@ def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:
     return load(name, config, template=config.template, max_length=config.max_length, quantize=config.quantize)
 
 
-def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found, show: bool) -> None:
-    """Write everything, and show it if asked."""
+def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Found) -> Callable[[], None]:
+    """Write everything; returns a function that shows it."""
     for split, evidence in found.splits.items():
         cut = sum(row.truncated for row in evidence.rows)
         if cut:
@@ -161,12 +164,14 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
     lines = summary_lines(found.summaries)
     to_forget = [split for split, evidence in found.splits.items() if evidence.to_forget]
     run.write_text("table.md", to_markdown(shown, to_forget) + "".join(f"\n{line}\n" for line in lines))
-    if not show:
-        return
-    show_whole(before_after_table(shown, to_forget=to_forget))
-    console = Console()
-    for line in lines:
-        console.print(plain_text(line), highlight=False)
+
+    def show() -> None:
+        show_whole(before_after_table(shown, to_forget=to_forget))
+        console = Console()
+        for line in lines:
+            console.print(plain_text(line), highlight=False)
+
+    return show
 
 
 def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:

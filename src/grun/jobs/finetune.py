@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -27,7 +26,7 @@ from transformers import (
 from grun.core.config.checks import MOST_STEPS
 from grun.core.config.jobs import FinetuneConfig
 from grun.core.distributed import world
-from grun.core.errors import TrainingDiverged, UserError
+from grun.core.errors import TrainingDiverged, UserError, keeps
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output
@@ -44,7 +43,7 @@ from grun.models.loading.loaded import LoadedModel, load
 from grun.models.loading.pretrained import resolve_device
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
-from grun.training.interruption import StopCleanly, train_or_resume
+from grun.training.interruption import ResumableTrainer, StopCleanly, train_or_resume
 from grun.training.memory import bytes_on_disk
 from grun.training.progress import ProgressBar, quiet_trainer
 from grun.training.trainer_settings import naming_trainer, parsed_settings
@@ -56,6 +55,7 @@ FROM_SCRATCH = {"epochs": 20.0, "learning_rate": 4e-3, "adam_beta2": 0.98}  # fe
 PRETRAINED = {"epochs": 5.0, "learning_rate": 1e-5, "adam_beta2": 0.999}
 
 
+@keeps("what is done is kept")
 @claims_output
 def finetune(config: FinetuneConfig) -> Path:
     """Train a target model; run it again after an interruption to resume it.
@@ -176,7 +176,7 @@ def _one_epoch(lengths: Sequence[int], batch_size: int, draw: random.Random) -> 
     return batches
 
 
-class _AnswerTrainer(Trainer):
+class _AnswerTrainer(ResumableTrainer):
     """`transformers.Trainer` on answers only; batches come in the order that they were drawn in."""
 
     def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
@@ -257,7 +257,7 @@ def _arguments(
 
 def _trainer(
     config: FinetuneConfig, model: PreTrainedModel, batches: _Batches, arguments: TrainingArguments, pad: int
-) -> Trainer:
+) -> ResumableTrainer:
     callbacks = [StopCleanly(), _StopAtLoss(config.stop_loss), ProgressBar("finetune")]
     with naming_trainer(config.trainer):
         trainer = _AnswerTrainer(

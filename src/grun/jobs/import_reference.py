@@ -14,7 +14,7 @@ from peft import get_peft_model
 from torch import Tensor
 
 from grun.core.config.requests import ImportConfig
-from grun.core.errors import UserError
+from grun.core.errors import UserError, keeps
 from grun.core.storage.atomic_files import atomic_directory, sha256
 from grun.core.storage.claims import claims_output
 from grun.core.storage.run_directory import RunDirectory
@@ -30,6 +30,7 @@ EDIT = ("weight", "bias", "rotate_layer")
 INNER = "intervenable_model"  # where step checkpoints hold them
 
 
+@keeps("nothing but its settings is there yet")
 @claims_output
 def import_reference(config: ImportConfig) -> Path:
     """Write what the reference implementation has trained as an adapter: the same gates and edits at the same place.

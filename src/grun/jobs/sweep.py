@@ -11,7 +11,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from grun.core.storage.run_directory import is_left_over, settings_difference
 from grun.core.storage.stored_records import mapping_in
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import show_whole
-from grun.jobs.engines import EngineSettings, Task, engines
+from grun.jobs.engines import EngineSettings, Outcome, Task, engines
 from grun.jobs.inputs.first_checks import check_evaluation, check_unlearning
 from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.models.adaptations import with_presets
@@ -148,14 +149,18 @@ def _swept(config: SweepConfig, output: Path) -> Path:
     logger.info("%d runs, %d of them done already.", len(cells), len(cells) - len(todo))
     failed: list[str] = []
     try:
-        with tqdm(total=len(todo), desc="sweep", unit="run", dynamic_ncols=True) as bar:
-            for outcome in engine.target(list(tasks.values()), settings):
+        with (
+            tqdm(total=len(todo), desc="sweep", unit="run", dynamic_ncols=True) as bar,
+            _closed_at_once(engine.target(list(tasks.values()), settings)) as outcomes,
+        ):
+            for outcome in outcomes:
                 bar.update()
                 if outcome.code:
                     failed.append(outcome.task.name)
                     logger.warning("%s failed: %s", outcome.task.name, _last_line(outcome.task.log))
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped; what is done is kept in {output}. Run the same command to go on.") from error
+        message = f"stopped; what is done is kept in {output}. Run the same command to go on."
+        raise Interrupted.saying(error, message) from error
     found = [cell.read() for cell in cells if cell.folder.name not in failed]
     markdown, table = sweep_table(found)
     write_json(output / RESULTS, [asdict(one) for one in found])
@@ -296,6 +301,16 @@ def _task(cell: Cell, threads: int) -> Task:
             command += [name, str(cell.folder / f"{name}.json")]
     written.note_log(cell.folder / "output.log")
     return Task(cell.folder.name, tuple(command), cell.folder / "output.log", threads)
+
+
+@contextmanager
+def _closed_at_once(outcomes: Iterator[Outcome]) -> Iterator[Iterator[Outcome]]:
+    """Context that ends an engine, which stops its processes, before anything else is said or done."""
+    try:
+        yield outcomes
+    finally:
+        if isinstance(outcomes, Generator):
+            outcomes.close()
 
 
 def _prepare(output: Path, config: SweepConfig) -> None:

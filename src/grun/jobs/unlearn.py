@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
-from grun.core.errors import UserError
+from grun.core.errors import UserError, keeps
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output
@@ -149,6 +149,7 @@ class _Job:
         return dataclasses.replace(self, examples=self.examples | changed, encoded=self.encoded | encoded)
 
 
+@keeps("what is done is kept")
 @claims_output
 def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), topic: TopicRows | None = None) -> Path:
     """Run an unlearning job; run it again after an interruption to resume it.

@@ -6,12 +6,13 @@ __all__ = ["JoinSides", "UnlearnTrainer"]
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from grun.core.distributed import all_true, gathered
 from grun.core.errors import TrainingDiverged
@@ -19,11 +20,10 @@ from grun.core.records import LossTerms
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import gates_of_last_call
 from grun.training.forward_engines.engine import ForwardEngine
+from grun.training.interruption import ResumableTrainer
 from grun.training.loss.dual_variable import DualVariable
 from grun.training.loss.plateau import QUALITY, ForgetLoss
 from grun.training.loss.terms import Recipe, loss_terms, split_sides
-
-C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,18 @@ class JoinSides:
         }
 
 
-class UnlearnTrainer(Trainer):
+class EngineCounts(TrainerCallback, ExportableState):
+    """What the engine has counted in training; checkpoints hold it."""
+
+    def __init__(self, counted: dict[str, int] | None = None) -> None:
+        self.counted = {} if counted is None else counted
+
+    def state(self) -> dict[str, Any]:
+        """Content of a checkpoint."""
+        return {"args": {"counted": dict(self.counted)}, "attributes": {}}
+
+
+class UnlearnTrainer(ResumableTrainer):
     """`transformers.Trainer` for a recipe of unlearning.
 
     Args:
@@ -75,12 +86,21 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         wanted = {side: sorted(recipe.wanted_of(side)) for side in recipe.sides}
-        super().__init__(data_collator=JoinSides(engine, wanted), **kwargs)
+        callbacks = [EngineCounts(engine.counted), *(kwargs.pop("callbacks", None) or ())]
+        super().__init__(data_collator=JoinSides(engine, wanted), callbacks=callbacks, **kwargs)
         self.engine = engine
         self.recipe = recipe
         self.validate = validate
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, float] = {}
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Take up what the engine had counted at the checkpoint."""
+        found = super()._init_training_state(*args, **kwargs)
+        if (restored := self.callback(EngineCounts)) is not None:
+            self.engine.counted.update(restored.counted)
+            restored.counted = self.engine.counted
+        return found
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         """Keep the order of the items: it was drawn with the seed of the run."""
@@ -132,7 +152,7 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _weighted(self, terms: LossTerms) -> Tensor:
-        weights, dual = self.recipe.weights, self._callback(DualVariable)
+        weights, dual = self.recipe.weights, self.callback(DualVariable)
         retain_weight = weights.retain if dual is None else dual.weight
         loss = weights.forget * terms.forget
         if terms.retain is not None:
@@ -141,16 +161,12 @@ class UnlearnTrainer(Trainer):
         if terms.gate is not None:
             loss = loss + weights.gate * terms.gate
         self._terms = {name: float(value.detach()) for name, value in vars(terms).items() if value is not None}
-        if (window := self._callback(ForgetLoss)) is not None:
+        if (window := self.callback(ForgetLoss)) is not None:
             window.observe(self._terms["forget"])
         if dual is not None:
             dual.observe(self._terms["retain"])
             self._terms["retain_weight"] = retain_weight
         return loss
-
-    def _callback(self, kind: type[C]) -> C | None:
-        """The callback of a class, looked up in each step because resuming replaces callbacks; None if there is none."""
-        return next((c for c in self.callback_handler.callbacks if isinstance(c, kind)), None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the single loss terms beside the total."""
@@ -161,7 +177,7 @@ class UnlearnTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation metrics with the prefix `eval_`; `eval_quality`, or else `eval_score`, chooses the best state."""
         metrics = {f"eval_{name}": value for name, value in self.validate(self.model_wrapped).items()}
-        if (window := self._callback(ForgetLoss)) is not None:
+        if (window := self.callback(ForgetLoss)) is not None:
             metrics[QUALITY] = window.quality(metrics["eval_score"])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -11,6 +11,7 @@ __all__ = [
     "open_to_others",
     "parsed_json",
     "read_json",
+    "remove_leftovers",
     "sha256",
     "write_json",
     "write_text",
@@ -28,6 +29,9 @@ from typing import Any
 
 from grun.core.storage import written
 from grun.core.storage.written import sha256
+
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(\.\w{8})?\.tmp(?P<aside>\.old)?")
+EARLIER = r"\.[^.]+\.\w{8}(\.old)?"  # of folders that versions without process numbers left
 
 
 def write_text(file: Path, text: str) -> None:
@@ -85,9 +89,8 @@ def is_unfinished(file: Path, name: str) -> bool:
 
 def is_unfinished_folder(folder: Path) -> bool:
     """True if a kill within `atomic_directory` may have left this."""
-    return (
-        re.fullmatch(r"\.[^.]+\.\w+(\.old)?", folder.name) is not None and folder.is_dir() and not folder.is_symlink()
-    )
+    by_name = UNFINISHED.fullmatch(folder.name) or re.fullmatch(EARLIER, folder.name)
+    return by_name is not None and folder.is_dir() and not folder.is_symlink()
 
 
 @contextmanager
@@ -99,7 +102,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     target = target.resolve()  # `.` has no name
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp", dir=target.parent))
     try:
         yield temporary
         open_to_others(temporary)
@@ -137,6 +140,29 @@ def _take_over(old: Path, new: Path) -> None:
                 there.hardlink_to(file)
             except OSError:  # a file system without links
                 shutil.copy2(file, there)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes have left of files and directories that they were writing, in a folder and below it.
+
+    What was moved aside is deleted only where its successor is there.
+    """
+    for path in list(folder.rglob(".*")):
+        found = UNFINISHED.fullmatch(path.name)
+        if found is None or _is_alive(int(found["process"])):
+            continue
+        if not found["aside"] or (path.parent / found["name"]).exists():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # of another user, or no process at all
+    return True
 
 
 def _umask() -> int:

@@ -31,7 +31,7 @@ _OF_THE_TRAINER = (
     rf"{CHECKPOINTS}/checkpoint-\d+/({_ADAPTER}|{_MODEL}|{_TRAINER})|tensorboard/([^/]+/)*events\.out\.tfevents\.[^/]+"
 )
 # Of killed processes: a file, or a folder with whatever is in it
-_UNFINISHED = r"([^/]+/)*(\.[^/]+\.\d+\.tmp|\.[^/]+\.[a-z0-9_]{8}(\.old)?/.+)"
+_UNFINISHED = r"([^/]+/)*(\.[^/]+\.\d+\.tmp|\.[^/]+\.[a-z0-9_]{8}(\.tmp)?(\.old)?/.+)"
 _ROWS = r"(forget|described|neighbours)\.jsonl"
 _COMMON = rf"{re.escape(RECORD)}|{re.escape(CONFIG)}"
 

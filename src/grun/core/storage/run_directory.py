@@ -159,7 +159,7 @@ class RunDirectory:
         return files.read_json(self.path / name)
 
     def mark_complete(self, seconds: float) -> None:
-        """Record that everything is written, and delete the checkpoints.
+        """Record that everything is written, and delete the checkpoints and what killed processes were writing.
 
         Args:
             seconds: duration of the job, since it was last interrupted.
@@ -168,6 +168,7 @@ class RunDirectory:
         self.write_json(RECORD, self.record)
         self.is_complete = True
         remove_checkpoints(self.path)
+        files.remove_leftovers(self.path)
 
 
 def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:

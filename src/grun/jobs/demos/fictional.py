@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from grun.core.config.jobs import DemoConfig, FinetuneConfig, UnlearnConfig
+from grun.core.errors import keeps
 from grun.core.records import Benchmark, Evidence, Example
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
@@ -48,6 +49,7 @@ NEXT_FACT = 4  # rows; a fact is asked in three phrasings
 LONGEST_ANSWER = 40  # tokens; the benchmark's answers have fewer
 
 
+@keeps("the parts that are done are kept")
 def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
     """Train a target model, make it forget with GRUN and with LoRA, measure all three, and show a table and answers.
 

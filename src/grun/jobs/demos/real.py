@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from grun.core.config.jobs import DemoConfig, UnlearnConfig
+from grun.core.errors import keeps
 from grun.core.records import Benchmark
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
@@ -44,6 +45,7 @@ SAME = "(the same)"
 RESULTS = "metrics.json"
 
 
+@keeps("the parts that are done are kept")
 def real_demo(config: DemoConfig, run: RunDirectory) -> None:
     """Ask a model, make it forget a topic, ask it again, and show what opens the gate and the answers side by side.
 

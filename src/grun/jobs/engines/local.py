@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["processes"]
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 
 from grun.jobs.engines import EngineSettings, Outcome, Task, engines
 
+logger = logging.getLogger("grun")
 LOOK_EVERY = 0.2  # seconds
 GRACE = 60.0  # seconds that a process has to save its state
 GIB = 2**30
@@ -46,12 +48,14 @@ class _Running:
 
     def end(self) -> int:
         """Wait for the end, kill the process after the grace period, and return the exit code."""
-        with self.process:  # closes the pipe
-            try:
-                return self.process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                return self.process.wait()
+        try:
+            return self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
 
 
 @engines.register("processes")
@@ -81,10 +85,27 @@ def processes(tasks: Sequence[Task], settings: EngineSettings) -> Iterator[Outco
                 known = True
                 yield Outcome(ended.task, ended.end())
     finally:
-        for one in running:
+        _stop(running)
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Ask processes to save their state and end, and wait for it; a second Ctrl-C kills them instead."""
+    alive = [one for one in running if one.process.poll() is None]
+    if alive:
+        logger.info(
+            "Stopping: waiting until %d processes have saved their state; once more ends them at once.", len(alive)
+        )
+    try:
+        for one in alive:
             one.ask_to_stop()
         for one in running:
             one.end()
+    except KeyboardInterrupt:
+        for one in alive:
+            one.process.kill()
+        for one in alive:
+            one.process.wait()
+        raise
 
 
 def _has_room(running: Sequence[_Running], settings: EngineSettings, largest: int, known: bool) -> bool:

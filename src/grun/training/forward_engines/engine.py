@@ -24,6 +24,10 @@ class ForwardEngine(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Entries for the run's `metrics.json`, by key; may be empty."""
 
+    @property
+    def counted(self) -> dict[str, int]:
+        """What it has counted in training, by name; may be empty. Checkpoints hold it, and it is set when a run is resumed."""
+
     def batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None = None) -> dict[str, Any]:
         """Inputs of one forward pass, on the CPU.
 

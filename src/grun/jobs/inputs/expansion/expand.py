@@ -15,7 +15,7 @@ from typing import Any
 
 from grun.core.config.jobs import ExpandConfig, UnlearnConfig
 from grun.core.distributed import gathered, is_main, join_processes
-from grun.core.errors import UserError
+from grun.core.errors import UserError, keeps
 from grun.core.records import Example
 from grun.core.storage.claims import claims_output
 from grun.core.storage.replacing import check_unchanged
@@ -37,6 +37,7 @@ PAIRED = ("questions", "paraphrases")
 Row = dict[str, str]
 
 
+@keeps("what is done is kept")
 @claims_output
 def expand(config: ExpandConfig) -> Path:
     """Write rows about a topic into files that a person can read and correct.

@@ -75,11 +75,15 @@ class PrefixBatches:
         parts: batches.
         places: place in the step of each row, in the order of the parts, then of `still`.
         still: rows that no edit changes; None if there are none.
+        columns: number of columns of all parts.
+        real_columns: number of those that hold a token.
     """
 
     parts: tuple[PrefixBatch, ...]
     places: tuple[int, ...]
     still: StillBatch | None = None
+    columns: int = 0
+    real_columns: int = 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrefixBatches:
         """The same on `device`."""
@@ -93,7 +97,7 @@ class PrefixBatches:
 
 
 class Batcher:
-    """Makes batches of known rows and counts their padding.
+    """Makes batches of known rows.
 
     Args:
         rows: content of the cache.
@@ -109,13 +113,6 @@ class Batcher:
         self._gates = gates
         self._pad = pad
         self._overhead = overhead
-        self._real_columns = 0
-        self._columns = 0
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the columns of all batches so far that hold no token."""
-        return 1.0 - self._real_columns / self._columns if self._columns else 0.0
 
     def batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None = None) -> PrefixBatches:
         """The rows of a step, on the CPU, in as many parts as cost the least.
@@ -128,14 +125,18 @@ class Batcher:
         still = [] if wanted is None else self._unchanged(rows, wanted)
         running = [i for i in range(len(rows)) if i not in set(still)]
         lengths = [len(rows[i].input_ids) - rows[i].prompt_length for i in running]
-        parts = [[running[i] for i in part] for part in parts_by_length(lengths, self._overhead)]
+        numbers = [[running[i] for i in part] for part in parts_by_length(lengths, self._overhead)]
+        parts = [
+            self._part([rows[i] for i in part], None if wanted is None else [wanted[i] for i in part])
+            for part in numbers
+        ]
+        masks = [mask for part in parts for mask in (part.prefix_BP, part.answer_BA)]
         return PrefixBatches(
-            tuple(
-                self._part([rows[i] for i in part], None if wanted is None else [wanted[i] for i in part])
-                for part in parts
-            ),
-            (*(i for part in parts for i in part), *still),
+            tuple(parts),
+            (*(i for part in numbers for i in part), *still),
             self._still_batch([rows[i] for i in still], [(wanted or ())[i] for i in still]) if still else None,
+            columns=sum(mask.numel() for mask in masks),
+            real_columns=sum(int(mask.sum()) for mask in masks),
         )
 
     def _unchanged(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]]) -> list[int]:
@@ -161,8 +162,6 @@ class Batcher:
             ids_BC[i, : answer + 1] = torch.tensor(row.input_ids[row.prompt_length - 1 :])
             hidden_BCD[i, : answer + 1] = one.hidden_CD
             keys_values_LBHPK[:, i, :, width - prompt :] = one.keys_values_LHPK
-        self._real_columns += sum(prompts) + sum(answers)
-        self._columns += len(rows) * (width + columns - 1)
         return PrefixBatch(
             ids_BC,
             torch.arange(columns - 1) < torch.tensor(answers)[:, None],

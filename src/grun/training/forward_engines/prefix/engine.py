@@ -79,20 +79,22 @@ class PrefixEngine:
         self._gates = GateStates(model, model.base_model.active_adapters[0], encoder)
         self._batcher = Batcher(self._rows, self._still, self._gates, encoder.pad, overhead)
         self._seconds = 0.0
+        self.counted = {"columns": 0, "real_columns": 0}  # of all batches that were trained on
 
     @property
     def facts(self) -> dict[str, dict[str, float]]:
-        """Under `prefix_cache`: number of rows, their bytes, seconds of building, share of padding in all batches so far.
+        """Under `prefix_cache`: number of rows, their bytes, seconds of building, share of padding in training.
 
         `still` is the number of rows that no edit changes.
         """
+        columns, real = self.counted["columns"], self.counted["real_columns"]
         return {
             "prefix_cache": {
                 "rows": len(self._rows) + len(self._still),
                 "still": len(self._still),
                 "bytes": self._rows.bytes + self._still.bytes,
                 "seconds": self._seconds,
-                "padding_share": self._batcher.padding_share,
+                "padding_share": 1.0 - real / columns if columns else 0.0,
             }
         }
 
@@ -133,6 +135,9 @@ class PrefixEngine:
     ) -> SideSignals:
         """One forward call for each part of the batch, in the engine's own model, which `model` may wrap."""
         batch: PrefixBatches = inputs["batch"]
+        if with_grad:
+            self.counted["columns"] += batch.columns
+            self.counted["real_columns"] += batch.real_columns
         runtime = self.model.base_model.runtime
         sides, logits = [], []
         for part in batch.parts:
