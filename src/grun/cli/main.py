@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,12 @@ import typer
 
 import grun
 from grun.cli.calls import called
+from grun.cli.documents import leaves_document, run_document
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import Stopped, command_for
+from grun.cli.output import add_output_options, new_output, output, say
 from grun.cli.requests import requests_app
-from grun.core.choices import KINDS, declared, has_extensions
+from grun.core.choices import KINDS
 from grun.core.config.jobs import (
     ChatConfig,
     DemoConfig,
@@ -33,6 +36,8 @@ from grun.core.config.jobs import (
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import RunsFailed, TrainingDiverged, UserError
+from grun.core.process.progress import can_draw_bars
+from grun.core.process.threads import automatic_threads, wait_passively
 
 app = typer.Typer(
     help="Make a language model forget chosen data, without touching its weights.",
@@ -44,33 +49,49 @@ app = typer.Typer(
     context_settings={"max_content_width": WIDEST},
 )
 FAILED, WRONG_INPUT, DIVERGED, INTERRUPTED = 1, 2, 3, 130
+KINDS_OF_FAILURE = {FAILED: "failed", WRONG_INPUT: "wrong input", DIVERGED: "diverged"}
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
 
 
-def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
-    """A job that is imported when it runs, so that `--help` does not wait for torch."""
+def _job(name: str, module: str, after: str, *, within: str = "") -> Callable[[Any], Any]:
+    """A job that is imported when it runs, so that `--help` does not wait for torch.
 
-    def run(config: Any) -> None:
-        job = getattr(importlib.import_module(module), name)
-        result = job(config)
-        if after and _is_first_process():
-            typer.echo(after.format(result=result, config=config))
+    Args:
+        name: of the command.
+        module: of the job, whose last name the function has; it returns its directory, or `within` it.
+        after: words to say afterwards.
+        within: name of what is returned, if it is not the directory itself.
+    """
+
+    def run(config: Any) -> Any:
+        with output().reporting():
+            result = getattr(importlib.import_module(module), module.rpartition(".")[2])(config)
+            if after and _is_first_process():
+                say(after.format(result=result, config=config))
+        return run_document(name, result.parent if within else result)
 
     return run
 
 
-def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any], None]:
+def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any], Any]:
     """A function for Python as a job; `product` is what its result is asked for, to be named afterwards."""
 
-    def run(config: Any) -> None:
-        result = getattr(called(name, config, **more), product)
-        if _is_first_process():
-            typer.echo(after.format(result=result, config=config))
+    def run(config: Any) -> Any:
+        with output().reporting():
+            found = called(name, config, **more)
+            if _is_first_process():
+                say(after.format(result=getattr(found, product), config=config))
+        return run_document(name, found.path)
 
     return run
 
 
-def _add(name: str, config_class: type, job: Callable[[Any], None], help: str) -> None:
+def _chat(config: Any) -> None:
+    chat = importlib.import_module("grun.jobs.chat").chat
+    chat(config, partial(output().document, one_of_several=True) if output().json else None)
+
+
+def _add(name: str, config_class: type, job: Callable[[Any], Any], help: str) -> None:
     app.command(name, help=help, cls=settings_command(config_class))(command_for(config_class, job))
 
 
@@ -119,26 +140,26 @@ _add(
 _add(
     "import",
     ImportConfig,
-    _job("grun.jobs.import_reference", "import_reference", "The adapter is in {result}."),
+    _job("import", "grun.jobs.import_reference", "The adapter is in {result}.", within="adapter"),
     "Convert an adapter that the reference implementation of GRUN has trained.",
 )
 _add(
     "sweep",
     SweepConfig,
-    _job("grun.jobs.sweep", "sweep", "Everything is in {result}: table.md, results.json, and every run."),
+    _job("sweep", "grun.jobs.sweep", "Everything is in {result}: table.md, results.json, and every run."),
     "Compare objectives, adaptations, seeds or any other setting of unlearn: a grid of runs in parallel, resumable, and "
     "one table.",
 )
 _add(
     "chat",
     ChatConfig,
-    _job("grun.jobs.chat", "chat", ""),
+    _chat,
     "Ask the model and the unlearned model side by side, and see how far the gates open.",
 )
 _add(
     "demo",
     DemoConfig,
-    _job("grun.jobs.demos.demo", "demo", ""),
+    _job("demo", "grun.jobs.demos.demo", ""),
     "See it work: a real model forgets a topic, and answers questions that unlearning never saw, before and after.",
 )
 
@@ -153,13 +174,16 @@ def compare(
     ],
     metrics: Annotated[list[str] | None, typer.Option(help="Only these metrics. May be given several times.")] = None,
     splits: Annotated[list[str] | None, typer.Option(help="Only these splits. May be given several times.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write comparison.json and comparison.md to.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-) -> None:
+) -> Any:
     """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""
     compare_runs = importlib.import_module("grun.api.jobs").compare
-    with importlib.import_module("grun.api.settings").naming_flags():
-        compare_runs(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed, show=True)
+    with output().answering(), importlib.import_module("grun.api.settings").naming_flags():
+        found = compare_runs(runs, metrics=metrics or (), splits=splits or (), output=folder, seed=seed, show=True)
+    return {"command": "compare", "runs": runs, "output": folder and folder.absolute(), "found": found.found}
 
 
 @app.command(
@@ -171,25 +195,30 @@ def lm_eval(context: typer.Context) -> None:
     """Pass everything on to the harness's own command line."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("grun lm-eval needs lm-evaluation-harness: pip install 'grun-llm[harness]'.")
+    if output().json:
+        raise UserError(
+            "--json does not work with lm-eval, which prints its own table; it writes JSON to --output_path."
+        )
     importlib.import_module("grun.evaluation.lm_eval_harness").run_harness(context.args)
 
 
 @app.command("list")
-def list_leaves() -> None:
+def list_leaves() -> Any:
     """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
-    for registry, kind in KINDS.items():
-        typer.echo(f"{kind.title} ({kind.flag}):")
-        found = declared(registry)
-        if has_extensions(registry):  # their docstrings are known once they are imported
-            entries = getattr(importlib.import_module(kind.package), registry)
-            found = {entry.name: entry.summary for entry in entries}
-        width = max(map(len, found))
-        for name, summary in found.items():
-            typer.echo(f"  {name:<{width}}  {summary}")
+    document = leaves_document()
+    with output().answering():
+        for registry, found in document.items():
+            typer.echo(f"{KINDS[registry].title} ({KINDS[registry].flag}):")
+            width = max(map(len, found))
+            for name, summary in found.items():
+                typer.echo(f"  {name:<{width}}  {summary}")
+    return document
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        if output().json:
+            output().document({"version": grun.__version__})
         typer.echo(f"grun {grun.__version__}")
         raise typer.Exit
 
@@ -213,21 +242,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 1 if runs of a sweep failed, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
         errors are raised.
     """
-    _quiet()
-    command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return int(command.main(given, prog_name="grun", standalone_mode=False) or 0)
-    except UserError as error:
-        return _failed(str(error), WRONG_INPUT)
-    except UsageError as error:
-        return _failed(error.format_message(), WRONG_INPUT)
-    except TrainingDiverged as error:
-        return _failed(str(error), DIVERGED)
-    except RunsFailed as error:
-        return _failed(str(error), FAILED)
-    except Stopped as error:
-        return _failed(str(error), INTERRUPTED)
+    _quiet()
+    wait_passively()
+    with new_output(given), automatic_threads():
+        try:
+            return _run(given)
+        except UserError as error:
+            return _failed(str(error), WRONG_INPUT)
+        except UsageError as error:
+            return _failed(error.format_message(), WRONG_INPUT)
+        except TrainingDiverged as error:
+            return _failed(str(error), DIVERGED)
+        except RunsFailed as error:
+            return _failed(str(error), FAILED)
+        except Stopped as error:
+            return _failed(str(error), INTERRUPTED)
+        except Exception as error:
+            output().failure(type(error).__name__, str(error), FAILED)
+            raise
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a command and print its document if one is asked for; returns the exit code."""
+    command = typer.main.get_command(app)
+    add_output_options(command)
+    result = command.main(list(arguments), prog_name="grun", standalone_mode=False)
+    if isinstance(result, int):  # of a page or the version
+        return result
+    if output().json and result is not None and _is_first_process():
+        output().document(result)
+    return 0
 
 
 def _is_first_process() -> bool:
@@ -237,6 +282,7 @@ def _is_first_process() -> bool:
 
 def _failed(message: str, code: int) -> int:
     typer.echo("grun: " + " ".join(message.split()), err=True)
+    output().failure(KINDS_OF_FAILURE.get(code, "interrupted"), message, code)
     return code
 
 
@@ -252,7 +298,7 @@ def _quiet() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "0")
+    os.environ.setdefault("TQDM_DISABLE", "0" if can_draw_bars() else "1")  # of libraries; see `Progress`
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|peft")

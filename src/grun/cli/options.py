@@ -15,6 +15,7 @@ import yaml
 
 from grun.core.config.schema import flag, from_mapping, without_none
 from grun.core.errors import UserError
+from grun.core.process.environment import with_default_data
 
 C = TypeVar("C")
 METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER", list: "TEXT", dict: "NAME=VALUE"}
@@ -26,8 +27,8 @@ class Stopped(Exception):
 
 
 def command_for(
-    config_class: type[C], job: Callable[[C], None], *, without: Collection[str] = (), files: str | None = None
-) -> Callable[..., None]:
+    config_class: type[C], job: Callable[[C], Any], *, without: Collection[str] = (), files: str | None = None
+) -> Callable[..., Any]:
     """A function with one typer option per field of a configuration, which builds it and runs the job.
 
     Settings that are not given on the command line are taken from `--config`, then from the defaults of the class.
@@ -40,13 +41,13 @@ def command_for(
     """
     hints = get_type_hints(config_class)
 
-    def command(**given: Any) -> None:
+    def command(**given: Any) -> Any:
         file = given.pop("config")
         values = read_config_file(file) if file is not None else {}
         config = from_mapping(config_class, values, str(file))
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         try:
-            job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
+            return job(with_default_data(dataclasses.replace(config, **flags)))  # type: ignore[type-var]
         except KeyboardInterrupt as error:  # an Interrupted has a message, a plain one has none
             raise Stopped(str(error) or "stopped.") from error
 

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import psutil
-from tqdm.auto import tqdm
 
 from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepConfig, UnlearnConfig
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
+from grun.core.process.environment import with_default_data
+from grun.core.process.progress import Progress
 from grun.core.provenance import PROVENANCE
 from grun.core.storage.atomic_files import read_json, write_json, write_text
 from grun.core.storage.fingerprints import fingerprint
@@ -120,9 +121,9 @@ def sweep(config: SweepConfig) -> Path:
     logger.info("%d runs, %d of them done already.", len(cells), len(cells) - len(todo))
     failed: list[str] = []
     try:
-        with tqdm(total=len(todo), desc="sweep", unit="run", dynamic_ncols=True) as bar:
+        with Progress("sweep", len(todo), "run") as progress:
             for outcome in engine.target(list(tasks.values()), settings):
-                bar.update()
+                progress.update()
                 if outcome.code:
                     failed.append(outcome.task.name)
                     logger.warning("%s failed: %s", outcome.task.name, _last_line(outcome.task.log))
@@ -160,7 +161,8 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
         name = _folder_name(varied)
         folder = output / "runs" / name
         settings = {key: _filled(text, varied) for key, text in config.set.items()} | varied
-        job = replace(from_text(UnlearnConfig, settings, f"run {name}"), output=str(folder / "unlearn"))
+        job = with_default_data(from_text(UnlearnConfig, settings, f"run {name}"))
+        job = replace(job, output=str(folder / "unlearn"))
         try:
             recipe_of(with_presets(job))
         except UserError as error:
@@ -184,7 +186,7 @@ def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, st
     own = {key: getattr(job, key) for key in shared if key not in given}
     if not asked.benchmark and not asked.data and not job.benchmark:
         own["data"] = [f"{side}={file}" for side in ("forget", "retain") for file in getattr(job, side)[:1]]
-    return replace(asked, **own, output="", model=job.model)
+    return with_default_data(replace(asked, **own, output="", model=job.model))
 
 
 def _values(text: str) -> list[str]:

@@ -28,9 +28,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import is_unfinished, parsed_json, read_json, sha256
@@ -140,6 +137,9 @@ def downloaded(repository: str) -> Path:
     Raises:
         UserError: if the repository cannot be downloaded.
     """
+    from huggingface_hub import snapshot_download  # most ledgers are folders, and need not wait for it
+    from huggingface_hub.errors import HfHubHTTPError
+
     try:
         return Path(snapshot_download(repository))
     except (OSError, ValueError, HfHubHTTPError) as error:

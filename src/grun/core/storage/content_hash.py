@@ -6,7 +6,6 @@ __all__ = ["cache_directory", "content_of_model", "content_of_path", "content_of
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -17,7 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from grun.core.package import CODE
+from grun.core import CODE
+from grun.core.process.environment import cache_home
 from grun.core.storage.atomic_files import read_json, sha256, write_json
 
 DIGESTS = "digests.json"
@@ -25,9 +25,7 @@ DIGESTS = "digests.json"
 
 def cache_directory() -> Path:
     """`GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
-    if given := os.environ.get("GRUN_CACHE_DIR"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grun"
+    return cache_home()
 
 
 def content_of_model(model: PreTrainedModel) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 from grun.core.config.jobs import JobConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError
+from grun.core.process.threads import keep_threads_of
 from grun.core.provenance import provenance
 from grun.core.storage import atomic_files as files
 
@@ -24,7 +25,8 @@ CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
 FEATURES = "gate_features.safetensors"  # that gates read of the forget prompts, with --keep-features
 OLDEST = {"output", "seed"}  # settings that every `settings.json` names
-WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
+# Settings that do not change what a run computes; the content of the data is compared.
+WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir", "data_dir")
 
 
 @dataclass
@@ -74,6 +76,7 @@ class RunDirectory:
         where = Path(path).expanduser()
         _check_writable(where)
         settings = _kept(config)
+        keep_threads_of({})
         run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
         if not where.exists() or all(_is_leftover(file, settings) for file in where.iterdir()):
             return run
@@ -90,6 +93,7 @@ class RunDirectory:
                 "delete it."
             )
         run.record, run.is_complete = found, bool(found["complete"])
+        keep_threads_of(found)
         return run
 
     def start(self) -> None:
@@ -103,6 +107,7 @@ class RunDirectory:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / RECORD).exists():
+                self.record |= provenance()  # of the number of threads, too, which the loaded model decides on
                 self.write_json(CONFIG, self.config)
                 self.write_json(RECORD, self.record)
         except OSError as error:
