@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from grun.cli.calls import given_settings
@@ -97,11 +96,11 @@ def list_requests(ledger: LedgerOption) -> Any:
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
         forgotten = f"{request.forget_probability_before:.3f} to {request.forget_probability:.3f}"
-        since, rows = request.since[:10], str(request.rows)
-        cells = (request.id, request.state, since, request.objective, rows, forgotten, request.why)
+        rows = str(request.rows)
+        cells = (request.id, request.state, request.since[:10], request.objective, rows, forgotten, request.why)
         table.add_row(*map(plain_text, cells))
     with output().answering():
-        Console().print(table)
+        _late("show_whole", "grun.evaluation.report.table")(table)
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
         said = words.format(alpha=promise.alpha, sure=1 - promise.delta, dtype=promise.dtype)

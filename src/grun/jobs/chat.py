@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft import PeftModel
-from rich.console import Console
 
 from grun.core.config.jobs import ChatConfig
 from grun.core.errors import UserError
 from grun.core.records import Example
-from grun.evaluation.report.table import Answered, answers_table
+from grun.evaluation.report.table import Answered, answers_table, show_whole
+from grun.evaluation.report.widths import console
 from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import adapters_off, gates_of_last_call
 from grun.models.generation import greedy
@@ -39,7 +39,6 @@ def chat(config: ChatConfig, answered: Callable[[Any], None] | None = None) -> N
         raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
     base = load(config.model, config, template=config.template)
     model = load_adapter(base.model, config.adapter)
-    console = Console()
     for prompt in config.prompt or _typed():
         if not prompt.strip():
             raise UserError("--prompt is empty, expected a question.")
@@ -48,13 +47,13 @@ def chat(config: ChatConfig, answered: Callable[[Any], None] | None = None) -> N
         except UserError as error:
             if config.prompt:
                 raise
-            console.print(str(error), style="red", markup=False)
+            console().print(str(error), style="red", markup=False)
             continue
         if answered is not None:
             answered({"prompt": prompt, "before": before, "after": after, "gates": gates})
             continue
         opened = "" if gates is None else " (gate " + ", ".join(f"{value:.2f}" for value in gates) + ")"
-        console.print(answers_table([Answered("", prompt, None, {"before": before, "after" + opened: after})]))
+        show_whole(answers_table([Answered("", prompt, None, {"before": before, "after" + opened: after})]))
 
 
 def _typed() -> Iterator[str]:

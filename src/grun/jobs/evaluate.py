@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from rich.console import Console
 from torch import nn
 
 from grun.core.config.jobs import EvaluateConfig
@@ -27,6 +26,7 @@ from grun.evaluation.measuring.plan import HOLDOUT
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.metrics import metrics as registry
 from grun.evaluation.report.table import before_after_table, in_the_table, show_whole, summary_lines, to_markdown
+from grun.evaluation.report.widths import console
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
@@ -155,9 +155,8 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
     if not show:
         return
     show_whole(before_after_table(shown, to_forget=to_forget))
-    console = Console()
     for line in lines:
-        console.print(line, highlight=False)
+        console().print(line, highlight=False)
 
 
 def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:

@@ -23,11 +23,11 @@ from importlib import import_module
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from grun.core.records import Score
+from grun.evaluation.report.widths import show_whole
 
 Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
 MISSING = "–"
@@ -104,13 +104,6 @@ def summary_lines(summary: Mapping[str, Mapping[str, Score]]) -> list[str]:
         else:
             lines.append(f"{label}: " + ", ".join(f"{subject} {_cell(one)}" for subject, one in values.items()))
     return lines
-
-
-def show_whole(table: Table) -> None:
-    """Print a table to the terminal without cutting a cell, even where it is wider than the terminal."""
-    console = Console()
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
 
 
 def number(value: float, sign: bool = False) -> str:
