@@ -36,6 +36,7 @@ from grun.core.config.jobs import (
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import RunsFailed, TrainingDiverged, UserError
+from grun.core.process.libraries import quiet_libraries
 from grun.core.process.progress import can_draw_bars
 from grun.core.process.threads import automatic_threads, wait_passively
 
@@ -65,7 +66,8 @@ def _job(name: str, module: str, after: str, *, within: str = "") -> Callable[[A
 
     def run(config: Any) -> Any:
         with output().reporting():
-            result = getattr(importlib.import_module(module), module.rpartition(".")[2])(config)
+            with quiet_libraries():
+                result = getattr(importlib.import_module(module), module.rpartition(".")[2])(config)
             if after and _is_first_process():
                 say(after.format(result=result, config=config))
         return run_document(name, result.parent if within else result)
@@ -87,8 +89,9 @@ def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any
 
 
 def _chat(config: Any) -> None:
-    chat = importlib.import_module("grun.jobs.chat").chat
-    chat(config, partial(output().document, one_of_several=True) if output().json else None)
+    with quiet_libraries():
+        chat = importlib.import_module("grun.jobs.chat").chat
+        chat(config, partial(output().document, one_of_several=True) if output().json else None)
 
 
 def _add(name: str, config_class: type, job: Callable[[Any], Any], help: str) -> None:

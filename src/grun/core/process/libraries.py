@@ -65,8 +65,8 @@ def quiet_libraries(*, imported: bool = True) -> Iterator[None]:
 
 
 def _raised(loggers: list[logging.Logger]) -> dict[str, int]:
-    """Raise levels that nobody has chosen to errors; the levels before, by name of the logger."""
-    before = {one.name: one.level for one in loggers if one.level in (logging.NOTSET, logging.WARNING)}
+    """Raise levels that nobody has lowered to errors; the levels before, by name of the logger."""
+    before = {one.name: one.level for one in loggers if one.getEffectiveLevel() == logging.WARNING}
     for name in before:
         logging.getLogger(name).setLevel(logging.ERROR)
     return before
