@@ -43,7 +43,6 @@ from grun.core.process.threads import automatic_threads, wait_passively
 app = typer.Typer(
     help="Make a language model forget chosen data, without touching its weights.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     cls=CommandList,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 import typer
 import yaml
 
+from grun.core.choices import declared
 from grun.core.config.schema import flag, from_mapping, without_none
 from grun.core.errors import UserError
 from grun.core.process.environment import with_default_data
@@ -96,11 +97,24 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     """The option of one field. Its own default is None, which shows that it was not given."""
     kind = without_none(hint)
     repeatable = get_origin(kind) in (list, dict)
-    declared = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
+    names = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
     help = field.metadata["help"] + (" May be given several times." if repeatable else "")
-    option = typer.Option(*declared, help=help, metavar=METAVARS.get(get_origin(kind) or kind))
+    metavar = METAVARS.get(get_origin(kind) or kind)
+    option = typer.Option(*names, help=help, metavar=metavar, autocompletion=_completion(field))
     wanted: Any = list[str] if repeatable else kind
     return _named(field.name, Annotated[wanted | None, option])
+
+
+def _completion(field: dataclasses.Field[Any]) -> Callable[[str], list[str]] | None:
+    """The names that a setting may take, for the shell; where there are none, shells offer files."""
+    registry = field.metadata["choices_from"]
+    if registry is None:
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in declared(registry) if name.startswith(incomplete)]
+
+    return complete
 
 
 def _named(name: str, annotation: Any) -> inspect.Parameter:

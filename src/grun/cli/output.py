@@ -133,7 +133,9 @@ def new_output(arguments: Sequence[str]) -> Iterator[Output]:
 
 def say(text: str) -> None:
     """Print a line about what was done, unless only answers are wanted."""
-    if not output().quiet:
+    if output().json:
+        typer.echo(f"grun: {text}", err=True)
+    elif not output().quiet:
         typer.echo(text)
 
 
