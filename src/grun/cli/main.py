@@ -22,7 +22,7 @@ from grun.cli.calls import called
 from grun.cli.documents import leaves_document, run_document
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import Stopped, command_for
-from grun.cli.output import add_output_options, new_output, output, say
+from grun.cli.output import MessageHandler, add_output_options, new_output, output, say
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS
 from grun.core.config.jobs import (
@@ -291,7 +291,7 @@ def _failed(message: str, code: int) -> int:
 def _quiet() -> None:
     """Show own messages as plain lines on standard error, and no messages of libraries about themselves."""
     logger = logging.getLogger("grun")
-    handler = logging.StreamHandler()
+    handler = MessageHandler()
     handler.setFormatter(logging.Formatter("grun: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)

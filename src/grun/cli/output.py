@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Output", "add_output_options", "new_output", "output", "say"]
+__all__ = ["MessageHandler", "Output", "add_output_options", "new_output", "output", "say"]
 
 import inspect
 import io
@@ -104,6 +104,15 @@ class Output:
         self._stack.close()
 
 
+class MessageHandler(logging.StreamHandler[Any]):
+    """Writes messages to standard error; bars that are drawn there make way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")
+        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode():
+            super().emit(record)
+
+
 _current = Output()
 
 
@@ -183,7 +192,7 @@ def _verbose() -> Iterator[None]:
     from grun.core.provenance import provenance
 
     logger.setLevel(logging.DEBUG)
-    handler = logging.StreamHandler()
+    handler = MessageHandler()
     handler.setFormatter(logging.Formatter("grun: %(name)s: %(message)s"))
     root, started = logging.getLogger(), time.monotonic()
     level = root.level

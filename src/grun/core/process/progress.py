@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress", "can_draw_bars", "is_terminal", "silence"]
+__all__ = ["Progress", "can_draw_bars", "silence", "tracked"]
 
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger("grun")
+T = TypeVar("T")
 EVERY = 60.0  # seconds between two lines
+DELAY = 2.0  # seconds before a bar of `tracked` is drawn
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
-
-
-def is_terminal(stream: Any) -> bool:
-    """True if a stream is a terminal that can move its cursor."""
-    try:
-        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-    except (AttributeError, ValueError):  # no stream, or a closed one
-        return False
 
 
 @contextmanager
@@ -48,16 +42,19 @@ class Progress:
         unit: singular, with a regular plural ("step").
         initial: units that are done already.
         shown: False shows nothing; several processes on one job have one progress.
+        delay: seconds before a bar is drawn.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, initial: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str, *, initial: int = 0, shown: bool = True, delay: float = 0.0
+    ) -> None:
         self.what, self.total, self.unit, self.initial = what, total, unit, initial
         self.done = initial
         self._facts: dict[str, str] = {}
         self._shown = shown and not _silent.get()
         self._started = time.monotonic()
         self._next = self._started + EVERY
-        self._bar = _bar(self) if self._shown else None
+        self._bar = _bar(self, delay) if self._shown else None
 
     def update(self, count: int = 1) -> None:
         """More units are done."""
@@ -100,14 +97,32 @@ class Progress:
         self.close()
 
 
+def tracked(parts: Iterable[T], what: str, total: int, unit: str, size: Callable[[T], int]) -> Iterator[T]:
+    """Parts of a piece of work one after the other, with its progress, which short work does not show.
+
+    Args:
+        parts: the parts.
+        what, total, unit: as of `Progress`.
+        size: number of units of a part.
+    """
+    with Progress(what, total, unit, shown=os.environ.get("RANK", "0") == "0", delay=DELAY) as progress:
+        for part in parts:
+            yield part
+            progress.update(size(part))
+
+
 def can_draw_bars() -> bool:
-    """True in a notebook, and if standard error is a terminal."""
+    """True in a notebook, and if standard error is a terminal that can move its cursor."""
     shell = sys.modules.get("IPython")
     running = shell.get_ipython() if shell is not None else None
-    return is_terminal(sys.stderr) or type(running).__name__ == "ZMQInteractiveShell"
+    try:
+        is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        is_terminal = False
+    return is_terminal or type(running).__name__ == "ZMQInteractiveShell"
 
 
-def _bar(progress: Progress) -> Any | None:
+def _bar(progress: Progress, delay: float) -> Any | None:
     """A bar where one can be drawn; None elsewhere."""
     if not can_draw_bars():
         return None
@@ -119,6 +134,7 @@ def _bar(progress: Progress) -> Any | None:
         desc=progress.what,
         unit=progress.unit,
         dynamic_ncols=True,
+        delay=delay,
         disable=False,
     )
 
