@@ -24,6 +24,7 @@ from grun.core.errors import UserError
 from grun.core.process.progress import silence
 
 logger = logging.getLogger("grun")
+LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY")  # of libraries that have one of their own
 PASSED_ON = "lm-eval"  # its arguments are those of another program
 OPTIONS = {
     "quiet": "Print warnings and errors only, and what a command is asked for.",
@@ -67,7 +68,7 @@ class Output:
             raise UserError("--quiet and --verbose were both given; choose one of them.")
         if mode == "json" and self._standard is None:
             self._standard = sys.stdout
-            self._stack.enter_context(redirect_stdout(sys.stderr))
+            self._stack.enter_context(redirect_stdout(_Messages()))
         elif mode == "quiet":
             logger.setLevel(logging.WARNING)
             self._stack.enter_context(silence())
@@ -113,6 +114,22 @@ class MessageHandler(logging.StreamHandler[Any]):
             super().emit(record)
 
 
+class _Messages(io.TextIOBase):
+    """Takes the place of standard output: what is printed becomes messages on standard error, a line each."""
+
+    _rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                sys.stderr.write(f"grun: {line.rstrip()}\n")
+        return len(text)
+
+
 _current = Output()
 
 
@@ -142,9 +159,7 @@ def new_output(arguments: Sequence[str]) -> Iterator[Output]:
 
 def say(text: str) -> None:
     """Print a line about what was done, unless only answers are wanted."""
-    if output().json:
-        typer.echo(f"grun: {text}", err=True)
-    elif not output().quiet:
+    if not output().quiet:
         typer.echo(text)
 
 
@@ -198,12 +213,15 @@ def _verbose() -> Iterator[None]:
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ["HF_DATASETS_VERBOSITY"] = "info"
+    before = {name: os.environ.get(name) for name in LEVELS}
+    os.environ.update(dict.fromkeys(LEVELS, "info"))
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
     logger.debug("%s", versions)
     try:
         yield
     finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         root.removeHandler(handler)
         root.setLevel(level)
         logger.debug("all of it took %.1f s", time.monotonic() - started)

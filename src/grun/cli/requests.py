@@ -174,10 +174,11 @@ def verify(
         sources.setdefault(id, []).append(file)
     with _ledger(ledger, model) as opened:
         found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
-    for one in found.values():
-        typer.echo(f"{one.id}: {one}")
-    if not found:
-        typer.echo("There is nothing to verify: every request is withdrawn.")
+    with output().answering():
+        for one in found.values():
+            typer.echo(f"{one.id}: {one}")
+        if not found:
+            typer.echo("There is nothing to verify: every request is withdrawn.")
     document = {"command": "request verify", "ledger": ledger, "requests": list(found.values())}
     wrong = sum(not one.ok for one in found.values())
     if wrong:
