@@ -27,10 +27,12 @@ class _Choice:
     Attributes:
         automatic: the number of threads is chosen by the size of the model.
         kept: number that a run was started with; None for a new run.
+        all: number of threads before the first choice; None as long as torch is not imported.
     """
 
     automatic = False
     kept: int | None = None
+    all: int | None = None
 
 
 def wait_passively() -> None:
@@ -43,12 +45,12 @@ def wait_passively() -> None:
 def automatic_threads() -> Iterator[None]:
     """Inside, `fit_threads` chooses the number of threads, unless the environment names one."""
     torch: Any = sys.modules.get("torch")
-    before = None if torch is None else torch.get_num_threads()
+    before = _Choice.all = None if torch is None else torch.get_num_threads()
     _Choice.automatic = not any(os.environ.get(name) for name in COUNTS)
     try:
         yield
     finally:
-        _Choice.automatic, _Choice.kept = False, None
+        _Choice.automatic, _Choice.kept, _Choice.all = False, None, None
         if before is not None and torch.get_num_threads() != before:
             torch.set_num_threads(before)
 
@@ -66,7 +68,8 @@ def fit_threads(parameters: int, device: str) -> None:
         return
     now, kept = torch.get_num_threads(), _Choice.kept
     if _Choice.automatic:
-        wanted = kept or (1 if parameters < SMALL else now)
+        _Choice.all = _Choice.all or now
+        wanted = kept or (1 if parameters < SMALL else _Choice.all)
         if wanted != now:
             torch.set_num_threads(wanted)
         logger.debug("%d threads for %d parameters", wanted, parameters)

@@ -6,6 +6,7 @@ __all__ = ["console", "show_whole"]
 
 import os
 import sys
+import textwrap
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -83,9 +84,11 @@ def _print_stacked(target: Console, table: Table) -> None:
         _print(target, _text(table.caption))
 
 
-def _print(target: Console, line: str) -> None:
-    """Print a line, wrapped between words; one with a word that is too long is left to the terminal."""
-    target.print(Text(line), soft_wrap=_longest_word(line) > target.width)
+def _print(target: Console, text: str) -> None:
+    """Print a text, wrapped between words; a word that is longer than a line stays whole."""
+    for line in text.split("\n"):
+        parts = textwrap.wrap(line, target.width, break_long_words=False, break_on_hyphens=False)
+        target.print(Text("\n".join(parts)), soft_wrap=True)
 
 
 def _cells(table: Table) -> list[list[str]]:
