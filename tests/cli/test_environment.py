@@ -14,9 +14,10 @@ import pytest
 import grun
 from grun.cli.help_pages import EXIT_CODES
 from grun.cli.main import main
-from grun.core.config.jobs import EvaluateConfig, UnlearnConfig
+from grun.core.config.jobs import EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.core.process.environment import DATA_FOLDERS, VARIABLES, with_default_data
 from grun.data.benchmarks import benchmarks
+from grun.jobs.sweep import cells_of
 from support.material import Material
 
 ROOT = Path(grun.__file__).parent
@@ -81,14 +82,14 @@ def test_folders_of_benchmarks_are_the_default_of_data_dir(
         assert str(folder) in capsys.readouterr().err
         assert main([*asked, "--data-dir", str(other)]) == 2
         assert str(other) in capsys.readouterr().err
-    grid = ["--vary", "objective=npo", "--set", f"benchmark={benchmark}", "--set", f"model={tmp_path / 'absent'}"]
+    sweep = SweepConfig(vary={"objective": "npo"}, set={"benchmark": benchmark, "model": "m"})
+    assert all(cell.evaluate.data_dir == str(folder) for cell in cells_of(sweep, tmp_path))
     job = with_default_data(UnlearnConfig(benchmark=benchmark))
     assert job.data_dir == str(folder)
     assert with_default_data(EvaluateConfig(benchmark=benchmark, data_dir="x")).data_dir == "x"
     assert with_default_data(EvaluateConfig()).data_dir is None
     monkeypatch.setenv(DATA_FOLDERS[benchmark], "")
     assert with_default_data(UnlearnConfig(benchmark=benchmark)).data_dir is None
-    assert grid
 
 
 TRAIN = """

@@ -133,10 +133,19 @@ def _bar(progress: Progress, delay: float) -> Any | None:
         initial=progress.initial,
         desc=progress.what,
         unit=progress.unit,
-        dynamic_ncols=True,
         delay=delay,
+        **_width(),
         disable=False,
     )
+
+
+def _width() -> dict[str, Any]:
+    """Width of a bar: that of the terminal at any time, or a usual one where a terminal says that it has none."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # a notebook, or another stream in place of the terminal
+        return {"dynamic_ncols": True}
+    return {"dynamic_ncols": True} if known else {"ncols": 80}
 
 
 def _duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger("grun")
-SMALL = 20_000_000  # parameters; larger models are faster with several threads
+SMALL = 4_000_000  # parameters; the steps of larger models are long enough to share
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # of GNU's and Intel's OpenMP
 
