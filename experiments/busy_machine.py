@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,7 +27,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 BUSY = "while True: pass"
 
 
-def steps_per_second(setting: Mapping[str, str], beside: bool, epochs: float) -> float:
+def steps_per_second(setting: dict[str, str], beside: bool, epochs: float) -> float:
     """Steps a second of one training, in a process of its own.
 
     Args:

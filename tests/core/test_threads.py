@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -83,7 +84,7 @@ def test_waiting_is_set_before_torch_is_imported_unless_it_is_said(
         monkeypatch.setenv(name, "1")
     wait_passively()
     assert os.environ.get("OMP_WAIT_POLICY") == ("1" if name == "OMP_WAIT_POLICY" else None), "torch is there already"
-    monkeypatch.delitem(threads.sys.modules, "torch")
-    monkeypatch.setattr(threads.os, "environ", dict(os.environ))
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     wait_passively()
-    assert (threads.os.environ.get("OMP_WAIT_POLICY") == "passive") is (name is None)
+    assert (os.environ.get("OMP_WAIT_POLICY") == "passive") is (name is None)

@@ -134,18 +134,18 @@ def _bar(progress: Progress, delay: float) -> Any | None:
         desc=progress.what,
         unit=progress.unit,
         delay=delay,
-        **_width(),
+        **_size(),
         disable=False,
     )
 
 
-def _width() -> dict[str, Any]:
-    """Width of a bar: that of the terminal at any time, or a usual one where a terminal says that it has none."""
+def _size() -> dict[str, Any]:
+    """Size of the terminal for a bar: its own at any time, or a usual one where it says that it has none."""
     try:
         known = os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError, AttributeError):  # a notebook, or another stream in place of the terminal
         return {"dynamic_ncols": True}
-    return {"dynamic_ncols": True} if known else {"ncols": 80}
+    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
 
 
 def _duration(seconds: float) -> str:
