@@ -22,7 +22,7 @@ from grun.cli.calls import called
 from grun.cli.documents import leaves_document, run_document
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import Stopped, command_for
-from grun.cli.output import MessageHandler, add_output_options, new_output, output, say
+from grun.cli.output import MessageHandler, add_output_options, current_output, new_output, say
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS
 from grun.core.config.jobs import (
@@ -64,7 +64,7 @@ def _job(name: str, module: str, after: str, *, within: str = "") -> Callable[[A
     """
 
     def run(config: Any) -> Any:
-        with output().reporting():
+        with current_output().reporting():
             with quiet_libraries():
                 result = getattr(importlib.import_module(module), module.rpartition(".")[2])(config)
             if after and _is_first_process():
@@ -78,7 +78,7 @@ def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any
     """A function for Python as a job; `product` is what its result is asked for, to be named afterwards."""
 
     def run(config: Any) -> Any:
-        with output().reporting():
+        with current_output().reporting():
             found = called(name, config, **more)
             if _is_first_process():
                 say(after.format(result=getattr(found, product), config=config))
@@ -90,7 +90,7 @@ def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any
 def _chat(config: Any) -> None:
     with quiet_libraries():
         chat = importlib.import_module("grun.jobs.chat").chat
-        chat(config, partial(output().document, one_of_several=True) if output().json else None)
+        chat(config, partial(current_output().document, one_of_several=True) if current_output().json else None)
 
 
 def _add(name: str, config_class: type, job: Callable[[Any], Any], help: str) -> None:
@@ -176,16 +176,14 @@ def compare(
     ],
     metrics: Annotated[list[str] | None, typer.Option(help="Only these metrics. May be given several times.")] = None,
     splits: Annotated[list[str] | None, typer.Option(help="Only these splits. May be given several times.")] = None,
-    folder: Annotated[
-        Path | None, typer.Option("--output", help="Folder to write comparison.json and comparison.md to.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
 ) -> Any:
     """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""
     compare_runs = importlib.import_module("grun.api.jobs").compare
-    with output().answering(), importlib.import_module("grun.api.settings").naming_flags():
-        found = compare_runs(runs, metrics=metrics or (), splits=splits or (), output=folder, seed=seed, show=True)
-    return {"command": "compare", "runs": runs, "output": folder and folder.absolute(), "found": found.found}
+    with current_output().answering(), importlib.import_module("grun.api.settings").naming_flags():
+        found = compare_runs(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed, show=True)
+    return {"command": "compare", "runs": runs, "output": output and output.absolute(), "found": found.found}
 
 
 @app.command(
@@ -197,7 +195,7 @@ def lm_eval(context: typer.Context) -> None:
     """Pass everything on to the harness's own command line."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("grun lm-eval needs lm-evaluation-harness: pip install 'grun-llm[harness]'.")
-    if output().json:
+    if current_output().json:
         raise UserError(
             "--json does not work with lm-eval, which prints its own table; it writes JSON to --output_path."
         )
@@ -208,7 +206,7 @@ def lm_eval(context: typer.Context) -> None:
 def list_leaves() -> Any:
     """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
     document = leaves_document()
-    with output().answering():
+    with current_output().answering():
         for registry, found in document.items():
             typer.echo(f"{KINDS[registry].title} ({KINDS[registry].flag}):")
             width = max(map(len, found))
@@ -219,8 +217,8 @@ def list_leaves() -> Any:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        if output().json:
-            output().document({"version": grun.__version__})
+        if current_output().json:
+            current_output().document({"version": grun.__version__})
         typer.echo(f"grun {grun.__version__}")
         raise typer.Exit
 
@@ -261,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Stopped as error:
             return _failed(str(error), INTERRUPTED)
         except Exception as error:
-            output().failure(type(error).__name__, str(error), FAILED)
+            current_output().failure(type(error).__name__, str(error), FAILED)
             raise
 
 
@@ -272,8 +270,8 @@ def _run(arguments: Sequence[str]) -> int:
     result = command.main(list(arguments), prog_name="grun", standalone_mode=False)
     if isinstance(result, int):  # of a page or the version
         return result
-    if output().json and result is not None and _is_first_process():
-        output().document(result)
+    if current_output().json and result is not None and _is_first_process():
+        current_output().document(result)
     return 0
 
 
@@ -284,7 +282,7 @@ def _is_first_process() -> bool:
 
 def _failed(message: str, code: int) -> int:
     typer.echo("grun: " + " ".join(message.split()), err=True)
-    output().failure(KINDS_OF_FAILURE.get(code, "interrupted"), message, code)
+    current_output().failure(KINDS_OF_FAILURE.get(code, "interrupted"), message, code)
     return code
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MessageHandler", "Output", "add_output_options", "new_output", "output", "say"]
+__all__ = ["MessageHandler", "Output", "add_output_options", "current_output", "new_output", "say"]
 
 import inspect
 import io
@@ -133,7 +133,7 @@ class _Messages(io.TextIOBase):
 _current = Output()
 
 
-def output() -> Output:
+def current_output() -> Output:
     """How the command that runs prints."""
     return _current
 
@@ -159,7 +159,7 @@ def new_output(arguments: Sequence[str]) -> Iterator[Output]:
 
 def say(text: str) -> None:
     """Print a line about what was done, unless only answers are wanted."""
-    if not output().quiet:
+    if not current_output().quiet:
         typer.echo(text)
 
 
@@ -196,7 +196,7 @@ def _options() -> list[Any]:
 def _flag(mode: str, help: str) -> Any:
     def take(value: bool) -> None:
         if value:
-            output().set(mode)
+            current_output().set(mode)
 
     return typer.Option(f"--{mode}", callback=take, help=help)
 

@@ -19,7 +19,7 @@ from grun.cli.calls import given_settings
 from grun.cli.documents import request_entry
 from grun.cli.help_pages import CommandList, settings_command
 from grun.cli.options import command_for
-from grun.cli.output import output, say
+from grun.cli.output import current_output, say
 from grun.core.config.requests import CalibrateRequestsConfig, RequestConfig
 from grun.core.errors import RunsFailed, UserError
 
@@ -99,7 +99,7 @@ def list_requests(ledger: LedgerOption) -> Any:
         rows = str(request.rows)
         cells = (request.id, request.state, request.since[:10], request.objective, rows, forgotten, request.why)
         table.add_row(*map(plain_text, cells))
-    with output().answering():
+    with current_output().answering():
         _late("show_whole", "grun.evaluation.report.table")(table)
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
@@ -113,7 +113,7 @@ def list_requests(ledger: LedgerOption) -> Any:
 def show(id: Id, ledger: LedgerOption) -> Any:
     """Show the whole record of a request, as JSON."""
     request = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True).get(id)
-    with output().answering():
+    with current_output().answering():
         typer.echo(json.dumps(dataclasses.asdict(request), indent=2, ensure_ascii=False))
     return request
 
@@ -138,7 +138,7 @@ def withdraw(id: Id, ledger: LedgerOption) -> Any:
 
 @requests_app.command("export")
 def export(
-    target: Annotated[str, typer.Argument(metavar="OUTPUT", help="Directory to write the adapter to.")],
+    output: Annotated[str, typer.Argument(help="Directory to write the adapter to.")],
     ledger: LedgerOption,
     scale: Annotated[float | None, typer.Option(help="Factor of all edits. Default: 1.", min=0.0)] = None,
     reference_scale: Annotated[
@@ -150,7 +150,7 @@ def export(
     if scale is not None and reference_scale:
         raise UserError("--scale and --reference-scale were both given; choose one of them.")
     with _ledger(ledger) as opened:
-        written = opened.export(target, scale=scale, reference_scale=reference_scale)
+        written = opened.export(output, scale=scale, reference_scale=reference_scale)
     say(f"The adapter is in {written}.")
     return {"command": "request export", "ledger": ledger, "adapter": Path(written).absolute()}
 
@@ -174,7 +174,7 @@ def verify(
         sources.setdefault(id, []).append(file)
     with _ledger(ledger, model) as opened:
         found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
-    with output().answering():
+    with current_output().answering():
         for one in found.values():
             typer.echo(f"{one.id}: {one}")
         if not found:
@@ -182,7 +182,7 @@ def verify(
     document = {"command": "request verify", "ledger": ledger, "requests": list(found.values())}
     wrong = sum(not one.ok for one in found.values())
     if wrong:
-        output().kept.update(document)
+        current_output().kept.update(document)
         raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
     return document
 
