@@ -40,9 +40,8 @@ class TokenEncoder(RowEncoder):
 
 
 def environment() -> dict[str, Any]:
-    """The provenance of a result, with the number of threads."""
-    found = provenance()
-    return {**found, "machine": {**found["machine"], "threads": torch.get_num_threads()}}
+    """The provenance of a result."""
+    return provenance()
 
 
 def write_results(name: str, found: dict[str, Any] | list[Any], text: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from grun.core.deferred_registration import register_when_peft_is_imported
-from grun.core.package import __version__
+from grun.api.deferred_registration import register_when_peft_is_imported
+from grun.core import __version__
 
 __all__ = [
     "CalibrateResult",

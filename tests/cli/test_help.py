@@ -68,10 +68,10 @@ def test_pages_fit_the_terminal_and_are_plain_text(
 
 def test_main_settings_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     found = sections(page(capsys, "unlearn"))
-    assert list(found) == ["Main settings", "Method", "Gate", "Training", "Data", "Machine", "Run"]
+    assert list(found) == ["Main settings", "Method", "Gate", "Training", "Data", "Machine", "Run", "Environment"]
     assert found["Main settings"] == ["--model", "--forget", "--retain", "--objective", "--output"]
     assert found["Method"][:2] == ["--adapt", "--preset"]
-    assert found["Run"] == ["--seed", "--overwrite", "--config", "--help"]
+    assert found["Run"] == ["--seed", "--overwrite", "--config", "--quiet", "--verbose", "--json", "--help"]
 
 
 def test_own_settings_come_before_shared_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import sys
 from importlib import metadata
 from typing import Any
 
 import pytest
 
 from grun.core import choices
-from grun.core.choices import KINDS, declared, has_extensions
+from grun.core.choices import KINDS, declared
 from grun.core.config import jobs, requests
 from grun.core.config.schema import GROUPS, flag, option
 from grun.core.errors import UserError
@@ -58,9 +59,31 @@ def test_entry_points_are_named_without_being_imported() -> None:
     assert declared("objectives")["margin"] == ""
     assert "margin" not in declared("retain_losses")
     assert "margin" not in declared("metrics")
-    assert has_extensions("objectives")
-    assert has_extensions("retain_losses")
-    assert not has_extensions("metrics")
+
+
+def test_the_module_of_an_entry_point_is_read_without_running_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "brought"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('a package was imported')\n")
+    (package / "inner" / "__init__.py").write_text("raise SystemExit('a package was imported')\n")
+    leaf = '@{}.register("{}")\ndef leaf(signals):\n    """{}"""\nraise SystemExit("a module was imported")\n'
+    (package / "one.py").write_text(leaf.format("objectives", "margin", "Keep a distance."))
+    (package / "inner" / "two.py").write_text(leaf.format("retain_losses", "hinge", "Bend."))
+    (package / "broken.py").write_text("def (.register(\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = {"first": "brought.one", "folder": "brought.inner", "odd": "brought.broken", "gone": "absent.module:leaf"}
+    points = tuple(metadata.EntryPoint(name, module, "grun.objectives") for name, module in named.items())
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points if group == "grun.objectives" else ())
+    choices._extensions.cache_clear()
+    try:
+        objectives, losses = declared("objectives"), declared("retain_losses")
+        assert objectives["margin"] == "Keep a distance."
+        assert losses["hinge"] == "Bend."
+        assert objectives["gone"] == objectives["odd"] == ""
+        assert not {"first", "folder"} & objectives.keys()
+        assert "brought" not in sys.modules
+    finally:
+        choices._extensions.cache_clear()
 
 
 def test_names_are_read_from_every_form_of_declaration() -> None:

@@ -17,6 +17,7 @@ ROOT = Path(grun.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up: the modules of a package import their own package and those above it in this list.
 ORDER = (
+    "core.process",
     "core",
     "core.records",
     "core.config",

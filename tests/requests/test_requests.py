@@ -404,7 +404,7 @@ def test_adapters_that_the_ledger_does_not_know_are_never_touched(halves: list[R
 
 def test_a_ledger_in_a_hub_repository_is_read(config: RequestConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     add(config)
-    monkeypatch.setattr("grun.requests.ledger_files.snapshot_download", {"owner/ledger": config.ledger}.__getitem__)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", {"owner/ledger": config.ledger}.__getitem__)
     assert list(LedgerState.read("owner/ledger", hub=True).active) == ["r0001"]
     monkeypatch.undo()
     with pytest.raises(UserError, match="no such directory, and no hub repository could be downloaded"):

@@ -23,9 +23,11 @@ from grun.api.settings import from_python, naming_parameters
 from grun.core.config.jobs import EvaluateConfig, ExpandConfig, FinetuneConfig, UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, CompareConfig
 from grun.core.errors import UserError
+from grun.core.process.libraries import quiet_libraries
 
 
 @with_settings(UnlearnConfig)
+@quiet_libraries()
 def unlearn(
     model: ModelLike,
     forget: RowsLike = None,
@@ -75,6 +77,7 @@ def unlearn(
 
 
 @with_settings(ExpandConfig)
+@quiet_libraries()
 def expand(
     topic: str, model: ModelLike, *, writer: ModelLike | None = None, tokenizer: Any = None, **settings: Any
 ) -> ExpandResult:
@@ -106,6 +109,7 @@ def expand(
 
 
 @with_settings(EvaluateConfig)
+@quiet_libraries()
 def evaluate(
     model: ModelLike,
     data: Mapping[str, RowsLike] | Sequence[str] | None = None,
@@ -159,6 +163,7 @@ def _named_splits(data: Mapping[str, RowsLike] | Sequence[str] | None, standing:
 
 
 @with_settings(FinetuneConfig)
+@quiet_libraries()
 def finetune(
     model: ModelLike | None = None, data: RowsLike = None, *, tokenizer: Any = None, **settings: Any
 ) -> FinetuneResult:
@@ -190,6 +195,7 @@ def finetune(
 
 
 @with_settings(CalibrateConfig)
+@quiet_libraries()
 def calibrate(
     model: ModelLike,
     adapter: str | Path | RunResult,
@@ -228,6 +234,7 @@ def calibrate(
             return CalibrateResult(job(config).parent)
 
 
+@quiet_libraries(imported=False)
 def compare(
     runs: Sequence[str | Path | EvaluateResult],
     *,

@@ -14,6 +14,7 @@ from grun.api.results import html_table, number
 from grun.api.settings import from_python, naming_parameters
 from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.process.libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from grun.requests.ledger_record import LedgerCalibration, Request
@@ -59,6 +60,7 @@ class Ledger:
         return [id for id, request in self.requests.items() if request.state == "active"]
 
     @with_settings(RequestConfig)
+    @quiet_libraries()
     def add(
         self,
         forget: RowsLike = None,
@@ -114,6 +116,7 @@ class Ledger:
         return self._change(id, "withdraw")
 
     @with_settings(CalibrateRequestsConfig)
+    @quiet_libraries()
     def calibrate(self, normal: RowsLike, *, forget: RowsLike = None, **settings: Any) -> LedgerCalibration:
         """Set all thresholds so that at most a share `alpha` of normal prompts opens any gate, with a guarantee.
 
@@ -143,6 +146,7 @@ class Ledger:
             with as_it_was(standing):
                 return calibrate_active(config)
 
+    @quiet_libraries()
     def verify(
         self, data: Mapping[str, RowsLike] | None = None, *, device: str = "auto", trust_remote_code: bool = False
     ) -> dict[str, Verification]:
@@ -169,6 +173,7 @@ class Ledger:
             with as_it_was(standing):
                 return verify(self._name, model, sources, device=device, trust_remote_code=trust_remote_code)
 
+    @quiet_libraries()
     def export(self, output: str | Path, *, scale: float | None = None, reference_scale: bool = False) -> Path:
         """Write everything in force as one adapter directory, which `PeftModel.from_pretrained` loads.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DIVERGED", "FAILED", "WRONG_INPUT", "told"]
+__all__ = ["DIVERGED", "FAILED", "WRONG_INPUT", "kind_of", "told"]
 
 import sys
 from pathlib import Path
@@ -15,11 +15,13 @@ from grun.core.storage import disk
 
 FAILED, WRONG_INPUT, DIVERGED = 1, 2, 3
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private
-CODES = (
-    (UserError, WRONG_INPUT),
-    (TrainingDiverged, DIVERGED),
-    ((RunsFailed, NotWritten), FAILED),
-)
+KINDS = {FAILED: "failed", WRONG_INPUT: "wrong input", DIVERGED: "diverged"}
+CODES = ((UserError, WRONG_INPUT), (TrainingDiverged, DIVERGED), ((RunsFailed, NotWritten), FAILED))
+
+
+def kind_of(code: int) -> str:
+    """What an exit code means, for the JSON document of a command that failed."""
+    return KINDS[code]
 
 
 def told(error: Exception) -> tuple[str, int] | None:

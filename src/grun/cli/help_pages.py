@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandList", "OnceCommand", "SettingsCommand", "WIDEST", "settings_command"]
+__all__ = ["EXIT_CODES", "CommandList", "OnceCommand", "SettingsCommand", "WIDEST", "settings_command"]
 
 import dataclasses
 from collections import Counter
@@ -14,11 +14,19 @@ from typer.core import TyperCommand, TyperGroup
 from grun.core.choices import declared
 from grun.core.config.schema import GROUPS
 from grun.core.errors import UserError
+from grun.core.process.environment import VARIABLES, Variable
 
 WIDEST = 120  # columns; a wider terminal does not make lines longer
 MAIN, ARGUMENTS = "main settings", "arguments"
 LAST_GROUP = GROUPS[-1]  # also of --config and --help, which are no settings
 Row = tuple[str, str]
+EXIT_CODES = {
+    "0": "All went well.",
+    "1": "Some of several parts failed (runs of a sweep, verified requests), or an unexpected error, which is shown.",
+    "2": "Wrong input: one line says what was found, what was expected and what to do.",
+    "3": "Training diverged; the state before that step is kept.",
+    "129, 130, 143": "Stopped: terminal closed, Ctrl-C, SIGTERM. The state is kept; the same command goes on.",
+}
 
 
 class CommandList(TyperGroup):
@@ -28,6 +36,11 @@ class CommandList(TyperGroup):
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [(name, command.help or "") for name, command in found if command is not None and not command.hidden]
         _write_section(formatter, "commands", rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if ctx.parent is None:
+            _write_section(formatter, "exit codes", EXIT_CODES.items())
+            _write_section(formatter, "environment", _described(VARIABLES))
 
 
 class OnceCommand(TyperCommand):
@@ -66,6 +79,10 @@ class SettingsCommand(OnceCommand):
         for group, found in rows.items():
             _write_section(formatter, group, found.values())
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        shown = {parameter.name for parameter in self.get_params(ctx)}
+        _write_section(formatter, "environment", _described(one for one in VARIABLES if shown & {*one.settings}))
+
 
 def settings_command(config_class: type) -> type[SettingsCommand]:
     """The class of a command whose options are the fields of a configuration."""
@@ -76,6 +93,10 @@ def _write_section(formatter: Any, name: str, rows: Iterable[Row]) -> None:
     if rows := list(rows):
         with formatter.section(name.capitalize()):
             formatter.write_dl(rows)
+
+
+def _described(variables: Iterable[Variable]) -> list[Row]:
+    return [(one.name, one.help) for one in variables]
 
 
 def _choices_and_default(field: dataclasses.Field[Any]) -> str:

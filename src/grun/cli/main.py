@@ -10,19 +10,22 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 import grun
 from grun.cli.calls import called
-from grun.cli.failures import told
+from grun.cli.documents import leaves_document, run_document
+from grun.cli.failures import FAILED, kind_of, told
 from grun.cli.help_pages import WIDEST, CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
+from grun.cli.output import MessageHandler, add_output_options, current_output, new_output, say
 from grun.cli.program import run
 from grun.cli.requests import requests_app
 from grun.cli.signals import Listener, stopped
-from grun.core.choices import KINDS, declared, has_extensions
+from grun.core.choices import KINDS
 from grun.core.config.jobs import (
     ChatConfig,
     DemoConfig,
@@ -34,11 +37,13 @@ from grun.core.config.jobs import (
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import UserError, one_line
+from grun.core.process.libraries import quiet_libraries
+from grun.core.process.progress import can_draw_bars
+from grun.core.process.threads import automatic_threads, wait_passively
 
 app = typer.Typer(
     help="Make a language model forget chosen data, without touching its weights.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     cls=CommandList,
@@ -46,30 +51,47 @@ app = typer.Typer(
 )
 
 
-def _job(module: str, name: str, after: str) -> Callable[[Any], None]:
-    """A job that is imported when it runs, so that `--help` does not wait for torch."""
+def _job(name: str, module: str, after: str, *, within: str = "") -> Callable[[Any], Any]:
+    """A job that is imported when it runs, so that `--help` does not wait for torch.
 
-    def run(config: Any) -> None:
-        job = getattr(importlib.import_module(module), name)
-        result = job(config)
-        if after and _is_first_process():
-            typer.echo(one_line(after.format(result=result, config=config)))
+    Args:
+        name: of the command.
+        module: of the job, whose last name the function has; it returns its directory, or `within` it.
+        after: words to say afterwards.
+        within: name of what is returned, if it is not the directory itself.
+    """
+
+    def run(config: Any) -> Any:
+        with current_output().reporting():
+            with quiet_libraries():
+                result = getattr(importlib.import_module(module), module.rpartition(".")[2])(config)
+            if after and _is_first_process():
+                say(after.format(result=result, config=config))
+        return run_document(name, result.parent if within else result)
 
     return run
 
 
-def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any], None]:
+def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any], Any]:
     """A function for Python as a job; `product` is what its result is asked for, to be named afterwards."""
 
-    def run(config: Any) -> None:
-        result = getattr(called(name, config, **more), product)
-        if _is_first_process():
-            typer.echo(one_line(after.format(result=result, config=config)))
+    def run(config: Any) -> Any:
+        with current_output().reporting():
+            found = called(name, config, **more)
+            if _is_first_process():
+                say(after.format(result=getattr(found, product), config=config))
+        return run_document(name, found.path)
 
     return run
 
 
-def _add(name: str, config_class: type, job: Callable[[Any], None], help: str) -> None:
+def _chat(config: Any) -> None:
+    with quiet_libraries():
+        chat = importlib.import_module("grun.jobs.chat").chat
+        chat(config, partial(current_output().document, one_of_several=True) if current_output().json else None)
+
+
+def _add(name: str, config_class: type, job: Callable[[Any], Any], help: str) -> None:
     app.command(name, help=help, cls=settings_command(config_class))(command_for(config_class, job))
 
 
@@ -118,26 +140,26 @@ _add(
 _add(
     "import",
     ImportConfig,
-    _job("grun.jobs.import_reference", "import_reference", "The adapter is in {result}."),
+    _job("import", "grun.jobs.import_reference", "The adapter is in {result}.", within="adapter"),
     "Convert an adapter that the reference implementation of GRUN has trained.",
 )
 _add(
     "sweep",
     SweepConfig,
-    _job("grun.jobs.sweep", "sweep", "Everything is in {result}: table.md, results.json, and every run."),
+    _job("sweep", "grun.jobs.sweep", "Everything is in {result}: table.md, results.json, and every run."),
     "Compare objectives, adaptations, seeds or any other setting of unlearn: a grid of runs in parallel, resumable, and "
     "one table.",
 )
 _add(
     "chat",
     ChatConfig,
-    _job("grun.jobs.chat", "chat", ""),
+    _chat,
     "Ask the model and the unlearned model side by side, and see how far the gates open.",
 )
 _add(
     "demo",
     DemoConfig,
-    _job("grun.jobs.demos.demo", "demo", ""),
+    _job("demo", "grun.jobs.demos.demo", ""),
     "See it work: a real model forgets a topic, and answers questions that unlearning never saw, before and after.",
 )
 
@@ -154,11 +176,12 @@ def compare(
     splits: Annotated[list[str] | None, typer.Option(help="Only these splits. May be given several times.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder to write comparison.json and comparison.md to.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-) -> None:
+) -> Any:
     """Put evaluations side by side, with the differences and their 95 % bootstrap intervals."""
     compare_runs = importlib.import_module("grun.api.jobs").compare
-    with importlib.import_module("grun.api.settings").naming_flags():
-        compare_runs(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed, show=True)
+    with current_output().answering(), importlib.import_module("grun.api.settings").naming_flags():
+        found = compare_runs(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed, show=True)
+    return {"command": "compare", "runs": runs, "output": output and output.absolute(), "found": found.found}
 
 
 @app.command(
@@ -170,25 +193,30 @@ def lm_eval(context: typer.Context) -> None:
     """Pass everything on to the harness's own command line."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("grun lm-eval needs lm-evaluation-harness: pip install 'grun-llm[harness]'.")
+    if current_output().json:
+        raise UserError(
+            "--json does not work with lm-eval, which prints its own table; it writes JSON to --output_path."
+        )
     importlib.import_module("grun.evaluation.lm_eval_harness").run_harness(context.args)
 
 
 @app.command("list")
-def list_leaves() -> None:
+def list_leaves() -> Any:
     """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
-    for registry, kind in KINDS.items():
-        typer.echo(f"{kind.title} ({kind.flag}):")
-        found = declared(registry)
-        if has_extensions(registry):  # their docstrings are known once they are imported
-            entries = getattr(importlib.import_module(kind.package), registry)
-            found = {entry.name: entry.summary for entry in entries}
-        width = max(map(len, found))
-        for name, summary in found.items():
-            typer.echo(f"  {name:<{width}}  {summary}")
+    document = leaves_document()
+    with current_output().answering():
+        for registry, found in document.items():
+            typer.echo(f"{KINDS[registry].title} ({KINDS[registry].flag}):")
+            width = max(map(len, found))
+            for name, summary in found.items():
+                typer.echo(f"  {name:<{width}}  {summary}")
+    return document
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        if current_output().json:
+            current_output().document({"version": grun.__version__})
         typer.echo(f"grun {grun.__version__}")
         raise typer.Exit
 
@@ -215,26 +243,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         return run()
+    given = list(arguments)
     _quiet()
-    try:
-        with Listener.listening():
-            return _invoked(arguments)
-    except KeyboardInterrupt as error:
-        return stopped(error)
-    except Exception as error:
-        if (said := told(error)) is None:
-            raise
-        return _failed(*said)
+    wait_passively()
+    with new_output(given), automatic_threads():
+        try:
+            with Listener.listening():
+                return _invoked(given)
+        except KeyboardInterrupt as error:
+            code = stopped(error)
+            current_output().failure("interrupted", str(error), code)
+            return code
+        except Exception as error:
+            if (said := told(error)) is None:
+                current_output().failure(type(error).__name__, str(error), FAILED)
+                raise
+            return _failed(*said)
 
 
 def _invoked(arguments: Sequence[str]) -> int:
     """Run a command as the option parser does, which would make signals and streams that fail its own affair."""
     command = typer.main.get_command(app)
+    add_output_options(command)
     try:
         with command.make_context("grun", list(arguments)) as context:
-            return int(command.invoke(context) or 0)
+            result = command.invoke(context)
     except typer.Exit as end:
         return int(end.exit_code)
+    if isinstance(result, int):
+        return result
+    if current_output().json and result is not None and _is_first_process():
+        current_output().document(result)
+    return 0
 
 
 def _is_first_process() -> bool:
@@ -244,6 +284,7 @@ def _is_first_process() -> bool:
 
 def _failed(message: str, code: int) -> int:
     typer.echo("grun: " + one_line(message), err=True)
+    current_output().failure(kind_of(code), message, code)
     return code
 
 
@@ -258,7 +299,7 @@ class _SafeFormatter(logging.Formatter):
 def _quiet() -> None:
     """Show own messages as plain lines on standard error, and no messages of libraries about themselves."""
     logger = logging.getLogger("grun")
-    handler = logging.StreamHandler()
+    handler = MessageHandler()
     handler.setFormatter(_SafeFormatter("grun: %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
@@ -267,7 +308,7 @@ def _quiet() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "0")
+    os.environ.setdefault("TQDM_DISABLE", "0" if can_draw_bars() else "1")  # of libraries; see `Progress`
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|peft")

@@ -12,9 +12,11 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 import typer
 
 from grun.cli.settings_file import read_config_file
+from grun.core.choices import declared
 from grun.core.config.checks import shown
 from grun.core.config.schema import flag, from_mapping, without_none
 from grun.core.errors import UserError
+from grun.core.process.environment import with_default_data
 from grun.core.storage.replacing import reading
 
 C = TypeVar("C")
@@ -23,8 +25,8 @@ CONFIG_HELP = "YAML or JSON file of settings (a run's settings.json, for instanc
 
 
 def command_for(
-    config_class: type[C], job: Callable[[C], None], *, without: Collection[str] = (), files: str | None = None
-) -> Callable[..., None]:
+    config_class: type[C], job: Callable[[C], Any], *, without: Collection[str] = (), files: str | None = None
+) -> Callable[..., Any]:
     """A function with one typer option per field of a configuration, which builds it and runs the job.
 
     Settings that are not given on the command line are taken from `--config`, then from the defaults of the class.
@@ -37,13 +39,13 @@ def command_for(
     """
     hints = get_type_hints(config_class)
 
-    def command(**given: Any) -> None:
+    def command(**given: Any) -> Any:
         file = given.pop("config")
         values = read_config_file(file) if file is not None else {}
         config = from_mapping(config_class, values, f"--config '{file}'")
         flags = {name: _value(name, value, hints[name]) for name, value in given.items() if value not in (None, [])}
         with reading(file):
-            job(dataclasses.replace(config, **flags))  # type: ignore[type-var]
+            return job(with_default_data(dataclasses.replace(config, **flags)))  # type: ignore[type-var]
 
     shown = [f for f in _own_first(config_class) if f.name not in {*without, files}]
     parameters = [_parameter(f, hints[f.name]) for f in shown]
@@ -71,11 +73,24 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     """The option of one field. Its own default is None, which shows that it was not given."""
     kind = without_none(hint)
     repeatable = get_origin(kind) in (list, dict)
-    declared = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
+    names = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",) if kind is bool else (flag(field.name),)
     help = field.metadata["help"] + (" May be given several times." if repeatable else "")
-    option = typer.Option(*declared, help=help, metavar=METAVARS.get(get_origin(kind) or kind))
+    metavar = METAVARS.get(get_origin(kind) or kind)
+    option = typer.Option(*names, help=help, metavar=metavar, autocompletion=_completion(field))
     wanted: Any = list[str] if repeatable else kind
     return _named(field.name, Annotated[wanted | None, option])
+
+
+def _completion(field: dataclasses.Field[Any]) -> Callable[[str], list[str]] | None:
+    """The names that a setting may take, for the shell; where there are none, shells offer files."""
+    registry = field.metadata["choices_from"]
+    if registry is None:
+        return None
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in declared(registry) if name.startswith(incomplete)]
+
+    return complete
 
 
 def _named(name: str, annotation: Any) -> inspect.Parameter:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from grun.cli.calls import given_settings
+from grun.cli.documents import request_entry
 from grun.cli.help_pages import CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
+from grun.cli.output import current_output, say
 from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
 from grun.core.errors import Interrupted, RunsFailed, UserError, one_line, shown_json
 
@@ -55,22 +56,18 @@ def _settings(config: Any, method: Callable[..., Any]) -> dict[str, Any]:
     return {name: value for name, value in given_settings(config, method).items() if name not in ("ledger", "model")}
 
 
-def _say(text: str) -> None:
-    """Print a line; what data and names hold is shown as text."""
-    typer.echo(one_line(text))
-
-
 def _say_export(ledger: str) -> None:
-    _say(f"Adapters exported before stay as they are; for the new state: grun request export DIR --ledger {ledger}")
+    say(f"Adapters exported before stay as they are; for the new state: grun request export DIR --ledger {ledger}")
 
 
-def _add(config: RequestConfig) -> None:
+def _add(config: RequestConfig) -> Any:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger, which is made if it is not there yet.")
     with _ledger(config.ledger, config.model) as ledger:
-        id = ledger.add(**_settings(config, ledger.add)).id
-    _say(f"Request {id} is in force. See it: grun request show {id} --ledger {config.ledger}")
+        added = ledger.add(**_settings(config, ledger.add))
+    say(f"Request {added.id} is in force. See it: grun request show {added.id} --ledger {config.ledger}")
     _say_export(config.ledger)
+    return {"command": "request add", "ledger": config.ledger, **request_entry(added)}
 
 
 requests_app.command(
@@ -80,12 +77,13 @@ requests_app.command(
 )(command_for(RequestConfig, _add, without=NOT_ASKED, files="forget"))
 
 
-def _calibrate(config: CalibrateRequestsConfig) -> None:
+def _calibrate(config: CalibrateRequestsConfig) -> Any:
     if not config.ledger:
         raise UserError("--ledger is missing: give the directory of the ledger.")
     with _ledger(config.ledger, config.model) as ledger:
-        ledger.calibrate(**_settings(config, ledger.calibrate))
+        found = ledger.calibrate(**_settings(config, ledger.calibrate))
     _say_export(config.ledger)
+    return {"command": "request calibrate", "ledger": config.ledger, **found.record}
 
 
 requests_app.command(
@@ -96,7 +94,7 @@ requests_app.command(
 
 
 @requests_app.command("list", cls=OnceCommand)
-def list_requests(ledger: LedgerOption) -> None:
+def list_requests(ledger: LedgerOption) -> Any:
     """Show every request and its state."""
     LedgerConfig(ledger=ledger)
     found = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True)
@@ -104,41 +102,45 @@ def list_requests(ledger: LedgerOption) -> None:
     table = Table("id", "state", "since", "objective", "rows", "forgotten", "why")
     for request in found.requests.values():
         forgotten = f"{request.forget_probability_before:.3f} to {request.forget_probability:.3f}"
-        since, rows = request.since[:10], str(request.rows)
-        cells = (request.id, request.state, since, request.objective, rows, forgotten, request.why)
+        rows = str(request.rows)
+        cells = (request.id, request.state, request.since[:10], request.objective, rows, forgotten, request.why)
         table.add_row(*map(plain_text, cells))
-    Console().print(table)
+    with current_output().answering():
+        _late("show_whole", "grun.evaluation.report.table")(table)
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
         said = words.format(alpha=promise.alpha, sure=1 - promise.delta, dtype=promise.dtype)
-        _say(f"Calibrated {promise.when[:10]}: {said}.")
+        say(f"Calibrated {promise.when[:10]}: {said}.")
     _late("say_uncovered", "grun.requests.ledger")(found)
+    return [request_entry(request) for request in found.requests.values()]
 
 
 @requests_app.command("show", cls=OnceCommand)
-def show(id: Id, ledger: LedgerOption) -> None:
+def show(id: Id, ledger: LedgerOption) -> Any:
     """Show the whole record of a request, as JSON."""
     LedgerConfig(ledger=ledger, id=id)
     request = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True).get(id)
-    typer.echo(shown_json(dataclasses.asdict(request)))
+    with current_output().answering():
+        typer.echo(shown_json(dataclasses.asdict(request)))
+    return request
 
 
 @requests_app.command("suspend", cls=OnceCommand)
-def suspend(id: Id, ledger: LedgerOption) -> None:
+def suspend(id: Id, ledger: LedgerOption) -> Any:
     """Take a request out of force for now; `resume` puts it back."""
-    _changed(ledger, id, "suspend")
+    return _changed(ledger, id, "suspend")
 
 
 @requests_app.command("resume", cls=OnceCommand)
-def resume(id: Id, ledger: LedgerOption) -> None:
+def resume(id: Id, ledger: LedgerOption) -> Any:
     """Put a suspended request back into force."""
-    _changed(ledger, id, "resume")
+    return _changed(ledger, id, "resume")
 
 
 @requests_app.command("withdraw", cls=OnceCommand)
-def withdraw(id: Id, ledger: LedgerOption) -> None:
+def withdraw(id: Id, ledger: LedgerOption) -> Any:
     """Take a request out of force for good; its record stays in the ledger."""
-    _changed(ledger, id, "withdraw")
+    return _changed(ledger, id, "withdraw")
 
 
 @requests_app.command("export", cls=OnceCommand)
@@ -150,13 +152,14 @@ def export(
         bool,
         typer.Option("--reference-scale", help="Take the factor 0.6 n + 0.6 for n requests, as the reference does."),
     ] = False,
-) -> None:
+) -> Any:
     """Write everything in force as one adapter, for `PeftModel.from_pretrained` and every command with --adapter."""
     if scale is not None and reference_scale:
         raise UserError("--scale and --reference-scale were both given; choose one of them.")
     with _ledger(ledger) as opened:
-        target = opened.export(output, scale=scale, reference_scale=reference_scale)
-    _say(f"The adapter is in {target}.")
+        written = opened.export(output, scale=scale, reference_scale=reference_scale)
+    say(f"The adapter is in {written}.")
+    return {"command": "request export", "ledger": ledger, "adapter": Path(written).absolute()}
 
 
 @requests_app.command("verify", cls=OnceCommand)
@@ -168,7 +171,7 @@ def verify(
     ] = None,
     device: Annotated[str, typer.Option(help="Device to run on.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run model code that comes with a hub repository.")] = False,
-) -> None:
+) -> Any:
     """Check adapters against their checksums and data against fingerprints, and measure whether it is still forgotten."""
     LedgerConfig(data=data or [])
     sources: dict[str, list[str]] = {}
@@ -179,17 +182,22 @@ def verify(
         sources.setdefault(id, []).append(file)
     with _ledger(ledger, model) as opened:
         found = opened.verify(sources, device=device, trust_remote_code=trust_remote_code)
-    for one in found.values():
-        _say(f"{one.id}: {one}")
-    if not found:
-        _say("There is nothing to verify: every request is withdrawn.")
+    with current_output().answering():
+        for one in found.values():
+            typer.echo(one_line(f"{one.id}: {one}"))
+        if not found:
+            typer.echo("There is nothing to verify: every request is withdrawn.")
+    document = {"command": "request verify", "ledger": ledger, "requests": list(found.values())}
     wrong = sum(not one.ok for one in found.values())
     if wrong:
+        current_output().kept.update(document)
         raise RunsFailed(f"{wrong} of {len(found)} requests in --ledger '{Path(ledger)}' are not as they should be.")
+    return document
 
 
-def _changed(ledger: str, id: str, what: str) -> None:
+def _changed(ledger: str, id: str, what: str) -> Any:
     with _ledger(ledger) as opened:
-        state = getattr(opened, what)(id).state
-    _say(f"Request {id} is {state}.")
+        changed = getattr(opened, what)(id)
+    say(f"Request {id} is {changed.state}.")
     _say_export(ledger)
+    return {"command": f"request {what}", "ledger": ledger, **request_entry(changed)}

@@ -9,21 +9,24 @@ or in a decorator that its file defines, which registers under its first argumen
 
     @_attack("mia_loss", ...)
 
-Other distributions bring leaves through entry points, of which only the names are known before they are imported.
+Other distributions bring leaves through entry points. The modules that these name are read in the same way; of one that
+cannot be read, only the name of the entry point is known.
 """
 
 from __future__ import annotations
 
-__all__ = ["KINDS", "Kind", "declared", "flag_of_kind", "has_extensions"]
+__all__ = ["KINDS", "Kind", "declared", "flag_of_kind"]
 
 import ast
+import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
-from grun.core.package import CODE
+from grun.core import CODE
 
 REGISTER = "register"
 DOC = "__doc__"
@@ -66,19 +69,13 @@ KINDS = {
 def declared(registry: str) -> dict[str, str]:
     """Names of all leaves of a registry ("objectives"), sorted, with the first lines of their docstrings.
 
-    Entry points of other distributions count for the registry that their group is named after; their docstrings are unknown
-    and empty.
+    An entry point of another distribution whose module shows no registration counts for the registry that its group is named
+    after; its docstring is unknown and empty.
     """
     kind = KINDS[registry]
-    found = {name: summary for where, name, summary in _declarations(kind.package) if where == registry}
-    if kind.group.endswith(f".{registry}"):
-        found = {name: "" for name in _extensions(kind.group)} | found
+    brought = [one for point in _extensions(kind.group) for one in _brought_by(*point, kind.group)]
+    found = {name: summary for where, name, summary in [*brought, *_declarations(kind.package)] if where == registry}
     return dict(sorted(found.items()))
-
-
-def has_extensions(registry: str) -> bool:
-    """True if another distribution brings leaves of this kind; only an import shows all that it registers."""
-    return bool(_extensions(KINDS[registry].group))
 
 
 def flag_of_kind(name: str) -> str | None:
@@ -87,8 +84,34 @@ def flag_of_kind(name: str) -> str | None:
 
 
 @cache
-def _extensions(group: str) -> tuple[str, ...]:
-    return tuple(point.name for point in metadata.entry_points(group=group))
+def _extensions(group: str) -> tuple[tuple[str, str], ...]:
+    """Names and modules of the entry points of a group."""
+    return tuple((point.name, point.module) for point in metadata.entry_points(group=group))
+
+
+@cache
+def _brought_by(name: str, module: str, group: str) -> tuple[Found, ...]:
+    """All registrations in the module of an entry point, or its name alone if its source shows none."""
+    return _declared_in(_files_of(module)) or ((group.rpartition(".")[2], name, ""),)
+
+
+def _files_of(module: str) -> list[Path]:
+    """The source of a module, and of all modules directly in it if it is a package; no code of it runs."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # of a module below it, this would import the package
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    if not spec.submodule_search_locations:
+        return [Path(spec.origin)] if spec.origin and not rest else []
+    for folder in (Path(place).joinpath(*rest) for place in spec.submodule_search_locations):
+        if folder.is_dir():
+            return list(folder.glob("*.py"))
+        if (file := folder.with_suffix(".py")).is_file():
+            return [file]
+    return []
 
 
 @cache
@@ -96,11 +119,22 @@ def _declarations(package: str) -> tuple[Found, ...]:
     """All registrations in the modules of a package, with any registry."""
     folder = CODE.joinpath(*package.split(".")[1:])
     files = [file for file in folder.glob("*.py") if file.name != "__init__.py"] + [*folder.glob("*/__init__.py")]
+    return _declared_in(files)
+
+
+def _declared_in(files: Iterable[Path]) -> tuple[Found, ...]:
     found: list[Found] = []
     for file in sorted(files):
-        source = file.read_text(encoding="utf-8")
-        if f".{REGISTER}(" in source:
-            found += _registrations(ast.parse(source))
+        try:
+            source = file.read_text(encoding="utf-8")
+            if f".{REGISTER}(" in source:
+                found += _registrations(ast.parse(source))
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+        ):  # a file of another distribution, which an import will complain about
+            continue
     return tuple(found)
 
 

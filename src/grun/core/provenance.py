@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from grun.core.package import CODE, __version__
+from grun.core import CODE, __version__
+from grun.core.process.threads import threads_in_use
 
 PROVENANCE = ("versions", "machine", "commit")  # keys in a record
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets")
@@ -33,11 +34,15 @@ def provenance() -> dict[str, Any]:
     Returns:
         `versions`: of grun, Python and the libraries, by name.
         `machine`: `platform`, `processor`, `cores`, `memory_gib`, and `accelerators`, the names of those that torch can use;
-        left out as long as torch is not imported, or if its driver does not work.
+        left out as long as torch is not imported, or if its driver does not work; `threads` on the processor and their
+        `wait_policy`, likewise.
         `commit`: `id`, and `changed`: True if files of the package differ from it. Left out where there is no git, or
         the package is not run from a checkout.
     """
-    found: dict[str, Any] = {"versions": dict(_versions()), "machine": {**_machine(), **_accelerators()}}
+    found: dict[str, Any] = {
+        "versions": dict(_versions()),
+        "machine": {**_machine(), **_accelerators(), **threads_in_use()},
+    }
     if (commit := _commit()) is not None:
         found["commit"] = {"id": commit[0], "changed": commit[1]}
     return found

@@ -16,8 +16,8 @@ from typing import Any
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from tqdm.auto import tqdm
 
+from grun.core.process.progress import Progress
 from grun.models.encoding.batching import pad_token_id
 from grun.models.forward import evaluating
 from grun.models.loading.fit import Complete, check_decoder, check_finite
@@ -76,7 +76,7 @@ class GrunLM(HFLM):
         rows = [Prompted(prompt, tuple(continuations)) for prompt, continuations in after.items()]
         with (
             evaluating(self.model),
-            tqdm(total=len(rows), desc="prompts", disable=disable_tqdm or self.rank != 0) as bar,
+            Progress("prompts", len(rows), "prompt", shown=not disable_tqdm and self.rank == 0) as progress,
         ):
             scored = score_rows(
                 self.model,
@@ -85,7 +85,7 @@ class GrunLM(HFLM):
                 tokens_per_batch=self.tokens_per_batch,
                 every_answer_in_detail=True,
                 with_gates=False,
-                progress=bar.update,
+                progress=progress.update,
             )
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for continuations, scores in zip(after.values(), scored, strict=True):

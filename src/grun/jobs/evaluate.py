@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from rich.console import Console
 from torch import nn
 
 from grun.core.config.jobs import EvaluateConfig
@@ -35,6 +34,7 @@ from grun.evaluation.report.table import (
     summary_lines,
     to_markdown,
 )
+from grun.evaluation.report.widths import console
 from grun.evaluation.result_files import Found, write_results
 from grun.evaluation.scores import needs_of_metrics, score, summarise, usual_metrics
 from grun.jobs.inputs.evaluation import ToMeasure, check_metrics, load_splits
@@ -167,9 +167,8 @@ def _write(run: RunDirectory, config: EvaluateConfig, data: ToMeasure, found: Fo
 
     def show() -> None:
         show_whole(before_after_table(shown, to_forget=to_forget))
-        console = Console()
         for line in lines:
-            console.print(plain_text(line), highlight=False)
+            console().print(plain_text(line), highlight=False)
 
     return show
 

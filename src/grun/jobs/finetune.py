@@ -27,6 +27,7 @@ from grun.core.config.checks import MOST_STEPS
 from grun.core.config.jobs import FinetuneConfig
 from grun.core.distributed import world
 from grun.core.errors import TrainingDiverged, UserError, keeps
+from grun.core.process.threads import fit_threads
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output
@@ -133,6 +134,7 @@ def _prepared(config: FinetuneConfig, rows: Sequence[Example]) -> tuple[LoadedMo
         context=context,
         seed=config.seed,
     )
+    fit_threads(scratch.num_parameters(), device.type)
     placed: Any = scratch.to(device)  # type: ignore[arg-type]
     base = LoadedModel(placed, RowEncoder(tokenizer, template, context, config.batch_size, device))
     return base, [encode(row, tokenizer, template, context) for row in rows]

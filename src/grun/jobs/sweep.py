@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tqdm.auto import tqdm
 
 from grun.core.config.checks import shown
 from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepConfig, UnlearnConfig
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
+from grun.core.process.environment import with_default_data
+from grun.core.process.progress import Progress
 from grun.core.provenance import PROVENANCE
 from grun.core.python_objects import is_pipe
 from grun.core.storage import written
@@ -150,11 +151,11 @@ def _swept(config: SweepConfig, output: Path) -> Path:
     failed: list[str] = []
     try:
         with (
-            tqdm(total=len(todo), desc="sweep", unit="run", dynamic_ncols=True) as bar,
+            Progress("sweep", len(todo), "run") as progress,
             _closed_at_once(engine.target(list(tasks.values()), settings)) as outcomes,
         ):
             for outcome in outcomes:
-                bar.update()
+                progress.update()
                 if outcome.code:
                     failed.append(outcome.task.name)
                     logger.warning("%s failed: %s", outcome.task.name, _last_line(outcome.task.log))
@@ -188,7 +189,8 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
         name = _folder_name(varied)
         folder = output / "runs" / name
         settings = {key: _filled(text, varied) for key, text in config.set.items()} | varied
-        job = replace(from_text(UnlearnConfig, settings, f"run {name}"), output=str(folder / "unlearn"))
+        job = with_default_data(from_text(UnlearnConfig, settings, f"run {name}"))
+        job = replace(job, output=str(folder / "unlearn"))
         try:
             check_unlearning(job)
         except UserError as error:
@@ -262,7 +264,7 @@ def _evaluation(job: UnlearnConfig, config: SweepConfig, varied: Mapping[str, st
     own = {key: getattr(job, key) for key in shared if key not in given}
     if not asked.benchmark and not asked.data and not job.benchmark:
         own["data"] = [f"{side}={file}" for side in ("forget", "retain") for file in getattr(job, side)[:1]]
-    evaluation = replace(asked, **own, output=UNNAMED, model=job.model)
+    evaluation = with_default_data(replace(asked, **own, output=UNNAMED, model=job.model))
     try:
         check_evaluation(evaluation)
     except UserError as error:

@@ -111,7 +111,7 @@ class _Job:
         validate = validation(engine.base_probability, engine.probability, *rows)
         own = [
             StopCleanly(),
-            ProgressBar(f"{self.config.objective}, {self.config.adapt}"),
+            ProgressBar("unlearn"),
             *([] if self.dual is None else [self.dual]),
             *([] if patience is None else stopping_callbacks(patience, metric, len(self.encoded["forget"]))),
         ]

@@ -29,9 +29,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-
 from grun.core.errors import UserError
 from grun.core.hub import is_cached, nearest_folder, reachable
 from grun.core.records import Example
@@ -156,6 +153,9 @@ def downloaded(repository: str) -> Path:
     Raises:
         UserError: if the repository cannot be downloaded.
     """
+    from huggingface_hub import snapshot_download  # most ledgers are folders, and need not wait for it
+    from huggingface_hub.errors import HfHubHTTPError
+
     if not reachable() and not is_cached(repository):
         raise UserError(
             f"--ledger '{repository}': there is no such directory, and no hub repository could be downloaded: the hub cannot "

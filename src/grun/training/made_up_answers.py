@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from grun.core.errors import UserError
+from grun.core.process.progress import tracked
 from grun.core.records import Example
 from grun.models.encoding.batching import length_batches
 from grun.models.encoding.encode import encode_prompt
@@ -65,7 +66,8 @@ def made_up_alternatives(
         torch.manual_seed(seed)
         for _ in range(TRIES):
             open_rows = [i for i, answers in enumerate(found) if len(answers) < PER_ROW]
-            for index in length_batches([len(prompts[i]) for i in open_rows], batch_size):
+            batches = length_batches([len(prompts[i]) for i in open_rows], batch_size)
+            for index in tracked(batches, "make up answers", len(open_rows), "row", len):
                 rows = [open_rows[i] for i in index]
                 limit = max(room[i] for i in rows)
                 made_up = sampled(model, tokenizer, [prompts[i] for i in rows], limit, PER_ROW, TEMPERATURE)

@@ -1,4 +1,4 @@
-"""A progress bar for training, in place of the trainer's own printing."""
+"""The progress of training, in place of the trainer's own printing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ __all__ = ["OpenCheckpoints", "ProgressBar", "quiet_trainer"]
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from grun.core.process.progress import Progress
 from grun.core.storage.atomic_files import open_to_others
 
 T = TypeVar("T", bound=Trainer)
@@ -25,40 +25,34 @@ class OpenCheckpoints(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar on standard error with the newest loss and validation score.
+    """Progress with the newest loss and validation score.
 
     Args:
-        what: label of the bar.
+        what: the work.
     """
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self.bar: Any = None
-        self.shown: dict[str, str] = {}
+        self.progress: Progress | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.what,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not state.is_world_process_zero,
-        )
+        done, shown = state.global_step, state.is_world_process_zero
+        self.progress = Progress(self.what, state.max_steps, "step", initial=done, shown=shown)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        if self.progress is not None:
+            self.progress.update(state.global_step - self.progress.done)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         names = {"loss": "loss", "eval_score": "score", "eval_forget_probability": "forget"}
-        self.shown |= {label: f"{logs[key]:.3f}" for key, label in names.items() if key in (logs or {})}
-        if self.bar is not None:
-            self.bar.set_postfix(self.shown)
+        if self.progress is not None:
+            self.progress.note(**{label: f"{logs[key]:.3f}" for key, label in names.items() if key in (logs or {})})
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.close()
+        if self.progress is not None:
+            self.progress.close()
 
 
 def quiet_trainer(trainer: T) -> T:

@@ -6,10 +6,11 @@ __all__ = ["Batch", "LossTerms", "SideSignals", "Signals"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # records are read by commands that do not wait for torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 __all__ = ["cache_directory", "keep", "read_kept", "say_unusable"]
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError
 
+from grun.core.process.environment import cache_home
 from grun.core.storage.atomic_files import atomic_file
 
 T = TypeVar("T")
@@ -22,9 +22,7 @@ UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, Attribu
 
 def cache_directory() -> Path:
     """`GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
-    if given := os.environ.get("GRUN_CACHE_DIR"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grun"
+    return cache_home()
 
 
 def keep(file: Path, write: Callable[[Path], object], cache: Path | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from grun.core.package import CODE
+from grun.core import CODE
 from grun.core.storage.atomic_files import read_json, sha256, write_json
 from grun.core.storage.cache import cache_directory, keep
 

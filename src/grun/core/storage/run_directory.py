@@ -16,6 +16,7 @@ from typing import Any
 from grun.core.config.jobs import JobConfig
 from grun.core.config.schema import flag
 from grun.core.errors import UserError
+from grun.core.process.threads import keep_threads_of
 from grun.core.provenance import provenance
 from grun.core.python_objects import PIPES
 from grun.core.storage import atomic_files as files
@@ -28,7 +29,8 @@ from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoint
 
 logger = logging.getLogger("grun")
 OLDEST = {"output", "seed"}  # settings that every `settings.json` names
-WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
+# Settings that do not change what a run computes; the content of the data is compared.
+WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir", "data_dir")
 
 
 @dataclass
@@ -82,6 +84,7 @@ class RunDirectory:
         where = Path(path).expanduser()
         check_writable(where)
         settings = _kept(config)
+        keep_threads_of({})
         run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
         if not where.exists() or is_left_over(where, settings):
             return run
@@ -100,6 +103,7 @@ class RunDirectory:
             )
         run.record = stored[0]
         run.is_complete = run.record["complete"]
+        keep_threads_of(run.record)
         return run
 
     def _to_delete(self) -> list[Path]:
@@ -121,6 +125,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / RECORD).exists():
                 written.begin(self.path, new=True)
+                self.record |= provenance()  # of the number of threads, too, which the loaded model decides on
                 self.write_json(CONFIG, self.config)
                 self.write_json(RECORD, self.record)
             else:

@@ -6,9 +6,8 @@ __all__ = ["measure"]
 
 from collections.abc import Callable, Collection, Sequence
 
-from tqdm.auto import tqdm
-
 from grun.core.distributed import gathered, is_main, wait
+from grun.core.process.progress import Progress
 from grun.core.records import Evidence, Example, RowEvidence
 from grun.data.paraphrases import Splits
 from grun.evaluation.measuring.assembly import assembled
@@ -29,7 +28,7 @@ def measure(
     holdout: Sequence[Example] = (),
     retain_log: EvidenceStore | None = None,
 ) -> dict[str, Evidence]:
-    """Evidence of every split of `with_paraphrases(splits)`, with a progress bar on standard error.
+    """Evidence of every split of `with_paraphrases(splits)`, and its progress.
 
     Args:
         subject: the model to measure.
@@ -47,11 +46,9 @@ def measure(
     logs = {split.name: retain_log.read(split.name, split.examples) if retain_log else None for split in plan}
     rows: dict[str, tuple[RowEvidence, ...]] = {}
     total = sum(len(own_share(split.examples)) for split in plan)
-    with tqdm(
-        total=total, desc=subject.label, unit="row", disable=None if is_main() else True, dynamic_ncols=True
-    ) as bar:
+    with Progress(f"measure {subject.label}", total, "row", shown=is_main()) as progress:
         for split in plan:
-            rows[split.name] = _evidence_of(subject, split, bar.update)
+            rows[split.name] = _evidence_of(subject, split, progress.update)
     return assembled(rows, logs, forget_split, unseen_forget)
 
 

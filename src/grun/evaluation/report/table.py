@@ -19,16 +19,16 @@ __all__ = [
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from grun.core.errors import shown
 from grun.core.records import Score
-from grun.evaluation.metrics import metrics as registry
-from grun.evaluation.metrics import summaries
+from grun.evaluation.report.widths import show_whole
 
 Subjects = Mapping[str, Mapping[str, Mapping[str, Score]]]  # scores by subject ("before", "after"), split and metric
 MISSING = "–"
@@ -82,7 +82,7 @@ def _with_role(split: str, to_forget: Collection[str]) -> str:
 
 def in_the_table(results: Subjects, wanted: Sequence[str] = ()) -> dict[str, dict[str, dict[str, Score]]]:
     """Scores of the metrics named, or of all that are not registered with `table=False`."""
-    usual = wanted or [entry.name for entry in registry if entry.info.get("table", True)]
+    usual = wanted or [entry.name for entry in _registry("metrics") if entry.info.get("table", True)]
     return {
         subject: {
             split: {name: one for name, one in scores.items() if name in usual} for split, scores in found.items()
@@ -99,20 +99,13 @@ def summary_lines(summary: Mapping[str, Mapping[str, Score]]) -> list[str]:
     """
     lines = []
     for name in next(iter(summary.values()), {}):
-        label = summaries.get(name).info["label"]
+        label = _registry("summaries").get(name).info["label"]
         values = {subject: scores[name] for subject, scores in summary.items()}
         if all(one.value is None for one in values.values()):
             lines.append(f"{label}: not measured ({next(iter(values.values())).reason})")
         else:
             lines.append(f"{label}: " + ", ".join(f"{subject} {_cell(one)}" for subject, one in values.items()))
     return lines
-
-
-def show_whole(table: Table) -> None:
-    """Print a table to the terminal without cutting a cell, even where it is wider than the terminal."""
-    console = Console()
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -197,8 +190,15 @@ def _note(left_out: Mapping[str, str]) -> str | None:
 
 def metric_label(metric: str) -> str:
     """Name of a metric in tables."""
-    known = registry if metric in registry.names() else summaries
-    return str(known.get(metric).info["label"]) if metric in known.names() else metric
+    for known in (_registry("metrics"), _registry("summaries")):
+        if metric in known.names():
+            return str(known.get(metric).info["label"])
+    return metric
+
+
+def _registry(name: str) -> Any:
+    """A registry of `grun.evaluation.metrics`, imported when it is asked: commands that only show text do not wait for it."""
+    return getattr(import_module("grun.evaluation.metrics"), name)
 
 
 def _cell(score: Score | None) -> str:

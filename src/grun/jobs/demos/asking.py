@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from grun.core.process.progress import Progress
 from grun.core.records import Example
 from grun.data.refusals import REFUSALS
 from grun.evaluation.report.recognition_table import KindOfPrompts
@@ -77,12 +76,12 @@ class Questions:
     def opened(self, model: Any) -> dict[str, list[bool]]:
         """Whether each prompt opens a gate of a model with an adapter, by kind."""
         threshold_G, found = thresholds_of(model), [False] * len(self._encoded)
-        with tqdm(total=len(found), desc="gate", unit="prompt", disable=None, dynamic_ncols=True) as bar:
+        with Progress("gate", len(found), "prompt") as progress:
             for index in length_batches([len(row.input_ids) for row in self._encoded], READ_AT_ONCE, TOKENS_PER_BATCH):
                 logits_NG = logits_of_rows(model, self._base.encoder, [self._encoded[i] for i in index])
                 for i, opens in zip(index, is_open(logits_NG, threshold_G).any(1).tolist(), strict=True):
                     found[i] = opens
-                bar.update(len(index))
+                progress.update(len(index))
         by_kind: dict[str, list[bool]] = {}
         for (kind, _), opens in zip(self._places, found, strict=True):
             by_kind.setdefault(kind, []).append(opens)
@@ -93,12 +92,12 @@ class Questions:
 
         Args:
             model: with or without adapters.
-            label: shown beside the progress bar.
+            label: shown beside the progress.
         """
         rows = dict(zip(self._places, self._encoded, strict=True))
         prompts = [rows[place].input_ids[: rows[place].prompt_length] for place in self.to_answer]
-        with tqdm(total=len(prompts), desc=label, unit="answer", disable=None, dynamic_ncols=True) as bar:
-            found = greedy(model, self._base.tokenizer, prompts, LONGEST_ANSWER, ANSWERED_AT_ONCE, bar.update)
+        with Progress(f"answers {label}", len(prompts), "answer") as progress:
+            found = greedy(model, self._base.tokenizer, prompts, LONGEST_ANSWER, ANSWERED_AT_ONCE, progress.update)
         return dict(zip(self.to_answer, found, strict=True))
 
 

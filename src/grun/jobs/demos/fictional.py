@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from grun.core.config.jobs import DemoConfig, FinetuneConfig, UnlearnConfig
 from grun.core.errors import keeps
 from grun.core.records import Benchmark, Evidence, Example
@@ -27,6 +25,7 @@ from grun.evaluation.report.table import (
     show_whole,
     to_markdown,
 )
+from grun.evaluation.report.widths import console
 from grun.evaluation.scores import Results, needs_of_metrics, score
 from grun.jobs.demos.parts import say, say_where, spread, training_facts
 from grun.jobs.finetune import finetune
@@ -69,15 +68,15 @@ def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
         recipe_of(with_presets(job))  # refuses what unlearning would refuse, before the target model is trained
     run.start()
     started = time.monotonic()
-    output, console = run.path, Console()
+    output, terminal = run.path, console()
     shared: dict[str, Any] = {name: getattr(config, name) for name in SHARED} | {"benchmark": BENCHMARK}
     people = sum(_people(data.splits[split]) for split in ("forget", "retain", "retain_heldout"))
-    say(console, f"1/4  A small model learns facts about {people} invented people ...")
+    say(terminal, f"1/4  A small model learns facts about {people} invented people ...")
     target = str(finetune(FinetuneConfig(output=str(output / "target"), epochs=config.epochs, **shared)))
     adapted = {}
     for number, (name, label) in enumerate(ADAPTATIONS.items(), 2):
         forgotten = _people(data.splits[data.forget])
-        say(console, f"{number}/4  It forgets {forgotten} of them: {config.objective} with {label} ...")
+        say(terminal, f"{number}/4  It forgets {forgotten} of them: {config.objective} with {label} ...")
         job = UnlearnConfig(
             output=str(output / name),
             model=target,
@@ -88,7 +87,7 @@ def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
             **shared,
         )
         adapted[f"{config.objective}, {label}"] = unlearn(job)
-    say(console, "4/4  Questions to all three, also about people and in words that unlearning never saw ...")
+    say(terminal, "4/4  Questions to all three, also about people and in words that unlearning never saw ...")
     measured = _measure(config, data, target, adapted)
     results = {subject: score(evidence, METRICS) for subject, evidence in measured.items()}
     answers = _examples(measured)
@@ -98,10 +97,10 @@ def fictional_demo(config: DemoConfig, run: RunDirectory) -> None:
     run.write_json("metrics.json", {"splits": _values(results), "training": facts})
     run.mark_complete(time.monotonic() - started)
     show_whole(before_after_table(results))
-    console.print(answers_table(answers, title="Answers before and after"))
+    show_whole(answers_table(answers, title="Answers before and after"))
     for line in _summary(results, facts):
-        console.print(plain_text(line), highlight=False)
-    say_where(console, run)
+        terminal.print(plain_text(line), highlight=False)
+    say_where(terminal, run)
 
 
 def _people(rows: Iterable[Example]) -> int:

@@ -25,7 +25,7 @@ def say(console: Console, line: str) -> None:
 def say_where(console: Console, run: RunDirectory) -> None:
     """Print how long a complete demo took, and where everything is."""
     line = f"It took {run.record['seconds']:.0f} s; everything lies in {run.path}."
-    console.print(plain_text(line), highlight=False)
+    console.print(plain_text(line), highlight=False, soft_wrap=True)
 
 
 def spread(rows: Sequence[T], count: int) -> list[T]:

@@ -20,6 +20,7 @@ from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.evaluation.report.recognition_table import KindOfPrompts, recognition_table, recognition_to_markdown
 from grun.evaluation.report.table import Answered, answers_table, answers_to_markdown, plain_text, show_whole
+from grun.evaluation.report.widths import console
 from grun.jobs.demos.asking import LONGEST_ANSWER, AnsweredPrompt, Questions, counted
 from grun.jobs.demos.parts import say, say_where, training_facts
 from grun.jobs.unlearn import unlearn
@@ -60,24 +61,24 @@ def real_demo(config: DemoConfig, run: RunDirectory) -> None:
         UserError: for wrong input.
         Interrupted: if the user stopped it.
     """
-    console = Console()
+    terminal = console()
     found = run.read_json(RESULTS) if run.is_complete else None
     if found is None:
         started = time.monotonic()
-        found = _made(config, run, console)
+        found = _made(config, run, terminal)
         kinds, answers = _kinds(found), _answers(found)
         run.write_json(RESULTS, found)
         run.write_text("table.md", recognition_to_markdown(kinds) + "\n" + "\n\n".join(_summary(found, kinds)) + "\n")
         run.write_text("answers.md", answers_to_markdown(answers))
         run.mark_complete(time.monotonic() - started)
-    _show(console, found)
-    say_where(console, run)
+    _show(terminal, found)
+    say_where(terminal, run)
     adapter = run.path / UNLEARNED / "adapter"
     command = shlex.join(["grun", "chat", "--model", config.model or MODEL, "--adapter", str(adapter)])
-    console.print(plain_text(f"Ask it yourself: {command}"), highlight=False, soft_wrap=True)
+    terminal.print(plain_text(f"Ask it yourself: {command}"), highlight=False, soft_wrap=True)
 
 
-def _made(config: DemoConfig, run: RunDirectory, console: Console) -> dict[str, Any]:
+def _made(config: DemoConfig, run: RunDirectory, terminal: Console) -> dict[str, Any]:
     """Everything that the demo finds out, as JSON."""
     options = {"topic": TOPIC, **config.benchmark_options}
     data = load_benchmark(BENCHMARK, seed=config.seed, options=options)
@@ -90,15 +91,15 @@ def _made(config: DemoConfig, run: RunDirectory, console: Console) -> dict[str, 
         **{name: getattr(config, name) for name in SHARED},
     )
     recipe_of(with_presets(job))  # refuses what unlearning would refuse, before anything is written
-    say(console, f"1/3  {job.model} answers questions about {topic}, and others ...")
+    say(terminal, f"1/3  {job.model} answers questions about {topic}, and others ...")
     base = load(job.model, job, batch_size=job.batch_size)
     questions = Questions(base, {kind: data.splits[kind] for kind in KINDS}, config.rows or ROWS)
     before = questions.answers(base.model, "before")
     parameters = base.model.num_parameters()
     run.start()
-    say(console, f"2/3  It forgets {topic} from {len(data.splits['forget'])} questions: {job.objective} with GRUN ...")
+    say(terminal, f"2/3  It forgets {topic} from {len(data.splits['forget'])} questions: {job.objective} with GRUN ...")
     adapter = unlearn(job)
-    say(console, "3/3  The same questions again, and many more to the gate alone ...")
+    say(terminal, "3/3  The same questions again, and many more to the gate alone ...")
     model = load_adapter(base.model, str(adapter))
     opened, after = questions.opened(model), questions.answers(model, "after")
     asked: dict[str, list[AnsweredPrompt]] = {kind: [] for kind in KINDS}
@@ -139,14 +140,14 @@ def _answers(found: Mapping[str, Any], shown: Mapping[str, int] | None = None) -
     return rows
 
 
-def _show(console: Console, found: Mapping[str, Any]) -> None:
+def _show(terminal: Console, found: Mapping[str, Any]) -> None:
     kinds = _kinds(found)
-    console.print()
+    terminal.print()
     show_whole(recognition_table(kinds, f"What opens the gate after {found['model']} forgot {found['topic']}"))
     title = f"Answers before and after, at most {LONGEST_ANSWER} tokens; open or shut: the gate"
-    console.print(answers_table(_answers(found, SHOWN), title))
+    show_whole(answers_table(_answers(found, SHOWN), title))
     for line in _summary(found, kinds):
-        console.print(plain_text(line), highlight=False)
+        terminal.print(plain_text(line), highlight=False)
 
 
 def _summary(found: Mapping[str, Any], kinds: Sequence[KindOfPrompts]) -> Iterator[str]:

@@ -9,9 +9,8 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
-from tqdm.auto import tqdm
-
 from grun.core.distributed import is_main
+from grun.core.process.progress import Progress
 from grun.core.records import Example
 from grun.core.storage.atomic_files import read_json, write_json
 from grun.core.storage.cache import cache_directory, keep
@@ -45,10 +44,12 @@ def with_own_answers(base: LoadedModel, rows: Sequence[Example], limit: int = LO
     file = cache_directory() / "own_answers" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     answers = None if content is None else read_json(file)
     if not isinstance(answers, list) or [type(one) for one in answers] != [str] * len(missing):
-        bar = tqdm(total=len(missing), desc="answers of the model", unit="row", disable=None if is_main() else True)
-        with bar, adapters_off(base.model):
+        with (
+            Progress("answers of the model", len(missing), "row", shown=is_main()) as progress,
+            adapters_off(base.model),
+        ):
             size = 4 * base.encoder.batch_size
-            answers = greedy(base.model, base.tokenizer, prompts, limit, size, bar.update)
+            answers = greedy(base.model, base.tokenizer, prompts, limit, size, progress.update)
         if content is not None and is_main():
             keep(file, lambda temporary: write_json(temporary, answers))
     found = list(rows)

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from grun.core.errors import UserError
+from grun.core.process.progress import tracked
 from grun.core.records import Batch
 from grun.core.storage.atomic_files import atomic_file
 from grun.models.encoding.encode import Encoded
@@ -206,7 +207,8 @@ def features_of_rows(
     """
     size = 1 if alone else 4 * rows.batch_size
     batches = (rows.batch(encoded[i : i + size]) for i in range(0, len(encoded), size))
-    return gate_features(model, batches, only=only)
+    read = tracked(batches, "read prompts", len(encoded), "prompt", lambda batch: len(batch.input_ids_BT))
+    return gate_features(model, read, only=only)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from grun.core.process.progress import tracked
 from grun.models.encoding.batching import length_batches
 from grun.models.forward import Enough
 from grun.models.tuner.layer import GrunLayer
@@ -56,7 +57,8 @@ def read_prompts(model: Any, prompts: Sequence[Sequence[int]], layer: GrunLayer,
             ids_1P = torch.tensor([shared], device=device)
             shared_PD = _stored(_input_of(model, layer, input_ids=ids_1P, past_key_values=cache, use_cache=True)[0])
         found: dict[int, Tensor] = {}
-        for chunk in length_batches([len(prompt) for prompt in prompts], ROWS):
+        chunks = length_batches([len(prompt) for prompt in prompts], ROWS)
+        for chunk in tracked(chunks, "read normal prompts", len(prompts), "prompt", len):
             own = [list(prompts[i][count:]) for i in chunk]
             width = max(map(len, own))
             ids_BT = torch.tensor([ids + [pad] * (width - len(ids)) for ids in own], device=device)

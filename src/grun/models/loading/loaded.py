@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grun.core.config.jobs import JobConfig
 from grun.core.errors import UserError
+from grun.core.process.threads import fit_threads
 from grun.core.python_objects import python_object
 from grun.core.storage.content_hash import content_of_model, content_of_weights
 from grun.models.encoding.templates import Template, resolve_template
@@ -126,6 +127,7 @@ def load(
             trust_remote_code=config.trust_remote_code,
             quantize=quantize,
         )
+        fit_threads(model.num_parameters(), model.device.type)
     elif quantize is not None:
         raise UserError(
             f"--quantize is {quantize}, but the model is loaded already: load it quantised, or give its name."

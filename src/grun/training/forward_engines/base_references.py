@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.core.distributed import gathered, is_main, rank, world
+from grun.core.process.progress import tracked
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import reference_signals
 from grun.models.row_encoder import RowEncoder
@@ -63,7 +64,8 @@ def base_model_references(
                 found[name][row] = stores[name].copy(value)
 
     own: list[tuple[int, dict[str, Tensor]]] = []
-    for index, batch in rows.batches([encoded[i] for i in mine]):
+    batches = rows.batches([encoded[i] for i in mine])
+    for index, batch in tracked(batches, "ask the base model", len(mine), "row", lambda part: len(part[0])):
         side = reference_signals(model, batch, wanted=wanted, layer=layer, fused=fused)
         lengths = side.lengths_B.tolist()
         split = {

@@ -1,0 +1,1 @@
+"""The process and its surroundings: progress of long work, libraries' own messages, threads, environment variables."""
