@@ -140,4 +140,4 @@ def test_chat_needs_an_adapter_and_a_question(
     assert main(["chat", "--model", str(material.model)]) == 2
     assert "--adapter is missing" in capsys.readouterr().err
     assert main(["chat", "--model", str(material.model), "--adapter", str(adapter), "--prompt", " "]) == 2
-    assert "--prompt is empty" in capsys.readouterr().err
+    assert "--prompt is ' ', which is blank" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grun.core.errors import UserError
+from grun.core.errors import UserError, one_line
 from grun.core.process.progress import silence
 
 logger = logging.getLogger("grun")
@@ -158,9 +158,9 @@ def new_output(arguments: Sequence[str]) -> Iterator[Output]:
 
 
 def say(text: str) -> None:
-    """Print a line about what was done, unless only answers are wanted."""
+    """Print a line about what was done, unless only answers are wanted; names in it are shown as text."""
     if not current_output().quiet:
-        typer.echo(text)
+        typer.echo(one_line(text))
 
 
 def add_output_options(command: Any, name: str = "") -> None:
