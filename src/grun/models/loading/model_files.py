@@ -121,8 +121,9 @@ def tensor_shapes(file: Path, said: str) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{said} cannot be loaded: {file} cannot be read: it is truncated or damaged ({' '.join(str(error).split())}); copy the file again."
+            f"{said} cannot be loaded: {file} cannot be read: it is truncated or damaged ({why}); copy the file again."
         ) from error
 
 
