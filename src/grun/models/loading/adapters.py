@@ -81,13 +81,14 @@ def check_adapter_files(folder: Path, said: str) -> None:
         UserError: naming the file, if it is missing, damaged, or no adapter's; if settings are wrong, or describe a larger
             adapter than the weights are of; or if numbers are not finite.
     """
+    said = f"{said} cannot be loaded"
     file = folder / CONFIG
     settings = json_object(file, said, finite=True)
     kind = settings.get("peft_type")
     known = [str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING]
     if kind not in known:
         raise UserError(
-            f"{said} cannot be loaded: {file} has peft_type {kind!r}, expected a method that PEFT knows, such as GRUN or LORA."
+            f"{said}: {file} has peft_type {kind!r}, expected a method that PEFT knows, such as GRUN or LORA."
             f"{nearest(str(kind), known)}"
         )
     if kind == "GRUN":
