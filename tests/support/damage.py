@@ -129,7 +129,7 @@ def _sharded(change: Callable[[Path, dict[str, Any]], None]) -> Damage:
             save_file(own, folder / file, metadata={"format": "pt"})
         index = {"metadata": {"total_size": 1}, "weight_map": where}
         change(folder, index)
-        (folder / "model.safetensors.index.json").write_text(index.pop("raw", None) or json.dumps(index))
+        (folder / "model.safetensors.index.json").write_text(str(index.pop("raw", "")) or json.dumps(index))
 
     return damage
 

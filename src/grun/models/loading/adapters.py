@@ -30,6 +30,7 @@ from grun.models.tuner.config import GrunConfig
 CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"  # beside adapters whose own configuration has no place for what it says
 MISMATCH = re.compile(r"size mismatch for (\S+): .*? torch\.Size\((.*?)\) .*? torch\.Size\((.*?)\)")
+ROOM = 1 << 16  # a size up to which there is room for a gate, whatever the weights hold
 SIDES = ("rank", "r", "topic_width", "num_virtual_tokens")  # settings that are the length of a side of some tensor
 
 
@@ -80,13 +81,14 @@ def check_adapter_files(folder: Path, said: str) -> None:
         UserError: naming the file, if it is missing, damaged, or no adapter's; if settings are wrong, or describe a larger
             adapter than the weights are of; or if numbers are not finite.
     """
+    said = f"{said} cannot be loaded"
     file = folder / CONFIG
     settings = json_object(file, said, finite=True)
     kind = settings.get("peft_type")
     known = [str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING]
     if kind not in known:
         raise UserError(
-            f"{said} cannot be loaded: {file} has peft_type {kind!r}, expected a method that PEFT knows, such as GRUN or LORA."
+            f"{said}: {file} has peft_type {kind!r}, expected a method that PEFT knows, such as GRUN or LORA."
             f"{nearest(str(kind), known)}"
         )
     if kind == "GRUN":
@@ -114,7 +116,7 @@ def _check_against_weights(folder: Path, settings: Mapping[str, Any], said: str)
     members = settings.get("members")
     for part in (settings, *(members.values() if isinstance(members, Mapping) else ())):
         for name, value in _sizes(part) if isinstance(part, Mapping) else ():
-            if value > longest:
+            if value > (longest if name == "r" else max(longest, ROOM)):
                 raise UserError(
                     f"{said}: {folder / CONFIG} has {name} {value}, but the longest side of a tensor in {file.name} is "
                     f"{longest}; copy the whole adapter."
@@ -181,7 +183,9 @@ def _explained(error: UserError, said: str) -> UserError:
     cause = str(error.__cause__)
     if isinstance(error.__cause__, UserWarning):
         missing = re.findall(r"'([^']+\.[^']+)'", cause)
-        return UserError(f"{said} is damaged: tensors are missing: {counted(missing)}; copy the whole adapter.")
+        return UserError(
+            f"{said} is damaged: some of its tensors are missing: {counted(missing)}; copy the whole adapter."
+        )
     if wrong := [f"{name} {saved} instead of {own}" for name, saved, own in MISMATCH.findall(cause)]:
         return UserError(
             f"{said} does not fit: its settings and the model need tensors of other shapes: {counted(wrong)}; copy the whole "

@@ -50,22 +50,23 @@ def check_model_files(folder: Path, said: str) -> None:
         UserError: naming the file, if one is missing, empty, cut off, a pointer of git-lfs or no JSON, if the index names
             shards or tensors that are not there, or if the tensors are not those of the model that `config.json` describes.
     """
-    config = json_object(folder / "config.json", said)
+    wrong = f"{said} cannot be loaded"
+    config = json_object(folder / "config.json", wrong)
     if not isinstance(config.get("model_type", ""), str):
-        raise UserError(f"{said}: {folder / 'config.json'} has model_type {config['model_type']!r}, expected a name.")
+        raise UserError(f"{wrong}: {folder / 'config.json'} has model_type {config['model_type']!r}, expected a name.")
     for file in sorted(folder.glob("*.json")):
         if file.name in ("vocab.json", "added_tokens.json") or "token" in file.name or "config" in file.name:
-            json_object(file, said)
+            json_object(file, wrong)
     weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
     if weights is None:
         if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or "transformers_weights" in config:
             return  # of names that a setting may give; the library says what it misses
-        raise UserError(f"{said}: the folder holds no weights, expected model.safetensors; copy the whole model.")
-    files = _shards(weights, said) if weights.suffix == ".json" else [weights]
-    shapes = {name: shape for file in files for name, shape in tensor_shapes(file, said).items()}
+        raise UserError(f"{wrong}: the folder holds no weights, expected model.safetensors; copy the whole model.")
+    files = _shards(weights, wrong) if weights.suffix == ".json" else [weights]
+    shapes = {name: shape for file in files for name, shape in tensor_shapes(file, wrong).items()}
     if weights.suffix == ".json":
-        _check_index(weights, shapes, said)
-    _check_sizes(config, len(shapes), f"{said}: {folder / 'config.json'}")
+        _check_index(weights, shapes, wrong)
+    _check_sizes(config, len(shapes), f"{wrong}: {folder / 'config.json'}")
     if "auto_map" not in config and "quantization_config" not in config:
         _check_fit(folder, shapes, said)
 
@@ -121,8 +122,9 @@ def tensor_shapes(file: Path, said: str) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"{said} cannot be loaded: {file} cannot be read: it is truncated or damaged ({' '.join(str(error).split())}); copy the file again."
+            f"{said}: {file} cannot be read: it is truncated or damaged ({why}); copy the file again."
         ) from error
 
 
