@@ -86,7 +86,7 @@ def test_values_that_only_fail_when_a_trainer_is_made_or_runs(
     setting: str, material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {name: value for name, value in os.environ.items() if "ACCELERATE" in name}
-    job = "finetune" if setting in BY_TRIAL[::2] else "unlearn"
+    job = "finetune" if setting in BY_TRIAL[:14:2] else "unlearn"
     assert run(job, material, tmp_path / "run", setting) == 2
     assert_one_line(setting, tmp_path / "run", capsys)
     after = {name: value for name, value in os.environ.items() if "ACCELERATE" in name}
