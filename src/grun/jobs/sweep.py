@@ -196,7 +196,8 @@ def cells_of(config: SweepConfig, output: Path) -> list[Cell]:
         except UserError as error:
             raise UserError(f"run {name}: {error}") from error
         for other in runs:
-            if other.folder == folder or replace(job, output=other.unlearn.output) == other.unlearn:
+            same = other.unlearn is not None and replace(job, output=other.unlearn.output) == other.unlearn
+            if other.folder == folder or same:
                 raise UserError(
                     f"--vary: runs {shown(other.folder.name)} and {shown(name)} are the same; drop one of them."
                 )

@@ -47,6 +47,7 @@ from grun.models.gates.all_gates import JobRows, fit_all_gates, make_room
 from grun.models.gates.features import features_of_rows, held_gates, readings_of_gates, save_features
 from grun.models.loading.adapters import save_adapter
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
+from grun.models.memory import bytes_on_disk, peak_memory
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import rows_per_step, unlearning_arguments
 from grun.training.forward_engines.engine import ForwardEngine
@@ -57,7 +58,6 @@ from grun.training.loss.dual_variable import DualVariable, dual_variable, is_con
 from grun.training.loss.plateau import stopping_callbacks
 from grun.training.loss.recipe import freeze_unreached, recipe_of, resolved_hidden_layer
 from grun.training.loss.terms import Recipe
-from grun.training.memory import bytes_on_disk, peak_memory
 from grun.training.objectives import objectives
 from grun.training.pairs import PairedRows, paired_rows
 from grun.training.progress import ProgressBar, quiet_trainer

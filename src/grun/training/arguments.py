@@ -122,8 +122,14 @@ def unlearning_arguments(
     if config.steps is None:
         assert config.epochs is not None
         arguments.max_steps = max(1, math.ceil(config.epochs * forget_rows / rows_per_step(arguments)))
-    steps = {"--steps": config.steps} if config.steps else {"--epochs": config.epochs, "rows": forget_rows}
     parts = {"gradient_accumulation_steps": arguments.gradient_accumulation_steps, "processes": world()}
-    per_step = {"--batch-size": config.batch_size, **{name: count for name, count in parts.items() if count > 1}}
-    check_rows(arguments.max_steps * rows_per_step(arguments), steps if config.steps is None else {**steps, **per_step})
+    factors: dict[str, float] = {
+        "--batch-size": config.batch_size,
+        **{n: count for n, count in parts.items() if count > 1},
+    }
+    if config.steps is None:
+        factors = {"--epochs": config.epochs or 0, "rows": forget_rows}
+    else:
+        factors = {"--steps": config.steps, **factors}
+    check_rows(arguments.max_steps * rows_per_step(arguments), factors)
     return arguments

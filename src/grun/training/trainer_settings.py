@@ -180,7 +180,7 @@ def _toy_trainer(arguments: TrainingArguments, folder: str) -> Trainer:
     toy.gradient_accumulation_steps = min(2, arguments.gradient_accumulation_steps)
     toy.eval_steps, toy.eval_delay = 1, 0
     toy.load_best_model_at_end, toy.metric_for_best_model = False, "eval_loss"
-    toy.save_strategy = "no"  # type: ignore[assignment]
+    toy.save_strategy = "no"
     row = {"input_ids": torch.tensor([1, 2]), "labels": torch.tensor([1, 2])}
     rows: Any = [row] * 4
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
