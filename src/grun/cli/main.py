@@ -209,8 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes the process's own.
 
     Returns:
-        0, or 1 if runs of a sweep failed or a disk is full, 2 for wrong input, 3 for training that diverged, 130 for an interruption. Other
-        errors are raised.
+        0, or 1 if runs of a sweep failed or a disk is full, 2 for wrong input, 3 for training that diverged, 130 for an
+        interruption. Other errors are raised.
     """
     _quiet()
     command = typer.main.get_command(app)

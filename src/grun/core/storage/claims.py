@@ -17,8 +17,7 @@ from grun.core.storage import disk, written
 from grun.core.storage.atomic_files import read_json
 from grun.core.storage.layout import LOCK, RECORD
 from grun.core.storage.locks import Busy, lock, unlock
-from grun.core.storage.replacing import discard, is_folder
-from grun.core.storage.unfinished import remove_unfinished
+from grun.core.storage.replacing import discard, is_folder, remove_unfinished
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +36,7 @@ def claims_output(job: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C
     """A job that has claimed the directory which its settings name as `output`; see `claimed`."""
 
     @functools.wraps(job)
-    def claiming(config: C, *args: P.args, **more: P.kwargs) -> T:
+    def claiming(config: C, /, *args: P.args, **more: P.kwargs) -> T:
         with claimed(config.output):
             return job(config, *args, **more)
 

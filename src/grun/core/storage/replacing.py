@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "check_place",
     "check_unchanged",
+    "complete_checkpoints",
     "delete",
     "discard",
     "files_of_run",
@@ -12,10 +13,13 @@ __all__ = [
     "is_folder",
     "open_list",
     "reading",
+    "remove_checkpoints",
+    "remove_unfinished",
 ]
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -25,10 +29,11 @@ from typing import Any
 from grun.core.errors import UserError
 from grun.core.storage.atomic_files import read_json
 from grun.core.storage.cache import cache_directory
-from grun.core.storage.layout import CONFIG, LAYOUTS, LOCK, RECORD, Layout
+from grun.core.storage.layout import CHECKPOINTS, CONFIG, LAYOUTS, LOCK, RECORD, Layout
 from grun.core.storage.locks import is_held
 from grun.core.storage.written import LIST, Written, begin, read_list
 
+STATE = "trainer_state.json"  # the file of a checkpoint that is written last
 LAST = (CONFIG, RECORD, LIST)  # deleted last and in this order: until then the same command goes on
 CLOCKS_DIFFER = 2.0  # seconds
 NOTHING = "nothing was deleted."
@@ -235,3 +240,38 @@ def _is_newer(file: Path, where: Path, layout: Layout, name: str) -> bool:
     if not layout.holds_rows(name) or not record.is_file() or not (read_json(record) or {}).get("complete"):
         return False
     return os.stat(file).st_mtime > os.stat(record).st_mtime + CLOCKS_DIFFER
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run by their steps, the newest last."""
+    return [folder for folder in _folders(run) if read_json(folder / STATE) is not None]
+
+
+def remove_unfinished(run: Path) -> None:
+    """Delete checkpoints that were not written to the end; what the trainer did not write stays."""
+    for folder in _folders(run):
+        if read_json(folder / STATE) is None:
+            _remove(run, folder)
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Delete all checkpoints of a run; what the trainer did not write stays."""
+    _remove(run, run / CHECKPOINTS)
+
+
+def _folders(run: Path) -> list[Path]:
+    found = [f for f in (run / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", f.name)]
+    return sorted((f for f in found if f.is_dir()), key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def _remove(run: Path, folder: Path) -> None:
+    """Delete what the trainer wrote below a folder; several processes may do so at once."""
+    if not is_folder(run / CHECKPOINTS) or not is_folder(folder):
+        return
+    with suppress(OSError):
+        below = list(folder.rglob("*"))
+        own = [f for f in below if not f.is_symlink() and Layout.is_unlisted(f.relative_to(run).as_posix())]
+        delete([file for file in own if file.is_file()], run)
+        for empty in sorted((folder, *filter(is_folder, below)), key=lambda f: len(f.parts), reverse=True):
+            with suppress(OSError):
+                empty.rmdir()

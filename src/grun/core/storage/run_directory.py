@@ -19,8 +19,17 @@ from grun.core.storage import atomic_files as files
 from grun.core.storage import disk, written
 from grun.core.storage.claims import check_writable
 from grun.core.storage.layout import CHECKPOINTS, CONFIG, FEATURES, LOCK, RECORD
-from grun.core.storage.replacing import check_place, delete, files_of_run, given_paths, is_folder, open_list
-from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoints, remove_unfinished
+from grun.core.storage.replacing import (
+    check_place,
+    complete_checkpoints,
+    delete,
+    files_of_run,
+    given_paths,
+    is_folder,
+    open_list,
+    remove_checkpoints,
+    remove_unfinished,
+)
 
 OLDEST = {"output", "seed"}  # settings that every `settings.json` names
 WHEREABOUTS = ("output", "overwrite", "device", "cache", "cache_dir")  # settings that do not change what a run computes
