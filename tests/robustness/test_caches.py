@@ -58,7 +58,7 @@ def test_a_cache_that_cannot_be_written_is_named_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    way: Callable,
+    way: Callable[[Path], Path],
 ) -> None:
     where = way(tmp_path / "bad")
     monkeypatch.setenv("GRUN_CACHE_DIR", str(where))
