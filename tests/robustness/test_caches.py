@@ -58,7 +58,7 @@ def test_a_cache_that_cannot_be_written_is_named_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    way: Callable,
+    way: Callable[[Path], Path],
 ) -> None:
     where = way(tmp_path / "bad")
     monkeypatch.setenv("GRUN_CACHE_DIR", str(where))
@@ -70,7 +70,7 @@ def test_a_cache_that_cannot_be_written_is_named_once(
 
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_a_cache_folder_that_was_asked_for_is_checked_before_the_work(
-    material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: Callable
+    material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: Callable[[Path], Path]
 ) -> None:
     where = way(tmp_path / "bad")
     assert main(command(material, tmp_path / "run", "--cache-dir", str(where))) == 2

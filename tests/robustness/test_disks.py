@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,7 +127,7 @@ def test_a_ledger_stays_as_it_was(tmp_path: Path, limit: int) -> None:
 def test_too_little_room_is_found_before_the_work(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(10**6, 10**6 - 5000, 5000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 10**6 - 5000, 5000))
     for job in ("unlearn", "full", "finetune"):
         output = tmp_path / job
         assert main([*command(job, material, tmp_path), "--output", str(output)]) == 2
@@ -175,7 +174,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path, error: Excep
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[list[str]]:
+def small_disk(tmp_path: Path) -> list[str]:
     """A command line before which `tmp_path/disk` is a file system of 300 KiB."""
     (tmp_path / "disk").mkdir()
     mount = f"mount -t tmpfs -o size=300k tmpfs '{tmp_path / 'disk'}' && exec \"$@\""
@@ -185,7 +184,7 @@ def small_disk(tmp_path: Path) -> Iterator[list[str]]:
         or subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode
     ):
         pytest.skip("this machine permits no small file system (unshare, mount)")
-    yield prefix
+    return prefix
 
 
 def test_a_small_file_system(small_disk: list[str], material: Material, tmp_path: Path) -> None:
@@ -207,7 +206,7 @@ def test_a_small_file_system(small_disk: list[str], material: Material, tmp_path
 def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(tmp_path, {}, {})
     (tmp_path / "checkpoint").write_bytes(bytes(4000))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 1000))
     disk.check_room(run.path, 4900)
     with pytest.raises(ValueError, match="the run writes about"):
         disk.check_room(run.path, 5100)

@@ -280,8 +280,8 @@ def test_runs_inside_a_run_are_looked_through(tmp_path: Path, name: str) -> None
     with pytest.raises(UserError, match=name):
         overwritten(outer.path, DemoConfig(seed=1), "demo")
     assert tree(outer.path) == before
+    (outer.path / name).unlink()
     with claimed(outer.path / "grun"), pytest.raises(UserError, match="another process .*below"):
-        (outer.path / name).unlink()
         overwritten(outer.path, DemoConfig(seed=1), "demo")
     overwritten(outer.path, DemoConfig(seed=1), "demo")
     assert {file.name for file in outer.path.iterdir() if file.is_file()} == NEW
@@ -299,9 +299,10 @@ def test_a_kill_in_the_middle_of_the_deletion_is_no_obstacle(written: Path, monk
             replacing.delete(files[:count], root)
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(run_directory, "delete", dying)
+        monkeypatch.setattr(run_directory, "delete", dying)
+        with pytest.raises(KeyboardInterrupt):
             overwritten(written, EvaluateConfig(), "evaluate")
+        monkeypatch.undo()
         assert len(tree(written)) == files - count
         overwritten(written, EvaluateConfig(seed=2), "evaluate")
         assert {file.name for file in written.iterdir()} == NEW

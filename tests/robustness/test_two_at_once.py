@@ -14,14 +14,14 @@ import pytest
 from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
-from grun.core.storage.claims import claimed
+from grun.core.storage.claims import claimed, claims_output
 from grun.core.storage.layout import LOCK
 from grun.core.storage.run_directory import RunDirectory
 from support.material import Material
 
 HOLD = """
 import sys, time
-from grun.core.storage.claims import claimed
+from grun.core.storage.claims import claimed, claims_output
 with claimed(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -152,18 +152,23 @@ def test_the_lock_of_a_killed_process_is_no_content(tmp_path: Path) -> None:
 def test_what_is_refused_late_leaves_nothing_and_does_not_block(tmp_path: Path) -> None:
     """A refusal after the run was begun: nothing is left of a new run, everything of an earlier one."""
     output = tmp_path / "run"
-    with pytest.raises(UserError), claimed(output):
-        run = RunDirectory.open(output, UnlearnConfig(), "unlearn")
+
+    @claims_output
+    def refused_late(config: UnlearnConfig) -> None:
+        run = RunDirectory.open(config.output, config, "unlearn")
         run.start()
-        run.write_json("gates.json", {})
+        if config.seed == 0:
+            run.write_json("gates.json", {})
         raise UserError("too late")
+
+    with pytest.raises(UserError):
+        refused_late(UnlearnConfig(output=str(output)))
     assert not output.exists()
     with claimed(output):
         RunDirectory.open(output, UnlearnConfig(seed=1), "unlearn").start()
     before = {file.name: file.read_bytes() for file in output.iterdir()}
-    with pytest.raises(UserError), claimed(output):
-        RunDirectory.open(output, UnlearnConfig(seed=1), "unlearn").start()
-        raise UserError("too late")
+    with pytest.raises(UserError):
+        refused_late(UnlearnConfig(seed=1, output=str(output)))
     assert {file.name: file.read_bytes() for file in output.iterdir()} == before
 
 

@@ -24,8 +24,8 @@ def limited(arguments: Sequence[str], limit: int | None, cwd: Path | None = None
         code = CRASHED
         try:
             os.close(reading)
-            for stream in (1, 2):
-                os.dup2(writing, stream)
+            for descriptor in (1, 2):
+                os.dup2(writing, descriptor)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
             if cwd is not None:
                 os.chdir(cwd)
@@ -39,6 +39,6 @@ def limited(arguments: Sequence[str], limit: int | None, cwd: Path | None = None
             sys.stderr.flush()
             os._exit(code)
     os.close(writing)
-    with open(reading, "rb") as stream:
-        said = stream.read().decode(errors="replace")
+    with open(reading, "rb") as output:
+        said = output.read().decode(errors="replace")
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said

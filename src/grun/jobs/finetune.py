@@ -45,7 +45,7 @@ from grun.models.loading.pretrained import resolve_device
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.interruption import ResumableTrainer, StopCleanly, train_or_resume
-from grun.training.memory import bytes_on_disk
+from grun.models.memory import bytes_on_disk
 from grun.training.progress import ProgressBar, quiet_trainer
 from grun.training.trainer_settings import naming_trainer, parsed_settings
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grun.core.errors import UserError
-from grun.core.storage import disk, written
+from grun.core.storage import disk
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.claims import check_writable
-from grun.core.storage.layout import LOCK
+from grun.core.storage.layout import LOCK, RECORD
 from grun.core.storage.locks import Busy, lock, unlock
 from grun.requests.ledger_record import ADAPTER_FILES
 
@@ -21,7 +21,7 @@ from grun.requests.ledger_record import ADAPTER_FILES
 def exported(target: Path) -> Iterator[Path]:
     """A directory to write an export to, which replaces `target` once the block has ended without an error.
 
-    A lock beside it keeps other exports out. Its list says later that an export wrote these files.
+    A lock beside it keeps other exports out.
 
     Raises:
         UserError: if the target holds something else, cannot be written, or another process writes it.
@@ -41,7 +41,6 @@ def exported(target: Path) -> Iterator[Path]:
     try:
         with atomic_directory(real) as directory:
             yield directory
-            written.seal(directory)
             _check(target)  # somebody may have put a file there meanwhile
     except UserError:
         raise
@@ -62,23 +61,15 @@ def _not_written(target: Path, error: Exception) -> Exception:
 
 
 def _check(target: Path) -> None:
-    """Raise unless a directory is new, empty, or holds only what an export wrote."""
+    """Raise unless a directory is new, empty, or holds nothing but a stack, as exports write it: two files without a list."""
     if not target.is_dir():
         return
-    listed = written.read_list(target)
-    earlier = listed is None and _is_earlier_export(target)
-    for file in sorted(target.iterdir()):
-        states = (listed or {}).get(file.name, [])
-        own = file.name in ADAPTER_FILES if earlier else any(state.is_in(file) for state in states)
-        if file.is_symlink() or not (own or file.name == written.LIST):
-            raise UserError(
-                f"'{target}' holds something else: '{file.name}', which no export wrote or which was changed since; name a "
-                "new directory, or one that an export made."
-            )
-
-
-def _is_earlier_export(target: Path) -> bool:
-    """True for what an earlier version exported, which kept no list: a stack, and not that of a run."""
     config = read_json(target / ADAPTER_FILES[0])
     is_stack = isinstance(config, dict) and config.get("peft_type") == "GRUN" and bool(config.get("members"))
-    return is_stack and not (target.parent / "run.json").exists()
+    is_stack = is_stack and not (target.parent / RECORD).exists()  # that of a run
+    for file in sorted(target.iterdir()):
+        if file.is_symlink() or not is_stack or file.name not in ADAPTER_FILES:
+            raise UserError(
+                f"'{target}' holds something else: '{file.name}', which no export wrote; name a new directory, or one that an "
+                "export made."
+            )

@@ -37,7 +37,7 @@ def claims_output(job: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C
     """A job that has claimed the directory which its settings name as `output`; see `claimed`."""
 
     @functools.wraps(job)
-    def claiming(config: C, *args: P.args, **more: P.kwargs) -> T:
+    def claiming(config: C, /, *args: P.args, **more: P.kwargs) -> T:
         with claimed(config.output):
             return job(config, *args, **more)
 

@@ -7,7 +7,7 @@ with another content was changed.
 
 from __future__ import annotations
 
-__all__ = ["LIST", "Written", "begin", "begun_here", "end", "note", "note_log", "read_list", "seal", "sha256"]
+__all__ = ["LIST", "Written", "begin", "begun_here", "end", "note", "note_log", "read_list", "sha256"]
 
 import hashlib
 import json
@@ -100,11 +100,6 @@ def note_log(file: Path) -> None:
     real = file.parent.resolve() / file.name
     if (root := _root_of(real)) is not None:
         _append(root, [Written(real.relative_to(root).as_posix(), None, 0, 0)])
-
-
-def seal(folder: Path) -> None:
-    """Write the list of a folder with all that is in it now."""
-    _enter(folder, {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()})
 
 
 def read_list(root: Path) -> dict[str, list[Written]] | None:
