@@ -58,7 +58,7 @@ class RunDirectory:
         data: str | None = "",
         usual: JobConfig | None = None,
     ) -> RunDirectory:
-        """Look at a directory without changing it: it must be new, empty, or hold this very run (which is then resumed).
+        """Look at a directory without changing results: it must be new, empty, or hold this very run (which is then resumed).
 
         Args:
             path: directory of the run.
@@ -90,6 +90,8 @@ class RunDirectory:
                 "delete it."
             )
         run.record, run.is_complete = found, bool(found["complete"])
+        if run.is_complete:
+            run._tidy()  # a kill may have come in between
         return run
 
     def start(self) -> None:
@@ -139,6 +141,9 @@ class RunDirectory:
         self.record |= {"complete": True, "seconds": round(seconds, 2)}
         self.write_json(RECORD, self.record)
         self.is_complete = True
+        self._tidy()
+
+    def _tidy(self) -> None:
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         files.remove_unfinished(self.path)
 
