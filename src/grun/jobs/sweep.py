@@ -21,7 +21,7 @@ from grun.core.config.jobs import DataConfig, EvaluateConfig, JobConfig, SweepCo
 from grun.core.config.schema import from_text
 from grun.core.errors import Interrupted, RunsFailed, UserError
 from grun.core.provenance import PROVENANCE
-from grun.core.storage.atomic_files import read_json, write_json, write_text
+from grun.core.storage.atomic_files import read_json, remove_unfinished, write_json, write_text
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import settings_difference
 from grun.evaluation.report.sweep_table import Finished, sweep_table
@@ -137,6 +137,7 @@ def sweep(config: SweepConfig) -> Path:
     markdown, table = sweep_table(found)
     write_json(output / "results.json", [asdict(one) for one in found])
     write_text(output / "table.md", markdown)
+    remove_unfinished(output)
     show_whole(table)
     if failed:
         raise RunsFailed(
