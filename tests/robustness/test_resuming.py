@@ -185,3 +185,9 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
     shutil.move(tmp_path / "killed", tmp_path / "moved")
     assert forks.run(unlearn(material, tmp_path / "moved", settings), log=tmp_path / "log").code == 0
     assert_same(expected, result(tmp_path / "moved"))
+
+
+def test_names_of_modules_are_written_in_one_order(uninterrupted: Found) -> None:
+    """Processes have different orders of sets."""
+    written = json.loads(uninterrupted("unlearn: it gets worse")["adapter/adapter_config.json"])["target_modules"]
+    assert written == sorted(written)

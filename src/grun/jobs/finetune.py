@@ -42,10 +42,10 @@ from grun.models.forward import side_signals
 from grun.models.loading.from_scratch import check_shape, learn_tokenizer, small_llama
 from grun.models.loading.loaded import LoadedModel, load
 from grun.models.loading.pretrained import resolve_device
+from grun.models.memory import bytes_on_disk
 from grun.models.row_encoder import RowEncoder
 from grun.training.arguments import training_arguments
 from grun.training.interruption import ResumableTrainer, StopCleanly, train_or_resume
-from grun.models.memory import bytes_on_disk
 from grun.training.progress import ProgressBar, quiet_trainer
 from grun.training.trainer_settings import naming_trainer, parsed_settings
 

@@ -28,7 +28,7 @@ from grun.core.process.progress import Progress
 from grun.core.provenance import PROVENANCE
 from grun.core.python_objects import is_pipe
 from grun.core.storage import written
-from grun.core.storage.atomic_files import read_json, write_json, write_text
+from grun.core.storage.atomic_files import read_json, remove_leftovers, write_json, write_text
 from grun.core.storage.claims import claimed
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.replacing import check_unchanged, open_list
@@ -166,6 +166,7 @@ def _swept(config: SweepConfig, output: Path) -> Path:
     markdown, table = sweep_table(found)
     write_json(output / RESULTS, [asdict(one) for one in found])
     write_text(output / TABLE, markdown)
+    remove_leftovers(output)
     show_whole(table)
     if failed:
         raise RunsFailed(

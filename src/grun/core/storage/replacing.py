@@ -16,7 +16,6 @@ __all__ = [
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -26,7 +25,7 @@ from typing import Any
 from grun.core.errors import UserError
 from grun.core.storage.atomic_files import read_json
 from grun.core.storage.cache import cache_directory
-from grun.core.storage.layout import CHECKPOINTS, CONFIG, LAYOUTS, LOCK, RECORD, Layout
+from grun.core.storage.layout import CONFIG, LAYOUTS, LOCK, RECORD, Layout
 from grun.core.storage.locks import is_held
 from grun.core.storage.written import LIST, Written, begin, read_list
 

@@ -67,7 +67,7 @@ class RunDirectory:
         data: str | None = "",
         usual: JobConfig | None = None,
     ) -> RunDirectory:
-        """Look at a directory without changing it: it must be new, empty, or hold this very run (which is then resumed).
+        """Look at a directory without changing results: it must be new, empty, or hold this very run (which is then resumed).
 
         Args:
             path: directory of the run.
@@ -104,6 +104,8 @@ class RunDirectory:
         run.record = stored[0]
         run.is_complete = run.record["complete"]
         keep_threads_of(run.record)
+        if run.is_complete:
+            run._tidy()  # a kill may have come in between
         return run
 
     def _to_delete(self) -> list[Path]:
@@ -172,6 +174,10 @@ class RunDirectory:
         self.record |= {"complete": True, "seconds": round(seconds, 2)}
         self.write_json(RECORD, self.record)
         self.is_complete = True
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Delete what only an unfinished run needs."""
         remove_checkpoints(self.path)
         files.remove_leftovers(self.path)
 

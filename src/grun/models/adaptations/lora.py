@@ -46,4 +46,6 @@ def _adapted(model: Any, config: UnlearnConfig, **settings: Any) -> PeftModel:
         **settings,
     )
     adapted: PeftModel = get_peft_model(model, lora_config)
+    own: Any = adapted.active_peft_config
+    own.target_modules = sorted(own.target_modules)  # a set is written in another order by every process
     return adapted
