@@ -2,6 +2,6 @@
 
 import sys
 
-from grun.cli.program import run
+from grun.cli.process.program import run
 
 sys.exit(run())

@@ -17,7 +17,7 @@ from grun.cli.main import main
 from grun.core.config.jobs import EvaluateConfig, SweepConfig, UnlearnConfig
 from grun.core.process.environment import DATA_FOLDERS, VARIABLES, with_default_data
 from grun.data.benchmarks import benchmarks
-from grun.jobs.sweep import cells_of
+from grun.jobs.inputs.sweep_grid import cells_of
 from support.material import Material
 
 ROOT = Path(grun.__file__).parent

@@ -21,6 +21,7 @@ ORDER = (
     "core",
     "core.records",
     "core.config",
+    "core.storage.directories",
     "core.storage",
     "data",
     "data.benchmarks",
@@ -46,6 +47,7 @@ ORDER = (
     "jobs.demos",
     "requests",
     "api",
+    "cli.process",
     "cli",
 )
 ENTRIES = 12  # of a folder, at most

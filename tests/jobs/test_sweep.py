@@ -22,7 +22,8 @@ from grun.core.config.schema import from_mapping, from_text
 from grun.core.errors import RunsFailed, UserError
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.jobs.engines import EngineSettings, Task, engines
-from grun.jobs.sweep import cells_of, sweep
+from grun.jobs.inputs.sweep_grid import cells_of
+from grun.jobs.sweep import sweep
 from support.material import Material
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from grun.cli.main import main
-from grun.core.storage import disk
+from grun.core.storage.directories import disk
 from grun.core.storage.run_directory import RunDirectory
 from jobs.test_import_reference import LAYERS, name, state
 from support.material import Material

@@ -20,8 +20,8 @@ from grun.core.errors import UserError
 from grun.core.storage import replacing, run_directory
 from grun.core.storage.atomic_files import atomic_directory, write_text
 from grun.core.storage.claims import claimed
+from grun.core.storage.directories.written import LIST, end
 from grun.core.storage.run_directory import RunDirectory
-from grun.core.storage.written import LIST, end
 from support.material import Material, write_rows
 
 EARLIER = Path(__file__).parents[1] / "golden" / "earlier"

@@ -23,8 +23,8 @@ from grun.core.storage.stored_records import write_checksums
 from grun.data.examples import read_examples
 from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.report.sweep_table import sweep_table
+from grun.jobs.inputs.sweep_grid import Cell
 from grun.jobs.inputs.topic_files import FORGET, TopicRows, keep_topic, read_topic
-from grun.jobs.sweep import Cell
 from grun.models.gates.features import load_features
 from support.damaged_files import as_bytes, damaged_bytes, damaged_values
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from golden.write_earlier import EARLIER
 from grun.cli.main import main
-from grun.core.errors import UserError, one_line, shown, shown_json
+from grun.core.errors import UserError
+from grun.core.process.terminal import one_line, printable, printable_json
 from grun.core.records import Score
 from grun.evaluation.report.sweep_table import Finished, sweep_table
 from grun.evaluation.report.table import Answered, answers_table, answers_to_markdown, before_after_table, to_markdown
@@ -35,14 +36,14 @@ def assert_harmless(text: str) -> None:
 
 @given(st.text())
 def test_whatever_is_shown_is_harmless_and_keeps_what_can_be_printed(text: str) -> None:
-    assert_harmless(shown(text))
+    assert_harmless(printable(text))
     assert_harmless(one_line(text))
     assert_harmless(str(UserError(text)))
     assert "\n" not in one_line(text) + str(UserError(text))
     if text.isprintable():
-        assert shown(text) == text
+        assert printable(text) == text
     assert [c for c in text if c.isprintable() and c not in "\\·"] == [
-        c for c in shown(text, "·") if c.isprintable() and c not in "\\·"
+        c for c in printable(text, "·") if c.isprintable() and c not in "\\·"
     ]
 
 
@@ -50,12 +51,12 @@ def test_whatever_is_shown_is_harmless_and_keeps_what_can_be_printed(text: str) 
     st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=8)
 )
 def test_json_stays_json(value: object) -> None:
-    assert_harmless(shown_json(value))
-    assert json.loads(shown_json(value)) == value
+    assert_harmless(printable_json(value))
+    assert json.loads(printable_json(value)) == value
 
 
 def test_json_of_halves_of_characters() -> None:
-    assert json.loads(shown_json([HALF, "\U000e0001"])) == [HALF, "\U000e0001"]
+    assert json.loads(printable_json([HALF, "\U000e0001"])) == [HALF, "\U000e0001"]
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,7 +15,7 @@ from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.errors import UserError
 from grun.core.storage.claims import claimed, claims_output
-from grun.core.storage.layout import LOCK
+from grun.core.storage.directories.layout import LOCK
 from grun.core.storage.run_directory import RunDirectory
 from support.material import Material
 

@@ -108,7 +108,7 @@ def _serve() -> None:
     import grun.api.jobs
     import grun.api.ledger
     import grun.cli.main
-    import grun.cli.program
+    import grun.cli.process.program
     import grun.evaluation.report.figures
     import grun.jobs.calibrate
     import grun.jobs.compare
@@ -165,7 +165,7 @@ def _work(order: Mapping[str, Any], writer: int) -> None:
     _at_steps(order)
     changes = _count_changes(order)
     from grun.cli.main import main
-    from grun.cli.program import process
+    from grun.cli.process.program import process
 
     try:
         code = process(lambda: main(order["arguments"]))

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from grun.core.errors import NotWritten, RunsFailed, TrainingDiverged, UserError
-from grun.core.storage import disk
+from grun.core.storage.directories import disk
 
 FAILED, WRONG_INPUT, DIVERGED = 1, 2, 3
 UsageError: Any = typer.BadParameter.__base__  # typer brings its own copy of click, whose names are private

@@ -22,9 +22,9 @@ from grun.cli.failures import FAILED, kind_of, told
 from grun.cli.help_pages import WIDEST, CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
 from grun.cli.output import MessageHandler, add_output_options, current_output, new_output, say
-from grun.cli.program import run
+from grun.cli.process.program import run
+from grun.cli.process.signals import Listener, stopped
 from grun.cli.requests import requests_app
-from grun.cli.signals import Listener, stopped
 from grun.core.choices import KINDS
 from grun.core.config.jobs import (
     ChatConfig,
@@ -36,9 +36,10 @@ from grun.core.config.jobs import (
     UnlearnConfig,
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
-from grun.core.errors import UserError, one_line
+from grun.core.errors import UserError
 from grun.core.process.libraries import quiet_libraries
 from grun.core.process.progress import can_draw_bars
+from grun.core.process.terminal import one_line
 from grun.core.process.threads import automatic_threads, wait_passively
 
 app = typer.Typer(

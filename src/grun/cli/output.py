@@ -20,8 +20,9 @@ from typing import Annotated, Any
 
 import typer
 
-from grun.core.errors import UserError, one_line
+from grun.core.errors import UserError
 from grun.core.process.progress import silence
+from grun.core.process.terminal import one_line
 
 logger = logging.getLogger("grun")
 LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY")  # of libraries that have one of their own

@@ -20,7 +20,8 @@ from grun.cli.help_pages import CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
 from grun.cli.output import current_output, say
 from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
-from grun.core.errors import Interrupted, RunsFailed, UserError, one_line, shown_json
+from grun.core.errors import Interrupted, RunsFailed, UserError
+from grun.core.process.terminal import one_line, printable_json
 
 requests_app = typer.Typer(
     help="Keep a ledger of removal requests: add, list, show, suspend, resume, withdraw, calibrate, verify, export.",
@@ -121,7 +122,7 @@ def show(id: Id, ledger: LedgerOption) -> Any:
     LedgerConfig(ledger=ledger, id=id)
     request = _late("LedgerState", "grun.requests.ledger").read(ledger, hub=True).get(id)
     with current_output().answering():
-        typer.echo(shown_json(dataclasses.asdict(request)))
+        typer.echo(printable_json(dataclasses.asdict(request)))
     return request
 
 

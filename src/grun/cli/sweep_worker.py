@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from grun.cli.main import main
-from grun.cli.program import process
+from grun.cli.process.program import process
 
 ORPHANED = 1
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.config.requests import CalibrateConfig
-from grun.core.errors import UserError, keeps
+from grun.core.errors import UserError
 from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
-from grun.core.storage.claims import claims_output
+from grun.core.storage.claims import claims_output, keeps
 from grun.core.storage.content_hash import content_of_path
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import CONFIG, RunDirectory

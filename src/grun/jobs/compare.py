@@ -15,7 +15,7 @@ from grun.core.errors import UserError
 from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import read_json, write_json, write_text
 from grun.core.storage.claims import claimed
-from grun.core.storage.layout import RECORD
+from grun.core.storage.directories.layout import RECORD
 from grun.core.storage.replacing import check_unchanged, open_list
 from grun.evaluation.comparison import Compared, compare_runs, run_names
 from grun.evaluation.report.comparison_table import comparison_table

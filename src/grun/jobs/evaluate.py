@@ -15,8 +15,8 @@ from torch import nn
 
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
-from grun.core.errors import UserError, keeps
-from grun.core.storage.claims import claims_output
+from grun.core.errors import UserError
+from grun.core.storage.claims import claims_output, keeps
 from grun.core.storage.content_hash import content_of_path, subject_folder
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory

@@ -26,12 +26,12 @@ from transformers import (
 from grun.core.config.checks import MOST_STEPS
 from grun.core.config.jobs import FinetuneConfig
 from grun.core.distributed import world
-from grun.core.errors import TrainingDiverged, UserError, keeps
+from grun.core.errors import TrainingDiverged, UserError
 from grun.core.process.threads import fit_threads
 from grun.core.records import Batch, Example
 from grun.core.storage.atomic_files import atomic_directory
-from grun.core.storage.claims import claims_output
-from grun.core.storage.disk import check_room
+from grun.core.storage.claims import claims_output, keeps
+from grun.core.storage.directories.disk import check_room
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.inputs.finetuning import load_rows

@@ -14,9 +14,9 @@ from peft import get_peft_model
 from torch import Tensor
 
 from grun.core.config.requests import ImportConfig
-from grun.core.errors import UserError, keeps
+from grun.core.errors import UserError
 from grun.core.storage.atomic_files import atomic_directory, sha256
-from grun.core.storage.claims import claims_output
+from grun.core.storage.claims import claims_output, keeps
 from grun.core.storage.run_directory import RunDirectory
 from grun.models.gates.features import held_gates
 from grun.models.loading.adapters import save_adapter

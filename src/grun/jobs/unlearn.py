@@ -19,11 +19,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
-from grun.core.errors import UserError, keeps
+from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
-from grun.core.storage.claims import claims_output
-from grun.core.storage.disk import check_room
+from grun.core.storage.claims import claims_output, keeps
+from grun.core.storage.directories.disk import check_room
 from grun.core.storage.run_directory import FEATURES, RunDirectory
 from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
 from grun.jobs.inputs.expansion.expand import topic_rows

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from grun.core.errors import UserError
-from grun.core.storage import disk
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.claims import check_writable
-from grun.core.storage.layout import LOCK, RECORD
-from grun.core.storage.locks import Busy, lock, unlock
+from grun.core.storage.directories import disk
+from grun.core.storage.directories.layout import LOCK, RECORD
+from grun.core.storage.directories.locks import Busy, lock, unlock
 from grun.requests.ledger_record import ADAPTER_FILES
 
 

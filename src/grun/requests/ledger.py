@@ -20,8 +20,8 @@ from pathlib import Path
 from grun.core.errors import NotWritten, UserError, nearest
 from grun.core.records import Example
 from grun.core.storage import atomic_files as files
-from grun.core.storage.disk import not_written, reason_of
-from grun.core.storage.layout import FEATURES
+from grun.core.storage.directories.disk import not_written, reason_of
+from grun.core.storage.directories.layout import FEATURES
 from grun.requests.ledger_files import (
     ADDING,
     DATA,

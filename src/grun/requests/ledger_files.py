@@ -33,7 +33,7 @@ from grun.core.errors import UserError
 from grun.core.hub import is_cached, nearest_folder, reachable
 from grun.core.records import Example
 from grun.core.storage.atomic_files import is_unfinished, is_unfinished_folder, parsed_json, read_json, sha256
-from grun.core.storage.locks import lock
+from grun.core.storage.directories.locks import lock
 
 logger = logging.getLogger("grun")
 FORMAT = 1

@@ -22,7 +22,8 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from grun.core.distributed import all_true, is_main, mean_over_processes, wait, world
-from grun.core.errors import Interrupted, TrainingDiverged, on_signals
+from grun.core.errors import Interrupted, TrainingDiverged
+from grun.core.process.stop_signals import on_signals
 from grun.core.storage.atomic_files import write_json
 from grun.core.storage.run_directory import RunDirectory
 from grun.core.storage.stored_records import CHECKSUMS, write_checksums

@@ -27,8 +27,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from grun.core.storage import written
-from grun.core.storage.written import sha256
+from grun.core.storage.directories import written
+from grun.core.storage.directories.written import sha256
 
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(\.\w{8})?\.tmp(?P<aside>\.old)?")
 EARLIER = r"\.[^.]+\.\w{8}(\.old)?"  # of folders that versions without process numbers left

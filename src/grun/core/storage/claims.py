@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_writable", "claimed", "claims_output"]
+__all__ = ["check_writable", "claimed", "claims_output", "keeps"]
 
 import errno
 import functools
@@ -10,16 +10,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from grun.core.errors import UserError
-from grun.core.storage import disk, written
+from grun.core.errors import Interrupted, UserError
 from grun.core.storage.atomic_files import read_json
-from grun.core.storage.layout import LOCK, RECORD
-from grun.core.storage.locks import Busy, lock, unlock
+from grun.core.storage.directories import disk, written
+from grun.core.storage.directories.layout import LOCK, RECORD
+from grun.core.storage.directories.locks import Busy, lock, unlock
 from grun.core.storage.replacing import discard, is_folder
 from grun.core.storage.unfinished import remove_unfinished
 
+F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 T = TypeVar("T")
 TRIES = 20  # another process may remove the directory that it has made
@@ -42,6 +43,29 @@ def claims_output(job: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C
             return job(config, *args, **more)
 
     return claiming
+
+
+def keeps(what: str) -> Callable[[F], F]:
+    """A decorator for jobs: if a signal stops one, the error says what is kept in its `output` and how to go on.
+
+    Args:
+        what: that is kept once the run was started.
+    """
+
+    def decorate(job: F) -> F:
+        @functools.wraps(job)
+        def wrapped(config: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return job(config, *args, **kwargs)
+            except KeyboardInterrupt as error:
+                path = Path(str(config.output)).expanduser()
+                started = (path / "run.json").is_file()
+                place = f"stopped; {what} in {path}" if started else f"stopped before anything was written to {path}"
+                raise Interrupted.saying(error, f"{place}. Run the same command to go on.") from error
+
+        return cast(F, wrapped)
+
+    return decorate
 
 
 @contextmanager

@@ -25,9 +25,9 @@ from typing import Any
 from grun.core.errors import UserError
 from grun.core.storage.atomic_files import read_json
 from grun.core.storage.cache import cache_directory
-from grun.core.storage.layout import CONFIG, LAYOUTS, LOCK, RECORD, Layout
-from grun.core.storage.locks import is_held
-from grun.core.storage.written import LIST, Written, begin, read_list
+from grun.core.storage.directories.layout import CONFIG, LAYOUTS, LOCK, RECORD, Layout
+from grun.core.storage.directories.locks import is_held
+from grun.core.storage.directories.written import LIST, Written, begin, read_list
 
 LAST = (CONFIG, RECORD, LIST)  # deleted last and in this order: until then the same command goes on
 CLOCKS_DIFFER = 2.0  # seconds

@@ -20,9 +20,9 @@ from grun.core.process.threads import keep_threads_of
 from grun.core.provenance import provenance
 from grun.core.python_objects import PIPES
 from grun.core.storage import atomic_files as files
-from grun.core.storage import disk, written
 from grun.core.storage.claims import check_writable
-from grun.core.storage.layout import CHECKPOINTS, CONFIG, FEATURES, LOCK, RECORD
+from grun.core.storage.directories import disk, written
+from grun.core.storage.directories.layout import CHECKPOINTS, CONFIG, FEATURES, LOCK, RECORD
 from grun.core.storage.replacing import check_place, delete, files_of_run, given_paths, is_folder, open_list
 from grun.core.storage.stored_records import check_checkpoint, run_record
 from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoint, remove_checkpoints, remove_unfinished

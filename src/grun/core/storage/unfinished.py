@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from grun.core.storage.layout import CHECKPOINTS, Layout
+from grun.core.storage.directories.layout import CHECKPOINTS, Layout
 from grun.core.storage.replacing import delete, is_folder
 
 STATE = "trainer_state.json"  # the file of a checkpoint that is written last

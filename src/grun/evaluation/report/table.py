@@ -26,7 +26,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from grun.core.errors import shown
+from grun.core.process.terminal import printable
 from grun.core.records import Score
 from grun.evaluation.report.widths import show_whole
 
@@ -207,7 +207,7 @@ def _cell(score: Score | None) -> str:
 
 def plain_text(value: str) -> Text:
     """Text without markup and without control characters that a terminal would obey."""
-    return Text(shown(value, "·"))
+    return Text(printable(value, "·"))
 
 
 def escaped_line(cells: Sequence[str]) -> str:
@@ -221,4 +221,4 @@ def _escaped(cell: str) -> str:
         return cell
     for sign in "\\`*_[]<>|#":
         cell = cell.replace(sign, "\\" + sign)
-    return shown(" ".join(cell.split()), "·")
+    return printable(" ".join(cell.split()), "·")

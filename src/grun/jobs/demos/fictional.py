@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.config.jobs import DemoConfig, FinetuneConfig, UnlearnConfig
-from grun.core.errors import keeps
 from grun.core.records import Benchmark, Evidence, Example
+from grun.core.storage.claims import keeps
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.evaluation.measuring.measure import measure

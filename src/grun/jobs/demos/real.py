@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from grun.core.config.jobs import DemoConfig, UnlearnConfig
-from grun.core.errors import keeps
 from grun.core.records import Benchmark
+from grun.core.storage.claims import keeps
 from grun.core.storage.run_directory import RunDirectory
 from grun.data.benchmarks import load_benchmark
 from grun.evaluation.report.recognition_table import KindOfPrompts, recognition_table, recognition_to_markdown

@@ -15,9 +15,9 @@ from typing import Any
 
 from grun.core.config.jobs import ExpandConfig, UnlearnConfig
 from grun.core.distributed import gathered, is_main, join_processes
-from grun.core.errors import UserError, keeps
+from grun.core.errors import UserError
 from grun.core.records import Example
-from grun.core.storage.claims import claims_output
+from grun.core.storage.claims import claims_output, keeps
 from grun.core.storage.replacing import check_unchanged
 from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.inputs.expansion.frames import filled

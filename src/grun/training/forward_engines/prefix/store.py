@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grun.core.storage.cache import keep, read_kept, say_unusable
-from grun.core.storage.locks import lock, unlock
+from grun.core.storage.directories.locks import lock, unlock
 from grun.models.encoding.encode import Encoded
 
 logger = logging.getLogger("grun")

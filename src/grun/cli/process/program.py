@@ -4,11 +4,12 @@ from __future__ import annotations
 
 __all__ = ["process", "run"]
 
+import importlib
 import sys
 from collections.abc import Callable
 
-from grun.cli.signals import Listener, stopped
-from grun.cli.streams import guard_streams
+from grun.cli.process.signals import Listener, stopped
+from grun.cli.process.streams import guard_streams
 
 
 def process(work: Callable[[], int]) -> int:
@@ -38,8 +39,6 @@ def run() -> int:
     """`grun`, the console script. What takes time to import is imported once signals are listened to."""
 
     def work() -> int:
-        from grun.cli.main import main
-
-        return main(sys.argv[1:])
+        return int(importlib.import_module("grun.cli.main").main(sys.argv[1:]))
 
     return process(work)

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from grun.core.errors import Interrupted, listen, on_signals
+from grun.core.errors import Interrupted
+from grun.core.process.stop_signals import listen, on_signals
 
 BY_SIGNAL = (
     128  # exit codes of shells for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP

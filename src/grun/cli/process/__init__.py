@@ -1,0 +1,1 @@
+"""The process of the command line: signals, and streams that cannot be written."""
