@@ -22,7 +22,7 @@ LAST_GROUP = GROUPS[-1]  # also of --config and --help, which are no settings
 Row = tuple[str, str]
 EXIT_CODES = {
     "0": "All went well.",
-    "1": "Some of several parts failed (runs of a sweep, verified requests), or an unexpected error, which is shown.",
+    "1": "Some of several parts failed (runs of a sweep, verified requests), a disk is full, or an unexpected error.",
     "2": "Wrong input: one line says what was found, what was expected and what to do.",
     "3": "Training diverged; the state before that step is kept.",
     "129, 130, 143": "Stopped: terminal closed, Ctrl-C, SIGTERM. The state is kept; the same command goes on.",

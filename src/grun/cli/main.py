@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -182,7 +183,7 @@ def compare(
     compare_runs = importlib.import_module("grun.api.jobs").compare
     with current_output().answering(), importlib.import_module("grun.api.settings").naming_flags():
         found = compare_runs(runs, metrics=metrics or (), splits=splits or (), output=output, seed=seed, show=True)
-    return {"command": "compare", "runs": runs, "output": output and output.absolute(), "found": found.found}
+    return {"command": "compare", "runs": runs, "output": output and Path(output).absolute(), "found": found.found}
 
 
 @app.command(
