@@ -203,6 +203,7 @@ class OneByOne:
     """An engine like no other: every row alone, its token ids in a plain list of tensors."""
 
     facts = {"one_by_one": True}
+    counted: dict[str, int] = {}
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
