@@ -182,7 +182,7 @@ def test_a_file_is_written_wholly_or_not_at_all(tmp_path: Path) -> None:
         run.write_json("facts.json", {"a": object()})
     assert run.read_json("facts.json") == {"a": 1}
     assert run.read_json("absent.json") is None
-    assert {p.name for p in run.path.iterdir()} == {".files.jsonl", "settings.json", "facts.json", "run.json"}
+    assert {p.name for p in run.path.iterdir()} == {".grun-files", "settings.json", "facts.json", "run.json"}
 
 
 def test_a_directory_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-LIST = ".files.jsonl"
+LIST = ".grun-files"  # no suffix: whoever looks for rows (*.jsonl) does not find it
 CHUNK = 1 << 24
 _begun: dict[Path, bool] = {}  # directories by their real path; True for those that hold nothing from before
 
