@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import grun
 from grun.cli.calls import called
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import command_for
-from grun.cli.program import run
+from grun.cli.program import process
 from grun.cli.requests import requests_app
 from grun.cli.signals import Listener, stopped
 from grun.core.choices import KINDS, declared, has_extensions
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for an interruption (130 for Ctrl-C). Other errors are raised.
     """
     if arguments is None:
-        return run()
+        return process(lambda: main(sys.argv[1:]))
     _quiet()
     try:
         with Listener.listening():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["process", "run"]
+__all__ = ["process"]
 
 import sys
 from collections.abc import Callable
@@ -32,14 +32,3 @@ def process(work: Callable[[], int]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
-
-
-def run() -> int:
-    """`grun`, the console script. What takes time to import is imported once signals are listened to."""
-
-    def work() -> int:
-        from grun.cli.main import main
-
-        return main(sys.argv[1:])
-
-    return process(work)
