@@ -118,7 +118,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_sweep_that_is_stopped_takes_its_processes_with_it(places: Places, times: int) -> None:
     """At the first signal they save their state, at the second they end at once."""
-    shared = {"forget": places.material.forget, "retain": places.material.retain, "model": places.material.model}
+    shared: dict[str, object] = {
+        "forget": places.material.forget,
+        "retain": places.material.retain,
+        "model": places.material.model,
+    }
     shared |= {"steps": 2000, "evaluate_every": 20, "batch_size": 4, "device": "cpu"}
     settings = [part for name, value in shared.items() for part in ("--set", f"{name}={value}")]
     output = places.folder / "sweep"
@@ -150,9 +154,16 @@ def test_a_closed_terminal_does_not_stop_what_was_started_with_nohup(places: Pla
 
 @pytest.fixture
 def config(material: Material, tmp_path: Path) -> UnlearnConfig:
-    paths = {"forget": [str(material.forget)], "retain": [str(material.retain)], "output": str(tmp_path / "run")}
     return UnlearnConfig(
-        model=str(material.model), **paths, layers="1,3", topic_layer="none", steps=6, batch_size=4, device="cpu"
+        model=str(material.model),
+        forget=[str(material.forget)],
+        retain=[str(material.retain)],
+        output=str(tmp_path / "run"),
+        layers="1,3",
+        topic_layer="none",
+        steps=6,
+        batch_size=4,
+        device="cpu",
     )
 
 

@@ -112,7 +112,11 @@ def _export(places: Places, name: str) -> list[str]:
 
 
 def _sweep(places: Places, name: str) -> list[str]:
-    shared = {"forget": places.material.forget, "retain": places.material.retain, "model": places.material.model}
+    shared: dict[str, object] = {
+        "forget": places.material.forget,
+        "retain": places.material.retain,
+        "model": places.material.model,
+    }
     shared |= {"steps": 12, "evaluate_every": 5, "batch_size": 4, "device": "cpu"}
     settings = [part for key, value in shared.items() for part in ("--set", f"{key}={value}")]
     return ["sweep", *flags(output=places.folder / name, vary="adapt=lora", evaluate="metrics=probability"), *settings]
