@@ -142,6 +142,9 @@ class ResumableTrainer(Trainer):
         found = super()._init_training_state(*args, **kwargs)
         kept: Any = self.state.stateful_callbacks
         self._at_its_end = self.control.should_training_stop and RunningLoss.__name__ in kept
+        for own in self.callback_handler.callbacks:
+            if isinstance(own, ExportableState):  # an earlier version may not have had it
+                kept.setdefault(type(own).__name__, own.state())
         return found
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
