@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from grun.cli.failures import FAILED, kind_of, told
 from grun.cli.help_pages import WIDEST, CommandList, OnceCommand, settings_command
 from grun.cli.options import command_for
 from grun.cli.output import MessageHandler, add_output_options, current_output, new_output, say
-from grun.cli.process.program import run
+from grun.cli.process.program import process
 from grun.cli.process.signals import Listener, stopped
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS
@@ -244,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number of the signal for an interruption (130 for Ctrl-C). Other errors are raised.
     """
     if arguments is None:
-        return run()
+        return process(lambda: main(sys.argv[1:]))
     given = list(arguments)
     _quiet()
     wait_passively()

@@ -147,15 +147,19 @@ class ResumableTrainer(Trainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """See whether the checkpoint is one at which a rule ended training; earlier versions did not record that."""
         found = super()._init_training_state(*args, **kwargs)
-        self._at_its_end = self.control.should_training_stop and RunningLoss.__name__ in (self.state.stateful_callbacks or ())
+        kept: Any = self.state.stateful_callbacks
+        self._at_its_end = self.control.should_training_stop and RunningLoss.__name__ in kept
+        for own in self.callback_handler.callbacks:
+            if isinstance(own, ExportableState):  # an earlier version may not have had it
+                kept.setdefault(type(own).__name__, own.state())
         return found
 
-    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # called with names only
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train, unless the run was at its end when it was interrupted; the trainer itself would take one more step."""
         if self._at_its_end:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(*args, **kwargs)
 
 
 def train_or_resume(trainer: ResumableTrainer, run: RunDirectory) -> None:

@@ -86,7 +86,8 @@ class UnlearnTrainer(ResumableTrainer):
         **kwargs: Any,
     ) -> None:
         wanted = {side: sorted(recipe.wanted_of(side)) for side in recipe.sides}
-        callbacks = [EngineCounts(engine.counted), *(kwargs.pop("callbacks", None) or ())]
+        self._counted: dict[str, int] = getattr(engine, "counted", {})
+        callbacks = [EngineCounts(self._counted), *(kwargs.pop("callbacks", None) or ())]
         super().__init__(data_collator=JoinSides(engine, wanted), callbacks=callbacks, **kwargs)
         self.engine = engine
         self.recipe = recipe
@@ -98,8 +99,8 @@ class UnlearnTrainer(ResumableTrainer):
         """Take up what the engine had counted at the checkpoint."""
         found = super()._init_training_state(*args, **kwargs)
         if (restored := self.callback(EngineCounts)) is not None:
-            self.engine.counted.update(restored.counted)
-            restored.counted = self.engine.counted
+            self._counted.update(restored.counted)
+            restored.counted = self._counted
         return found
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-__all__ = ["process", "run"]
+__all__ = ["process"]
 
-import importlib
 import sys
 from collections.abc import Callable
 
@@ -33,12 +32,3 @@ def process(work: Callable[[], int]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
-
-
-def run() -> int:
-    """`grun`, the console script. What takes time to import is imported once signals are listened to."""
-
-    def work() -> int:
-        return int(importlib.import_module("grun.cli.main").main(sys.argv[1:]))
-
-    return process(work)

@@ -18,15 +18,13 @@ class ForwardEngine(Protocol):
 
     A job passes all rows that training draws to `references`, and those it validates on to `base_probability`, before the
     first `batch` or `probability` with them: an engine may need to prepare rows.
+
+    An engine may have a dictionary `counted` of numbers that it has counted in training. Checkpoints hold it.
     """
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Entries for the run's `metrics.json`, by key; may be empty."""
-
-    @property
-    def counted(self) -> dict[str, int]:
-        """What it has counted in training, by name; may be empty. Checkpoints hold it, and it is set when a run is resumed."""
 
     def batch(self, rows: Sequence[Encoded], wanted: Sequence[Collection[str]] | None = None) -> dict[str, Any]:
         """Inputs of one forward pass, on the CPU.

@@ -43,11 +43,6 @@ class PlainEngine:
         """No entries."""
         return {}
 
-    @property
-    def counted(self) -> dict[str, int]:
-        """Nothing is counted."""
-        return {}
-
     @cached_property
     def fused(self) -> bool:
         """True if log-probabilities need no logits; several processes may hold a part of the head each."""
