@@ -37,6 +37,10 @@ class CommandList(TyperGroup):
         rows = [(name, command.help or "") for name, command in found if command is not None and not command.hidden]
         _write_section(formatter, "commands", rows)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Without any argument, the help page is asked for."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         if ctx.parent is None:
             _write_section(formatter, "exit codes", EXIT_CODES.items())

@@ -53,6 +53,8 @@ app = typer.Typer(
     context_settings={"max_content_width": WIDEST},
 )
 
+PROGRAM = "grun"
+
 
 def _job(name: str, module: str, after: str, *, within: str = "") -> Callable[[Any], Any]:
     """A job that is imported when it runs, so that `--help` does not wait for torch.
@@ -268,8 +270,9 @@ def _invoked(arguments: Sequence[str]) -> int:
     """Run a command as the option parser does, which would make signals and streams that fail its own affair."""
     command = typer.main.get_command(app)
     add_output_options(command)
+    command._main_shell_completion({}, PROGRAM)  # ends the process if a shell asks
     try:
-        with command.make_context("grun", list(arguments)) as context:
+        with command.make_context(PROGRAM, list(arguments)) as context:
             result = command.invoke(context)
     except typer.Exit as end:
         return int(end.exit_code)

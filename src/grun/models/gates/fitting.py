@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from grun.core.process.progress import tracked
 from grun.models.gates.features import GateFeatures, gates_of, joined
 from grun.models.gates.guarantee import LOW_QUANTILE, POSITION
 from grun.models.tuner.edit import Gate, is_open
 
-SILENCE = 3.0  # seconds until a bar is shown
 MAX_STEPS = 400
 CHECK_EVERY = 10
 PATIENCE = 250  # steps; rows without a name are learnt late
@@ -195,7 +194,7 @@ def _fit(
     optimizer = torch.optim.AdamW(gate.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, best_step, best_state = math.inf, 0, _copied(gate)
     step = 0
-    for step in tqdm(range(1, MAX_STEPS + 1), desc="gate", leave=False, delay=SILENCE, disable=None):
+    for step in tracked(range(1, MAX_STEPS + 1), "fit the gate", MAX_STEPS, "step", lambda _: 1):
         optimizer.zero_grad()
         borrowed = [_with_borrowed_token(learning[1], learning[0], generator)] if gate.window > 1 else []
         _balanced_loss(gate, *learning, *borrowed).backward()
