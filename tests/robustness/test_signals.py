@@ -17,7 +17,8 @@ import pytest
 
 from grun.cli.main import main
 from grun.core.config.jobs import UnlearnConfig
-from grun.core.errors import STOPPING, Interrupted
+from grun.core.errors import Interrupted
+from grun.core.process.stop_signals import STOPPING
 from grun.jobs.unlearn import unlearn
 from grun.training.interruption import StopCleanly
 from support.forked import Ended, Forks, described

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["listen", "on_signals"]
+__all__ = ["STOPPING", "listen", "on_signals"]
 
 import os
 import signal
