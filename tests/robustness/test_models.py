@@ -18,7 +18,7 @@ import yaml
 from grun.cli.main import main
 from grun.core import hub
 from support.adapter_kit import attach
-from support.damage import MODEL_DAMAGE
+from support.damage import MODEL_DAMAGE, edit_json
 from support.gguf_files import write_gguf
 from support.material import invented_rows, write_rows
 from support.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -72,6 +72,13 @@ def test_a_damaged_model_is_refused(sound: Path, refused: Refuse, tmp_path: Path
     MODEL_DAMAGE[kind](tmp_path / "model")
     line = refused(*evaluate(tmp_path / "model", sound))
     assert str(tmp_path / "model") in line
+
+
+@pytest.mark.parametrize("template", ["{% for x in %}", 5, "{{ raise_exception('no') }}", "{{ range(10**9) }}", "{{ 1 / 0 }}"])
+def test_a_chat_template_that_fails_is_named(sound: Path, refused: Refuse, tmp_path: Path, template: object) -> None:
+    shutil.copytree(sound / "model", tmp_path / "model")
+    edit_json("tokenizer_config.json", chat_template=template)(tmp_path / "model")
+    assert "chat template refuses" in refused(*evaluate(tmp_path / "model", sound))
 
 
 def commands(sound: Path, model: object) -> dict[str, list[object]]:

@@ -185,6 +185,14 @@ def test_compared_evaluations(run: Run, here: Path) -> None:
                 assert code == 2
 
 
+def test_evaluations_without_summaries_are_compared(run: Run, here: Path) -> None:
+    for name in ("metrics.json", "samples.json"):
+        for folder in ("evaluation", "evaluation_first"):
+            file = here / folder / name
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"summaries": {}}))
+    assert run(["compare", "evaluation", "evaluation_first"])[0] == 0
+
+
 def test_every_metric_of_a_damaged_evaluation(run: Run, here: Path) -> None:
     for name in ("metrics.json", "samples.json"):
         content = json.loads((here / "evaluation" / name).read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ADAPTER_DAMAGE", "MODEL_DAMAGE", "Bomb", "Damage", "edit_json", "edit_tensors"]
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,9 @@ MODEL_DAMAGE: dict[str, Damage] = {
     **any_json(T),
     "tokenizer_config.json is a list": content("tokenizer_config.json", "[1, 2]"),
     "generation_config.json is cut off": content("generation_config.json", '{"a":'),
+    "generation_config.json ends answers with a text": edit_json("generation_config.json", eos_token_id="</s>"),
+    "generation_config.json ends answers with texts": edit_json("generation_config.json", eos_token_id=[2, "</s>"]),
+    "the tokenizer's longest text is a text": edit_json("tokenizer_config.json", model_max_length="many"),
     "tokenizer.json has no model": content(T, "{}"),
     "tokenizer.json has a model of a wrong type": edit_json(T, model="BPE"),
     **any_safetensors(W),
@@ -169,7 +173,7 @@ MODEL_DAMAGE: dict[str, Damage] = {
             "num_attention_heads": (0, -4, "4", 3, 10**9),
             "num_key_value_heads": (3, "2", 4),
             "max_position_embeddings": ("256",),
-            "rms_norm_eps": ("small",),
+            "rms_norm_eps": ("small", math.nan),
         }.items()
         for value in values
     },

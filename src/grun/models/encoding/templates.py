@@ -118,8 +118,10 @@ def _rendered(
 ) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
-    except TemplateError as error:
-        raise UserError(f"{where}: the tokenizer's chat template refuses the conversation: {error}") from error
+    except Exception as error:  # a template is a program of its own, and may raise anything
+        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+        said = " ".join(str(error).split())
+        raise UserError(f"{where}: the tokenizer's chat template refuses the conversation: {kind}{said}") from error
 
 
 def _chat_ending(tokenizer: PreTrainedTokenizerBase, eos_id: int) -> tuple[str, int]:

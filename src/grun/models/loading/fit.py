@@ -154,17 +154,34 @@ def check_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, said: str) -> 
             f"{said} cannot be used: its tokenizer has a token of number {largest}, but the model has vectors for {rows} "
             f"tokens (0 to {rows - 1}), so they are of different models; copy the tokenizer that belongs to the weights."
         )
-    ids = [int(i) for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"]][:PROBED]
+    _check_ends(model, said)
+    with refusing(f"{said}: its tokenizer"):
+        ids = [int(i) for i in tokenizer(TEXT, add_special_tokens=False)["input_ids"]][:PROBED]
     other = next((i for i in reversed(ids) if i != ids[-1]), None)
     if other is None:
         raise UserError(f"{said} cannot be used: its tokenizer makes {len(set(ids))} different tokens of '{TEXT}'.")
     before, after = _logits(model, torch.tensor([ids, [*ids[:-1], other]]), said)[:, :-1]
+    if bool(before.isnan().any()):
+        raise UserError(
+            f"{said} cannot be used: it computes NaN for '{TEXT}', though its weights are finite; compare its config.json with "
+            "the one that the weights were saved with, or load it with another --dtype."
+        )
     step = torch.finfo(model.dtype if model.dtype.is_floating_point else torch.float32).eps ** 0.5
     if not getattr(model, "is_quantized", False) and float((before - after).abs().max()) > step * float(before.std()):
         raise UserError(
             f"{said} cannot be used: it is a {type(model).__name__} whose tokens see later ones, so it is no decoder "
             "(causal language model); name a model that writes text."
         )
+
+
+def _check_ends(model: Any, said: str) -> None:
+    """Check that the tokens which end an answer, in the model's settings for generation, are numbers."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    for end in ends if isinstance(ends, (list, tuple)) else [ends]:
+        if not (end is None or (isinstance(end, int) and not isinstance(end, bool))):
+            raise UserError(
+                f"{said} cannot be used: its generation_config.json has eos_token_id {ends!r}, expected numbers of tokens."
+            )
 
 
 @torch.no_grad()
