@@ -219,7 +219,8 @@ def _version(wanted: bool) -> None:
     if wanted:
         if current_output().json:
             current_output().document({"version": grun.__version__})
-        typer.echo(f"grun {grun.__version__}")
+        else:
+            typer.echo(f"grun {grun.__version__}")
         raise typer.Exit
 
 
@@ -268,7 +269,7 @@ def _invoked(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     add_output_options(command)
     try:
-        with command.make_context("grun", list(arguments)) as context:
+        with current_output().page(arguments), command.make_context("grun", list(arguments)) as context:
             result = command.invoke(context)
     except typer.Exit as end:
         return int(end.exit_code)

@@ -68,9 +68,9 @@ def _check_samples(
         measured = _mapping(found, subject)
         for split, scores in own.items():
             _check_groups(_mapping(measured.get(split), f"{subject}: {split}"), scores, subject, f"{subject}: {split}")
-        _check_groups(
-            _mapping(overall.get(subject), f"summaries: {subject}"), summaries, subject, f"summaries: {subject}"
-        )
+        if summaries:  # an evaluation of chosen metrics has none
+            where = f"summaries: {subject}"
+            _check_groups(_mapping(overall.get(subject), where), summaries, subject, where)
 
 
 def _check_groups(groups: Mapping[str, Any], scores: Mapping[str, Any], subject: str, where: str) -> None:
