@@ -146,7 +146,6 @@ MUST_BE_REFUSED = [
     (["unlearn", "--output", ""], "--output"),
     (["unlearn", "--model", " "], "--model"),
     (["unlearn", "--device", "meta"], "--device"),
-    (["unlearn", "--steps", "1", "--steps", "2"], "--steps is given 2 times"),
     (["unlearn", "--trainer", "optim=sgd", "--trainer", "optim=adamw"], "--trainer gives 'optim' twice"),
     (["unlearn", "--steps="], "--steps"),
     (["unlearn", "-"], "(-)"),

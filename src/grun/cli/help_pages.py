@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["EXIT_CODES", "CommandList", "OnceCommand", "SettingsCommand", "WIDEST", "settings_command"]
+__all__ = ["EXIT_CODES", "CommandList", "SettingsCommand", "WIDEST", "settings_command"]
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from grun.core.choices import declared
 from grun.core.config.schema import GROUPS
-from grun.core.errors import UserError
 from grun.core.process.environment import VARIABLES, Variable
 
 WIDEST = 120  # columns; a wider terminal does not make lines longer
@@ -47,18 +45,7 @@ class CommandList(TyperGroup):
             _write_section(formatter, "environment", _described(VARIABLES))
 
 
-class OnceCommand(TyperCommand):
-    """A command that refuses an option that is given twice with one value each: only the last would count."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        order = self.make_parser(ctx).parse_args(args=list(args))[2]
-        for parameter, times in Counter(order).items():
-            if times > 1 and not parameter.multiple and parameter.param_type_name == "option":
-                raise UserError(f"{parameter.opts[0]} is given {times} times, expected once; leave the others out.")
-        return super().parse_args(ctx, args)
-
-
-class SettingsCommand(OnceCommand):
+class SettingsCommand(TyperCommand):
     """A command whose options are the fields of a configuration; see `settings_command`."""
 
     config_class: type

@@ -21,7 +21,7 @@ import grun
 from grun.cli.calls import called
 from grun.cli.documents import leaves_document, run_document
 from grun.cli.failures import FAILED, kind_of, told
-from grun.cli.help_pages import WIDEST, CommandList, OnceCommand, settings_command
+from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import command_for
 from grun.cli.output import MessageHandler, add_output_options, current_output, new_output, say
 from grun.cli.process.program import process
@@ -172,7 +172,7 @@ _add(
 app.add_typer(requests_app, name="request")
 
 
-@app.command("compare", cls=OnceCommand)
+@app.command("compare")
 def compare(
     runs: Annotated[
         list[str], typer.Argument(help="Directories of evaluations; the others are compared with the first.")
@@ -222,7 +222,8 @@ def _version(wanted: bool) -> None:
     if wanted:
         if current_output().json:
             current_output().document({"version": grun.__version__})
-        typer.echo(f"grun {grun.__version__}")
+        else:
+            typer.echo(f"grun {grun.__version__}")
         raise typer.Exit
 
 
@@ -272,7 +273,7 @@ def _invoked(arguments: Sequence[str]) -> int:
     add_output_options(command)
     command._main_shell_completion({}, PROGRAM)  # ends the process if a shell asks
     try:
-        with command.make_context(PROGRAM, list(arguments)) as context:
+        with current_output().page(arguments), command.make_context(PROGRAM, list(arguments)) as context:
             result = command.invoke(context)
     except typer.Exit as end:
         return int(end.exit_code)

@@ -26,6 +26,7 @@ from grun.core.process.terminal import one_line
 
 logger = logging.getLogger("grun")
 LEVELS = ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY")  # of libraries that have one of their own
+PAGES = {"--help", "--show-completion", "--install-completion"}  # options that print a text in place of any work
 PASSED_ON = "lm-eval"  # its arguments are those of another program
 OPTIONS = {
     "quiet": "Print warnings and errors only, and what a command is asked for.",
@@ -87,6 +88,24 @@ class Output:
         """Inside, a command prints what it is asked for, for people; a JSON document takes its place."""
         with redirect_stdout(io.StringIO()) if self.json else nullcontext():
             yield
+
+    @contextmanager
+    def page(self, arguments: Sequence[str]) -> Iterator[None]:
+        """Inside, a command runs; a text of `PAGES` becomes a JSON document, if one was asked for.
+
+        Args:
+            arguments: of the command line.
+        """
+        if not (self.json and PAGES & set(arguments)):
+            yield
+            return
+        with redirect_stdout(io.StringIO()) as text:
+            try:
+                yield
+            except (typer.Exit, SystemExit):  # of help, of completion
+                if text.getvalue():
+                    self.document({"text": text.getvalue()})
+                raise
 
     def document(self, value: Any, *, one_of_several: bool = False) -> None:
         """Write a document to standard output; `one_of_several` (answers of `grun chat`) stand in a line each."""
@@ -150,7 +169,7 @@ def new_output(arguments: Sequence[str]) -> Iterator[Output]:
     before, _current = _current, Output()
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     try:
-        if "--json" in own and not {PASSED_ON, "--help"} & set(own):
+        if "--json" in own and PASSED_ON not in own:
             _current.set("json")
         yield _current
     finally:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from grun.cli.calls import given_settings
 from grun.cli.documents import request_entry
-from grun.cli.help_pages import CommandList, OnceCommand, settings_command
+from grun.cli.help_pages import CommandList, settings_command
 from grun.cli.options import command_for
 from grun.cli.output import current_output, say
 from grun.core.config.requests import CalibrateRequestsConfig, LedgerConfig, RequestConfig
@@ -94,7 +94,7 @@ requests_app.command(
 )(command_for(CalibrateRequestsConfig, _calibrate, without=("adapter", "output", "overwrite")))
 
 
-@requests_app.command("list", cls=OnceCommand)
+@requests_app.command("list")
 def list_requests(ledger: LedgerOption) -> Any:
     """Show every request and its state."""
     LedgerConfig(ledger=ledger)
@@ -116,7 +116,7 @@ def list_requests(ledger: LedgerOption) -> Any:
     return [request_entry(request) for request in found.requests.values()]
 
 
-@requests_app.command("show", cls=OnceCommand)
+@requests_app.command("show")
 def show(id: Id, ledger: LedgerOption) -> Any:
     """Show the whole record of a request, as JSON."""
     LedgerConfig(ledger=ledger, id=id)
@@ -126,25 +126,25 @@ def show(id: Id, ledger: LedgerOption) -> Any:
     return request
 
 
-@requests_app.command("suspend", cls=OnceCommand)
+@requests_app.command("suspend")
 def suspend(id: Id, ledger: LedgerOption) -> Any:
     """Take a request out of force for now; `resume` puts it back."""
     return _changed(ledger, id, "suspend")
 
 
-@requests_app.command("resume", cls=OnceCommand)
+@requests_app.command("resume")
 def resume(id: Id, ledger: LedgerOption) -> Any:
     """Put a suspended request back into force."""
     return _changed(ledger, id, "resume")
 
 
-@requests_app.command("withdraw", cls=OnceCommand)
+@requests_app.command("withdraw")
 def withdraw(id: Id, ledger: LedgerOption) -> Any:
     """Take a request out of force for good; its record stays in the ledger."""
     return _changed(ledger, id, "withdraw")
 
 
-@requests_app.command("export", cls=OnceCommand)
+@requests_app.command("export")
 def export(
     output: Annotated[str, typer.Argument(help="Directory to write the adapter to.")],
     ledger: LedgerOption,
@@ -163,7 +163,7 @@ def export(
     return {"command": "request export", "ledger": ledger, "adapter": Path(written).absolute()}
 
 
-@requests_app.command("verify", cls=OnceCommand)
+@requests_app.command("verify")
 def verify(
     ledger: LedgerOption,
     model: Annotated[str | None, typer.Option(help="Base model, to compare with the ledger's.")] = None,

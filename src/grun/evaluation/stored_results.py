@@ -68,7 +68,7 @@ def _check_samples(
         measured = _mapping(found, subject)
         for split, scores in own.items():
             _check_groups(_mapping(measured.get(split), f"{subject}: {split}"), scores, subject, f"{subject}: {split}")
-        if summaries:  # few metrics have none
+        if summaries:  # an evaluation of chosen metrics has none
             where = f"summaries: {subject}"
             _check_groups(_mapping(overall.get(subject), where), summaries, subject, where)
 

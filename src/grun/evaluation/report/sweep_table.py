@@ -61,13 +61,16 @@ def sweep_table(runs: Sequence[Finished]) -> tuple[str, Table]:
     auroc = [
         (split, "gate_auroc") for split in normal if any(_value(run, split, "gate_auroc") is not None for run in grid)
     ]
-    head = [*names, *(READ_ON_FORGET[metric].format(split=split.replace("_", " ")) for split, metric in measures)]
+    head = [
+        *(names or ["run"]),
+        *(READ_ON_FORGET[metric].format(split=split.replace("_", " ")) for split, metric in measures),
+    ]
     head += [f"kept: {split.replace('_', ' ')}" for split in normal]
     head += [f"AUROC vs {split.replace('_', ' ')}" for split, _ in auroc] + ["parameters", "seconds", "peak MiB"]
     lines = []
     if targets:
         found = [mean_and_spread([_value(run, *pair) for run in targets.values()]) for pair in measures]
-        first = ["target", *[""] * (len(names) - 1)] if names else []
+        first = ["target", *[""] * (len(names) - 1)]
         lines.append([*first, *found, *["1"] * len(normal), *[MISSING] * (len(auroc) + 3)])
     for key in dict.fromkeys(tuple(run.varied.get(name, MISSING) for name in names) for run in grid):
         same = [run for run in grid if tuple(run.varied.get(name, MISSING) for name in names) == key]
@@ -77,7 +80,7 @@ def sweep_table(runs: Sequence[Finished]) -> tuple[str, Table]:
         parameters = mean_and_spread([_fact(run, "trainable_parameters") for run in same], 0).partition(" ")[0]
         peaks = [_fact(run, "peak_memory_mib", ("device", "host")) for run in same]
         seconds = mean_and_spread([_fact(run, "seconds") for run in same], 0)
-        lines.append([*key, *cells, parameters, seconds, mean_and_spread(peaks, 0)])
+        lines.append([*(key or ["unlearned"]), *cells, parameters, seconds, mean_and_spread(peaks, 0)])
     return _markdown(head, lines), _terminal(head, lines)
 
 
