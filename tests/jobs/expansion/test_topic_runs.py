@@ -141,15 +141,15 @@ def test_an_edited_or_overwritten_topic_is_another_run(config: UnlearnConfig) ->
     with pytest.raises(grun.UserError, match="--topic was Lund, now Kiel"):
         job.unlearn(replace(config, topic="Kiel"))
     (run / FOLDER / "forget.jsonl").write_text('{"answer": "Yes."}\n')
-    with pytest.raises(grun.UserError, match=r"forget.jsonl, row 1: expected a question"):
+    with pytest.raises(grun.UserError, match=r"forget.jsonl, row 1: 'question' is empty"):
         job.unlearn(config)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--topic", ""], ("--topic is empty", "expected the name")),
-        (["--topic", "  "], ("--topic is empty",)),
+        (["--topic", ""], ("--topic is empty", "give a value")),
+        (["--topic", "  "], ("--topic is '  ', which is blank",)),
         (["--topic", "?!"], ("--topic is '?!'",)),
         (["--topic", "x" * 101], ("--topic has 101 characters", "100")),
         (["--topic", "Lund", "--forget", "rows.jsonl"], ("--topic and --forget",)),
