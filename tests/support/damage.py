@@ -6,6 +6,7 @@ __all__ = ["ADAPTER_DAMAGE", "MODEL_DAMAGE", "Bomb", "Damage", "edit_json", "edi
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,16 @@ def edit_json(name: str, **changes: Any) -> Damage:
         settings.update(changes)
         kept = {key: value for key, value in settings.items() if value is not None}
         (folder / name).write_text(json.dumps(kept))
+
+    return damage
+
+
+def pipe(name: str) -> Damage:
+    """Put a named pipe, to which nobody writes, in the place of a file."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
 
     return damage
 
@@ -177,6 +188,8 @@ MODEL_DAMAGE: dict[str, Damage] = {
         }.items()
         for value in values
     },
+    "whole numbers": edit_tensors(W, lambda t: {k: v.to(torch.int8) for k, v in t.items()}),
+    "weights are a pipe": pipe(W),
     "a tensor is missing": edit_tensors(
         W, lambda t: {k: v for k, v in t.items() if k != "model.layers.2.mlp.up_proj.weight"}
     ),
@@ -233,6 +246,11 @@ ADAPTER_DAMAGE: dict[str, Damage] = {
     "a pickle of torch that runs code": pickled("adapter_model.bin", A, {"a": Bomb()}),
     "a pickle cut off": pickled("adapter_model.bin", A, b"PK\x03\x04 and then nothing"),
     "an empty pickle": pickled("adapter_model.bin", A, b""),
+    "a tensor that has no place": edit_tensors(A, lambda t: {**t, "base_model.model.other.weight": torch.zeros(2)}),
+    "whole numbers": edit_tensors(A, lambda t: {k: v.to(torch.int32) for k, v in t.items()}),
+    "truth values": edit_tensors(A, lambda t: {k: v > 0 for k, v in t.items()}),
+    "weights are a pipe": pipe(A),
+    "base_weights is a text of another kind": edit_json(S, base_weights="a b c"),
     "unknown peft_type": edit_json(S, peft_type="GRUNN"),
     "peft_type is a list": edit_json(S, peft_type=["GRUN"]),
     "no peft_type": edit_json(S, peft_type=None),

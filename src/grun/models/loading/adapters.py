@@ -30,6 +30,7 @@ from grun.models.tuner.config import GrunConfig
 CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"  # beside adapters whose own configuration has no place for what it says
 MISMATCH = re.compile(r"size mismatch for (\S+): .*? torch\.Size\((.*?)\) .*? torch\.Size\((.*?)\)")
+OWN = re.compile(r"\.(grun|lora)_")  # tensors of our adapters and of LoRA; those of other methods may be indices
 ROOM = 1 << 16  # a size up to which there is room for a gate, whatever the weights hold
 SIDES = ("rank", "r", "topic_width", "num_virtual_tokens")  # settings that are the length of a side of some tensor
 
@@ -41,6 +42,8 @@ def adapter_folder(directory: str) -> str:
         UserError: if the directory holds no adapter.
     """
     path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--adapter '{directory}' is a file, expected the folder of an adapter, or of the run that made it.")
     if not path.is_dir() or (path / CONFIG).is_file():
         return directory
     if not (path / "adapter" / CONFIG).is_file():
@@ -145,7 +148,12 @@ def _check_recorded_base(model: PreTrainedModel, folder: Path, said: str) -> Non
     recorded = settings.get("base_weights")
     if recorded is None and (folder / BASE_FILE).is_file():
         recorded = json_object(folder / BASE_FILE, said).get("base_weights")
-    if isinstance(recorded, str):
+    if recorded is not None and not (isinstance(recorded, str) and len(recorded.split(" ")) == 4):
+        raise UserError(
+            f"{said} cannot be loaded: base_weights of {folder} is {recorded!r}, expected the digest of a model's weights; copy "
+            "the whole adapter."
+        )
+    if recorded is not None:
         check_same_base(model, recorded, settings.get("base_model_name_or_path"), said)
 
 
@@ -168,6 +176,8 @@ def _loaded(model: PreTrainedModel, folder: str, said: str) -> PeftModel:
         tensors = load_peft_weights(folder, device="cpu")
     if (wrong := not_finite(tensors)) is not None:
         raise UserError(f"{said} cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
+    if whole := sorted(name for name, tensor in tensors.items() if OWN.search(name) and not tensor.is_floating_point()):
+        raise UserError(f"{said} is damaged: whole numbers stand for weights: {counted(whole)}; copy the adapter again.")
     try:
         with refusing(said), quiet():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones
@@ -201,7 +211,7 @@ def _check_used(adapted: PeftModel, tensors: Mapping[str, Tensor], said: str) ->
         return
     with refusing(said), quiet():
         result: Any = set_peft_model_state_dict(adapted, dict(tensors))
-    unused = sorted(name for name in result.unexpected_keys if prefix in name)
+    unused = sorted(result.unexpected_keys)
     if unused:
         raise UserError(
             f"{said} does not fit: its settings and the model leave no place for tensors of it: {counted(unused)}; copy the "

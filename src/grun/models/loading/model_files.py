@@ -6,7 +6,7 @@ __all__ = ["check_model_files", "json_object", "tensor_shapes"]
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def check_model_files(folder: Path, said: str) -> None:
         _check_index(weights, shapes, wrong)
     _check_sizes(config, len(shapes), f"{wrong}: {folder / 'config.json'}")
     if "auto_map" not in config and "quantization_config" not in config:
+        _check_numbers([file for file in files if file.suffix == ".safetensors"], wrong)
         _check_fit(folder, shapes, said)
 
 
@@ -130,6 +131,8 @@ def tensor_shapes(file: Path, said: str) -> dict[str, tuple[int, ...]]:
 
 def _check_content(file: Path, said: str, whole: bool = True) -> bytes:
     """The content of a file, or its beginning; it is not empty, and is the file itself."""
+    if file.exists() and not file.is_file() and not file.is_dir():  # reading a pipe would wait for somebody to write
+        raise UserError(f"{said}: {file} is no file; copy it again.")
     try:
         with file.open("rb") as stream:
             content = stream.read() if whole and file.suffix == ".json" else stream.read(len(LFS))
@@ -140,6 +143,19 @@ def _check_content(file: Path, said: str, whole: bool = True) -> bytes:
     if content.startswith(LFS):
         raise UserError(f"{said}: {file} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder.")
     return content
+
+
+def _check_numbers(files: Sequence[Path], said: str) -> None:
+    """Check that weights which nothing describes as quantised are no whole numbers: they would be taken as they are."""
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        whole = [name for name, kind in kinds.items() if name.endswith(".weight") and kind[0] in "IUB" and kind != "BF16"]
+        if whole:
+            raise UserError(
+                f"{said}: {file} holds whole numbers instead of weights, and config.json has no quantization_config: "
+                f"{counted(whole)}; copy the whole model."
+            )
 
 
 def _shards(index: Path, said: str) -> list[Path]:
