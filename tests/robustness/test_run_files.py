@@ -185,6 +185,14 @@ def test_compared_evaluations(run: Run, here: Path) -> None:
                 assert code == 2
 
 
+def test_evaluations_of_chosen_metrics_have_no_summaries(run: Run, here: Path) -> None:
+    for folder in ("evaluation", "evaluation_first"):
+        for name in ("metrics.json", "samples.json"):
+            content = json.loads((here / folder / name).read_text())
+            (here / folder / name).write_text(json.dumps(content | {"summaries": {}}))
+    assert run(["compare", "evaluation", "evaluation_first"])[0] == 0
+
+
 def test_every_metric_of_a_damaged_evaluation(run: Run, here: Path) -> None:
     for name in ("metrics.json", "samples.json"):
         content = json.loads((here / "evaluation" / name).read_text())

@@ -147,7 +147,9 @@ class ResumableTrainer(Trainer):
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """See whether the checkpoint is one at which a rule ended training; earlier versions did not record that."""
         found = super()._init_training_state(*args, **kwargs)
-        self._at_its_end = self.control.should_training_stop and RunningLoss.__name__ in (self.state.stateful_callbacks or ())
+        self._at_its_end = self.control.should_training_stop and RunningLoss.__name__ in (
+            self.state.stateful_callbacks or ()
+        )
         return found
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # called with names only

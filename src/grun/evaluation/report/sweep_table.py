@@ -61,7 +61,10 @@ def sweep_table(runs: Sequence[Finished]) -> tuple[str, Table]:
     auroc = [
         (split, "gate_auroc") for split in normal if any(_value(run, split, "gate_auroc") is not None for run in grid)
     ]
-    head = [*(names or ["run"]), *(READ_ON_FORGET[metric].format(split=split.replace("_", " ")) for split, metric in measures)]
+    head = [
+        *(names or ["run"]),
+        *(READ_ON_FORGET[metric].format(split=split.replace("_", " ")) for split, metric in measures),
+    ]
     head += [f"kept: {split.replace('_', ' ')}" for split in normal]
     head += [f"AUROC vs {split.replace('_', ' ')}" for split, _ in auroc] + ["parameters", "seconds", "peak MiB"]
     lines = []
