@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import grun
 from grun.cli.main import main
 from support.material import Material, invented_rows, write_rows
 
@@ -218,6 +219,45 @@ def test_failures_are_documents_too(
     error = json.loads(shown.out)["error"]
     assert code == error["exit_code"] == 2
     assert shown.err.strip() == f"grun: {error['message']}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["unlearn", "--help"], ["request", "--help"], ["request", "add", "--help"], ["--version"]]
+)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_pages_are_documents_too(arguments: list[str], place: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", *arguments] if place == "before" else [*arguments, "--json"]) == 0
+    shown = capfd.readouterr()
+    document = json.loads(shown.out)
+    assert document == {"version": grun.__version__} or "Usage: " in document["text"]
+    assert shown.err == ""
+
+
+def test_the_script_for_completion_is_a_document_too() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SHELL": "/bin/bash"}
+    command = [sys.executable, "-m", "grun", "--json", "--show-completion"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert "grun" in json.loads(ended.stdout)["text"]
+
+
+def test_a_question_that_fails_has_a_line_of_its_own(commands: dict[str, list[str]]) -> None:
+    """And does not end the conversation, whatever bytes it is made of."""
+    command = [word for word in commands["chat"] if word not in ("--prompt", "Where was Ada born?", "Why?")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    asked = b"\xff\xfe\n" + b"xy " * 100_000 + b"\nWho?\n"
+    ended = subprocess.run(
+        [sys.executable, "-m", "grun", *command, "--json"],
+        env=environment,
+        input=asked,
+        capture_output=True,
+        timeout=90,
+    )
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0
+    assert ["error" in line for line in lines] == [True, True, False]
+    assert "UTF-8" in lines[0]["error"]
+    assert "longer than the model's context" in lines[1]["error"]
 
 
 def test_an_unexpected_error_is_a_document_and_a_traceback(

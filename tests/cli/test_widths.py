@@ -85,3 +85,15 @@ def test_answers_are_shown_whole(columns: int | None, capsys: pytest.CaptureFixt
     answers = {"before": f"It is the {word}.", "after": "I do not know."}
     show_whole(answers_table([Answered("forget_paraphrased, open", "Who is it?", None, answers)], "Answers"))
     check(capsys.readouterr().out, ["Who is it?", f"{word}.", "I do not know.", "forget_paraphrased, open"], columns)
+
+
+@pytest.mark.parametrize("given", ["0", "00", "-1", "many", "²", "9" * 30])
+def test_a_width_that_is_none_is_as_if_not_given(
+    given: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    for value in (None, given):
+        monkeypatch.delenv("COLUMNS", raising=False) if value is None else monkeypatch.setenv("COLUMNS", value)
+        show_whole(sweep_table([Finished({"adapt": "lora"}, "t", {"forget": {"probability": 0.25}}, {})])[1])
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]

@@ -254,6 +254,13 @@ def test_the_table_shows_means_over_seeds_relative_to_their_targets() -> None:
     assert lines[3] == ["lora", "0.050 ± 0.071", "–", "0.650 ± 0.212", "1,200", "10 ± 1", "–"]
 
 
+def test_every_line_of_the_table_has_a_name() -> None:
+    """Also where seeds alone are varied."""
+    runs = [Finished({}, "t", {}, {}), *(Finished({"seed": str(seed)}, "t", {}, {}) for seed in range(2))]
+    names = [line.split("|")[1].strip() for line in sweep_table(runs)[0].splitlines()]
+    assert names == ["run", "---", "target", "unlearned"]
+
+
 def test_results_can_be_measured_without_the_target(memorised: Material, tmp_path: Path) -> None:
     assert EvaluateConfig().before
     assert (

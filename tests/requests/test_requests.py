@@ -477,6 +477,7 @@ def test_wrong_input_is_one_line(
         "holds something else": command(replace(config, ledger=str(tmp_path))),
         "is taken": command(config, "--id", "r0001"),
         "expected lower-case letters": command(config, "--id", "No 1"),
+        "--id has 300 characters": command(config, "--id", "x" * 300),
         "(and not a reserved word)": command(config, "--id", "keys"),
         "reserved word": command(config, "--id", "training"),
         "only gated adapters": command(config, "--gate", "none"),

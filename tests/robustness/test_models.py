@@ -141,6 +141,12 @@ def test_the_harness_refuses_it_as_well(sound: Path, refused: Refuse, tmp_path: 
     assert "tensors missing" in refused("lm-eval", "--model", "grun", "--model_args", given, "--tasks", "arc_easy")
 
 
+@pytest.mark.parametrize("named", [["--tasks", "no-such-task"], []])
+def test_what_the_harness_itself_refuses_is_one_line(refused: Refuse, named: list[str]) -> None:
+    pytest.importorskip("lm_eval")
+    assert "lm-evaluation-harness stopped (ValueError)" in refused("lm-eval", *named)
+
+
 def mixture(tied: bool) -> Any:
     """A mixture of experts, whose files name every expert and whose model holds them together."""
     small = {**tiny_model().config.to_dict(), "num_local_experts": 4, "tie_word_embeddings": tied}

@@ -267,6 +267,19 @@ def test_damaged_datasets_in_folders(said: Said, tmp_path: Path, monkeypatch: py
     assert "no-such-model" in said(unlearn("./good"))
 
 
+def test_a_folder_that_holds_much_else_is_not_searched(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a home or the root of a file system; the library would search it for minutes."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("grun.data.tables.MOST_ENTRIES", 5)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("the folder was searched"))
+    (tmp_path / "home" / "deep").mkdir(parents=True)
+    for number in range(5):
+        (tmp_path / "home" / "deep" / f"{number}.txt").touch()
+    assert "more than 5 files and folders" in said(unlearn(tmp_path / "home"))
+
+
 @pytest.mark.parametrize("name", ["rows", "cais/wmpd", "./rows", "rows:config:train", "a b", "~nobody/rows", "x/y/z"])
 def test_a_mistyped_folder_or_hub_id_is_said_at_once(
     name: str, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from grun.cli.main import main
 from support.launching import TORCHRUN, launch
 from support.material import Material
 
@@ -91,3 +92,31 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0, msg=partial("{}: {}".format, name))
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"RANK": ""}, "RANK is ''"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not MASTER_ADDR"),
+        ({"LOCAL_RANK": "0", "RANK": "0"}, "LOCAL_RANK is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_a_part_of_a_launch_is_refused(
+    environment: dict[str, str],
+    said: str,
+    material: Material,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Such variables are left by shells and scripts; libraries would wait, or end in a traceback."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    common = ["--model", str(material.model), "--output", str(tmp_path / "out")]
+    rows = {"unlearn": "--forget", "finetune": "--data"}
+    for command, flag in rows.items():
+        assert main([command, *common, flag, str(material.forget)]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "all_true",
+    "check_launch",
     "gathered",
     "is_main",
     "join_processes",
@@ -18,6 +19,7 @@ __all__ = [
 ]
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,15 +28,43 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from grun.core.errors import UserError
+
+NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+ADDRESS = ("MASTER_ADDR",)
+LAUNCH = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what every process of a launch is told
+
 
 def join_processes(device: str) -> None:
     """Join the other processes of a distributed launch; without one, do nothing.
 
     Args:
         device: as in the configuration; `cpu` picks the gloo backend.
+
+    Raises:
+        UserError: if the environment holds a part of a launch only, or no numbers.
     """
+    check_launch()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+
+
+def check_launch() -> None:
+    """Refuse variables of a launcher that no launcher leaves like this: they come from a shell or a script.
+
+    Raises:
+        UserError: if they are a part of those of a launch, or no numbers.
+    """
+    advice = "start with `accelerate launch` or `torchrun`, or unset it"
+    for name in NUMBERS:
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch("-?[0-9]{1,9}", value, re.ASCII):
+            raise UserError(f"the environment variable {name} is '{value}', expected a whole number; {advice}.")
+    is_launched = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
+    name, needed = ("LOCAL_RANK", LAUNCH) if is_launched else ("WORLD_SIZE", ADDRESS)
+    missing = [one for one in needed if one not in os.environ]
+    if missing and (is_launched or int(os.environ.get("WORLD_SIZE", "1")) > 1) and not _joined():
+        raise UserError(f"the environment variable {name} is set, but not {', '.join(missing)}; {advice}.")
 
 
 def rank() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Row", "read_rows"]
 
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from grun.core.hub import check_repository, nearest_folder
 from grun.core.python_objects import PREFIX, is_pipe, python_object
 from grun.data.content import read_content, state_of
 from grun.data.formats import KINDS, Row, kind_by_content, rows_of
+
+MOST_ENTRIES = 10_000  # files and folders below a folder with rows
 
 
 def read_rows(source: str) -> list[Row]:
@@ -86,8 +89,12 @@ def _load_dataset(name: str, config: str | None, source: str) -> Mapping[str, An
             return datasets.load_from_disk(str(folder), keep_in_memory=True)
         if (folder / "dataset_info.json").is_file():
             return {"train": datasets.load_from_disk(str(folder), keep_in_memory=True)}
+        if folder.is_dir():
+            _check_extent(folder, source)
         with _offline(not is_online):
             return datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else name, config)
+    except UserError:
+        raise
     except Exception as error:  # many libraries may fail here, each with errors of its own
         raise UserError(
             f"{source}: neither a file nor a dataset that can be loaded ({type(error).__name__}: {_first_line(error)})."
@@ -95,6 +102,18 @@ def _load_dataset(name: str, config: str | None, source: str) -> Mapping[str, An
         ) from error
     finally:
         datasets.enable_progress_bars()
+
+
+def _check_extent(folder: Path, source: str) -> None:
+    """Refuse a folder that holds much else, such as a home: the library would look through all of it."""
+    entries = 0
+    for _, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            raise UserError(
+                f"{source}: is a folder with more than {MOST_ENTRIES:,} files and folders in it, expected one that holds "
+                "rows only; give the file or the folder that they are in."
+            )
 
 
 @contextmanager

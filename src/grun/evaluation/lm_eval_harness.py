@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["GrunLM", "run_harness"]
 
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,9 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from grun.core.errors import UserError
 from grun.core.process.progress import Progress
+from grun.core.storage.directories import disk
 from grun.models.encoding.batching import pad_token_id
 from grun.models.forward import evaluating
 from grun.models.loading.fit import Complete, check_decoder, check_finite
@@ -99,7 +102,11 @@ class GrunLM(HFLM):
 
 
 def run_harness(arguments: Sequence[str]) -> None:
-    """Run the harness's own command line, with the model `grun` unless another one is named."""
+    """Run the harness's own command line, with the model `grun` unless another one is named.
+
+    Raises:
+        UserError: if the harness fails by itself, without anything of this package at work.
+    """
     given = list(arguments)
     if given and given[0] in ("ls", "validate"):
         sys.argv = ["lm-eval", *given]
@@ -107,4 +114,18 @@ def run_harness(arguments: Sequence[str]) -> None:
         named = any(argument == "--model" or argument.startswith("--model=") for argument in given)
         command = given if given and given[0] == "run" else ["run", *given]
         sys.argv = ["lm-eval", *command, *([] if named else ["--model", "grun"])]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except Exception as error:  # the harness and what it reads data sets with raise anything at all
+        if _is_ours(error) or disk.reason_of(error) is not None:
+            raise
+        said = (str(error).strip() or "without a reason").splitlines()[0].rstrip(".")
+        raise UserError(f"lm-evaluation-harness stopped ({type(error).__name__}): {said}.") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """True if a function of this package called what failed."""
+    frames = traceback.walk_tb(error.__traceback__ and error.__traceback__.tb_next)
+    return isinstance(error, UserError) or any(
+        str(frame.f_globals.get("__name__")).startswith("grun.") for frame, _ in frames
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["chat"]
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,6 +48,9 @@ def chat(config: ChatConfig, answered: Callable[[Any], None] | None = None) -> N
         except UserError as error:
             if config.prompt:
                 raise
+            if answered is not None:
+                answered({"prompt": _shown(prompt), "error": str(error)})
+                continue
             console().print(plain_text(str(error)), style="red")
             continue
         if answered is not None:
@@ -58,6 +62,8 @@ def chat(config: ChatConfig, answered: Callable[[Any], None] | None = None) -> N
 
 def _typed() -> Iterator[str]:
     """Lines that are not blank; asks for them if somebody is there."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text ends its question, not the conversation
     while True:
         if sys.stdin.isatty():
             sys.stdout.write("you> ")
@@ -69,10 +75,17 @@ def _typed() -> Iterator[str]:
             yield line.strip()
 
 
+def _shown(prompt: str) -> str:
+    """A question, with a sign in place of each byte that is no text."""
+    return prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _answers(
     model: PeftModel, encoder: RowEncoder, prompt: str, max_new_tokens: int
 ) -> tuple[str, str, list[float] | None]:
     """The answers before and after, and how far each gate is open; None for an adapter without gates."""
+    if _shown(prompt) != prompt:
+        raise UserError(f"the question '{_shown(prompt)[:40]}' is not valid UTF-8, expected text.")
     tokenizer = encoder.tokenizer
     ids = [encode_prompt(Example(prompt, "-"), tokenizer, encoder.template, encoder.max_length)]
     with adapters_off(model):

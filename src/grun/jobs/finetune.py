@@ -25,7 +25,7 @@ from transformers import (
 
 from grun.core.config.checks import MOST_STEPS
 from grun.core.config.jobs import FinetuneConfig
-from grun.core.distributed import world
+from grun.core.distributed import check_launch, world
 from grun.core.errors import TrainingDiverged, UserError
 from grun.core.process.threads import fit_threads
 from grun.core.records import Batch, Example
@@ -69,6 +69,7 @@ def finetune(config: FinetuneConfig) -> Path:
         TrainingDiverged: if the loss is not finite; the last good state is kept.
         Interrupted: if the user stopped the run; its state is kept.
     """
+    check_launch()
     parsed_settings(config.trainer)
     rows = load_rows(config)
     run = RunDirectory.open(config.output, config, "finetune", config.overwrite, data=fingerprint({"rows": rows}))

@@ -45,6 +45,7 @@ from grun.requests.ledger_record import ID, BaseModel, LedgerCalibration
 logger = logging.getLogger("grun")
 READS = ("gate_layer", "gate_reads", "layers", "topic_layer")  # settings that determine the features of gates
 REFERENCE_SCALE = 0.6  # times n + 1
+LONGEST_ID = 100  # characters; an id is the name of a folder
 
 
 def add(config: RequestConfig) -> str:
@@ -187,6 +188,8 @@ def _new_id(ledger: LedgerState, asked: str | None) -> str:
         return next(id for id in numbered if id not in ledger.requests and not ledger.folder(id).exists())
     if not re.fullmatch(ID, asked) or not is_member_name(asked):
         raise UserError(f"--id is '{asked}', expected lower-case letters, digits and dashes (and not a reserved word).")
+    if len(asked) > LONGEST_ID:
+        raise UserError(f"--id has {len(asked)} characters, expected at most {LONGEST_ID}; shorten it.")
     if asked in ledger.requests:
         raise UserError(f"--id '{asked}' is taken: it is {ledger.requests[asked].state}. Choose another one.")
     if ledger.folder(asked).exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = ["console", "show_whole"]
 
 import os
+import re
+import shutil
 import sys
 import textwrap
 
@@ -14,13 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 UNLIMITED = 1_000_000  # columns of a file or a pipe
+HEIGHT = 25  # lines; nothing looks at it, but without it rich reads COLUMNS as well, and takes "²" for a number
 LEAST = 20  # columns of a wrapped cell
 
 
 def console() -> Console:
     """A console of standard output, as wide as `COLUMNS` or the terminal; a file or a pipe has no width."""
-    is_limited = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console() if is_limited else Console(width=UNLIMITED)
+    given = os.environ.get("COLUMNS", "")
+    if re.fullmatch("0*[1-9][0-9]{0,5}", given, re.ASCII):
+        width = int(given)
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
+    return Console(width=width, height=HEIGHT)
 
 
 def show_whole(table: Table) -> None:
