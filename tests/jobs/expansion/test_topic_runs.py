@@ -204,7 +204,7 @@ def test_a_request_takes_a_topic(material: Material, tmp_path: Path) -> None:
     assert ledger.verify()[request.id].ok
     with pytest.raises(grun.UserError, match="The rows are those of request 'r0001'"):
         ledger.add(topic="Lund", force_topic=True, **SMALL)
-    with pytest.raises(grun.UserError, match="topic is empty"):
+    with pytest.raises(grun.UserError, match="topic is ' ', which is blank"):
         ledger.add(topic=" ", **SMALL)
 
 
