@@ -74,7 +74,9 @@ def test_a_damaged_model_is_refused(sound: Path, refused: Refuse, tmp_path: Path
     assert str(tmp_path / "model") in line
 
 
-@pytest.mark.parametrize("template", ["{% for x in %}", 5, "{{ raise_exception('no') }}", "{{ range(10**9) }}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "template", ["{% for x in %}", 5, "{{ raise_exception('no') }}", "{{ range(10**9) }}", "{{ 1 / 0 }}"]
+)
 def test_a_chat_template_that_fails_is_named(sound: Path, refused: Refuse, tmp_path: Path, template: object) -> None:
     shutil.copytree(sound / "model", tmp_path / "model")
     edit_json("tokenizer_config.json", chat_template=template)(tmp_path / "model")

@@ -43,7 +43,9 @@ def adapter_folder(directory: str) -> str:
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
-        raise UserError(f"--adapter '{directory}' is a file, expected the folder of an adapter, or of the run that made it.")
+        raise UserError(
+            f"--adapter '{directory}' is a file, expected the folder of an adapter, or of the run that made it."
+        )
     if not path.is_dir() or (path / CONFIG).is_file():
         return directory
     if not (path / "adapter" / CONFIG).is_file():
@@ -150,8 +152,8 @@ def _check_recorded_base(model: PreTrainedModel, folder: Path, said: str) -> Non
         recorded = json_object(folder / BASE_FILE, said).get("base_weights")
     if recorded is not None and not (isinstance(recorded, str) and len(recorded.split(" ")) == 4):
         raise UserError(
-            f"{said} cannot be loaded: base_weights of {folder} is {recorded!r}, expected the digest of a model's weights; copy "
-            "the whole adapter."
+            f"{said} cannot be loaded: base_weights of {folder} is {recorded!r}, expected the digest of a model's weights; "
+            "copy the whole adapter."
         )
     if recorded is not None:
         check_same_base(model, recorded, settings.get("base_model_name_or_path"), said)
@@ -177,7 +179,9 @@ def _loaded(model: PreTrainedModel, folder: str, said: str) -> PeftModel:
     if (wrong := not_finite(tensors)) is not None:
         raise UserError(f"{said} cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
     if whole := sorted(name for name, tensor in tensors.items() if OWN.search(name) and not tensor.is_floating_point()):
-        raise UserError(f"{said} is damaged: whole numbers stand for weights: {counted(whole)}; copy the adapter again.")
+        raise UserError(
+            f"{said} is damaged: whole numbers stand for weights: {counted(whole)}; copy the adapter again."
+        )
     try:
         with refusing(said), quiet():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would go on with random ones

@@ -163,8 +163,8 @@ def check_decoder(model: Any, tokenizer: PreTrainedTokenizerBase, said: str) -> 
     before, after = _logits(model, torch.tensor([ids, [*ids[:-1], other]]), said)[:, :-1]
     if bool(before.isnan().any()):
         raise UserError(
-            f"{said} cannot be used: it computes NaN for '{TEXT}', though its weights are finite; compare its config.json with "
-            "the one that the weights were saved with, or load it with another --dtype."
+            f"{said} cannot be used: it computes NaN for '{TEXT}', though its weights are finite; compare its config.json "
+            "with the one that the weights were saved with, or load it with another --dtype."
         )
     step = torch.finfo(model.dtype if model.dtype.is_floating_point else torch.float32).eps ** 0.5
     if not getattr(model, "is_quantized", False) and float((before - after).abs().max()) > step * float(before.std()):

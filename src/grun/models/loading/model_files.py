@@ -150,7 +150,9 @@ def _check_numbers(files: Sequence[Path], said: str) -> None:
     for file in files:
         with safe_open(file, framework="pt") as opened:
             kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
-        whole = [name for name, kind in kinds.items() if name.endswith(".weight") and kind[0] in "IUB" and kind != "BF16"]
+        whole = [
+            name for name, kind in kinds.items() if name.endswith(".weight") and kind[0] in "IUB" and kind != "BF16"
+        ]
         if whole:
             raise UserError(
                 f"{said}: {file} holds whole numbers instead of weights, and config.json has no quantization_config: "
