@@ -191,6 +191,8 @@ def test_evaluations_of_chosen_metrics_have_no_summaries(run: Run, here: Path) -
             content = json.loads((here / folder / name).read_text())
             (here / folder / name).write_text(json.dumps(content | {"summaries": {}}))
     assert run(["compare", "evaluation", "evaluation_first"])[0] == 0
+    for folder in ("evaluation", "evaluation_first"):
+        shutil.copytree(EARLIER / folder, here / folder, dirs_exist_ok=True)
 
 
 def test_every_metric_of_a_damaged_evaluation(run: Run, here: Path) -> None:
