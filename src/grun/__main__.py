@@ -17,7 +17,7 @@ def run() -> int:
 
         return main(sys.argv[1:])
 
-    return process(work)
+    return process(work, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from grun.core.storage.directories.layout import LOCK
+from grun.core.storage.directories.written import LIST
 from support.forked import Ended, Forks, described
 from support.job_commands import CHANGES, COMMANDS, SLOW, Places
 
@@ -44,9 +46,11 @@ def content(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, data = str(file.relative_to(folder)), file.read_bytes().replace(str(folder).encode(), b"HERE")
-        if file.name in (".lock", "output.log"):
+        if file.name in (".lock", LOCK, "output.log"):
             continue  # the latter tells every attempt of a sweep's run
-        if file.suffix == ".json":
+        if file.name == LIST:  # times and the order of writing are in it
+            found[name] = {json.loads(line)["file"] for line in data.splitlines()}
+        elif file.suffix == ".json":
             found[name] = without_times(json.loads(data))
         elif file.suffix == ".md":
             found[name] = re.sub(rb"[^|]*\|[^|]*\|\s*$", b"", data, flags=re.MULTILINE)  # a sweep's seconds and memory

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from grun.core.storage.directories.written import LIST
 from support.forked import Forks, described
 from support.material import Material
 
@@ -89,7 +90,7 @@ def result(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(path for path in run.rglob("*") if path.is_file()):
         name = str(file.relative_to(run))
-        if name in ("run.json", "settings.json"):
+        if name in ("run.json", "settings.json", LIST):
             continue  # the times and the names of directories
         is_json = file.suffix == ".json" and name.count("/") == 0
         found[name] = without_times(json.loads(file.read_text())) if is_json else file.read_bytes()

@@ -191,6 +191,8 @@ def test_evaluations_without_summaries_are_compared(run: Run, here: Path) -> Non
             file = here / folder / name
             file.write_text(json.dumps(json.loads(file.read_text()) | {"summaries": {}}))
     assert run(["compare", "evaluation", "evaluation_first"])[0] == 0
+    for folder in ("evaluation", "evaluation_first"):
+        shutil.copytree(EARLIER / folder, here / folder, dirs_exist_ok=True)
 
 
 def test_every_metric_of_a_damaged_evaluation(run: Run, here: Path) -> None:

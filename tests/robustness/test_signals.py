@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -107,6 +108,18 @@ def test_a_signal_while_libraries_are_imported(places: Places, seconds: float) -
     _, said = process.communicate(timeout=60)
     assert_stopped(Ended(process.returncode, 0.0, 0, said), 130)
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
+def test_with_json_it_is_a_document_from_the_first_moment(places: Places, seconds: float) -> None:
+    process = start([*COMMANDS["unlearn"](places, "run"), "--json"])
+    wait_until(lambda: listens(process))
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    written, said = process.communicate(timeout=60)
+    error = json.loads(written)["error"]
+    assert (process.returncode, error["exit_code"], error["kind"]) == (143, 143, "interrupted")
+    assert said == f"grun: {error['message']}\n"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number of the signal for an interruption (130 for Ctrl-C). Other errors are raised.
     """
     if arguments is None:
-        return process(lambda: main(sys.argv[1:]))
+        return process(lambda: main(sys.argv[1:]), sys.argv[1:])
     given = list(arguments)
     _quiet()
     wait_passively()

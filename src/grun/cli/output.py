@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -46,6 +46,7 @@ class Output:
 
     modes: set[str] = field(default_factory=set)
     kept: dict[str, Any] = field(default_factory=dict)
+    has_written: ClassVar[bool] = False  # a document, in this process
     _standard: Any = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -109,6 +110,7 @@ class Output:
 
     def document(self, value: Any, *, one_of_several: bool = False) -> None:
         """Write a document to standard output; `one_of_several` (answers of `grun chat`) stand in a line each."""
+        Output.has_written = True
         stream = self._standard or sys.stdout
         indent = None if one_of_several else 2
         stream.write(json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")

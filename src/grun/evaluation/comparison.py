@@ -88,8 +88,10 @@ def compare_runs(
     common = [split for split in every[0].values["splits"] if all(split in run.values["splits"] for run in every)]
     for name in splits:
         if name not in common:
+            without = next(run.name for run in every if name not in run.values["splits"])
             raise UserError(
-                f"--splits: not all runs have '{name}'.{nearest(name, common)} Common: {', '.join(common)}."
+                f"--splits: not all runs have '{name}': {without} has not.{nearest(name, common)} "
+                f"Common: {', '.join(common)}."
             )
     chosen = [split for split in common if not splits or split in splits]
     if not chosen:
