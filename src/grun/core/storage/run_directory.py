@@ -24,7 +24,7 @@ from grun.core.storage.claims import check_writable
 from grun.core.storage.directories import disk, written
 from grun.core.storage.directories.layout import CHECKPOINTS, CONFIG, FEATURES, LOCK, RECORD
 from grun.core.storage.replacing import check_place, delete, files_of_run, given_paths, is_folder, open_list
-from grun.core.storage.stored_records import check_checkpoint, run_record
+from grun.core.storage.stored_records import REPEAT, check_checkpoint, mapping_in, run_record
 from grun.core.storage.unfinished import complete_checkpoints, remove_checkpoint, remove_checkpoints, remove_unfinished
 
 logger = logging.getLogger("grun")
@@ -88,20 +88,20 @@ class RunDirectory:
         run = cls(where, {"command": command, "data": data, "complete": False, **provenance()}, settings)
         if not where.exists() or is_left_over(where, settings):
             return run
-        stored = run_record(where, RECORD, CONFIG)
-        if stored is None:
+        record = run_record(where / RECORD)
+        if record is None:
             raise UserError(f"--output '{where}' is not empty and holds no run of grun; name another directory.")
         if overwrite:
-            run._replaced, run._inputs = stored[0]["command"], given_paths(config)
+            run._replaced, run._inputs = record["command"], given_paths(config)
             run._to_delete()
             return run
-        difference = _difference(*stored, config, run.record, usual)
+        difference = _difference(record, mapping_in(where / CONFIG, REPEAT), config, run.record, usual)
         if difference:
             raise UserError(
                 f"--output '{where}' holds another run ({difference}); name another directory, or give --overwrite to "
                 "delete it."
             )
-        run.record = stored[0]
+        run.record = record
         run.is_complete = run.record["complete"]
         keep_threads_of(run.record)
         if run.is_complete:
@@ -184,8 +184,11 @@ class RunDirectory:
 
 def holds_run(path: Path, config: JobConfig, command: str, *, data: str = "", usual: JobConfig | None = None) -> bool:
     """True if a directory holds this very run, complete or not; arguments as of `RunDirectory.open`."""
-    stored = run_record(path, RECORD, CONFIG)
-    return stored is not None and not _difference(*stored, config, {"command": command, "data": data}, usual)
+    record = run_record(path / RECORD)
+    if record is None:
+        return False
+    settings = mapping_in(path / CONFIG, REPEAT)
+    return not _difference(record, settings, config, {"command": command, "data": data}, usual)
 
 
 def settings_difference(was: Mapping[str, Any], now: JobConfig, usual: JobConfig | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CHECKSUMS", "check_checkpoint", "mapping_in", "run_record", "write_checksums"]
+__all__ = ["CHECKSUMS", "REPEAT", "check_checkpoint", "mapping_in", "run_record", "write_checksums"]
 
 import json
 import zipfile
@@ -16,6 +16,7 @@ from grun.core.storage.atomic_files import checksums, read_json, sha256, write_j
 
 CHECKSUMS = "checksums.json"  # in a checkpoint: of its other files
 OF_THE_RUN = ("../../gates.json",)  # seen from a checkpoint
+REPEAT = "restore it from a backup, or delete the directory and run again"
 STATE = "trainer_state.json"
 ZIPPED = (".pt", ".pth")  # files that torch writes as archives with checksums of their own
 
@@ -37,26 +38,23 @@ def mapping_in(file: Path, advice: str = "restore it from a backup") -> dict[str
     return found
 
 
-def run_record(folder: Path, record: str, settings: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The record and the settings of the run in a directory; None if no run was started there.
+def run_record(file: Path) -> dict[str, Any] | None:
+    """The record of the run in a directory; None if no run was started there.
 
     Args:
-        folder: the directory.
-        record: name of the file that records the run.
-        settings: name of the file with its settings.
+        file: that holds it.
 
     Raises:
-        UserError: naming the file that is damaged.
+        UserError: naming the file, if it is damaged.
     """
-    if not (folder / record).exists():
+    if not file.exists():
         return None
-    advice = "restore it from a backup, or delete the directory and run again"
-    found = mapping_in(folder / record, advice)
+    found = mapping_in(file, REPEAT)
     kinds = {"command": str, "complete": bool, "data": str}
     for name, kind in kinds.items():
         if not isinstance(found.get(name), kind):
-            raise UserError(f"'{folder / record}' is damaged: its '{name}' is {found.get(name)!r:.40}; {advice}.")
-    return found, mapping_in(folder / settings, advice)
+            raise UserError(f"'{file}' is damaged: its '{name}' is {found.get(name)!r:.40}; {REPEAT}.")
+    return found
 
 
 def write_checksums(checkpoint: Path) -> None:
