@@ -48,8 +48,9 @@ def content(folder: Path) -> dict[str, Any]:
         name, data = str(file.relative_to(folder)), file.read_bytes().replace(str(folder).encode(), b"HERE")
         if file.name in (".lock", LOCK, "output.log"):
             continue  # the latter tells every attempt of a sweep's run
-        if file.name == LIST:  # times and the order of writing are in it
-            found[name] = {json.loads(line)["file"] for line in data.splitlines()}
+        if file.name == LIST:  # times, the order of writing, and checkpoints that are gone are in it, too
+            listed = {json.loads(line)["file"] for line in data.splitlines()}
+            found[name] = {one for one in listed if (file.parent / one).exists()}
         elif file.suffix == ".json":
             found[name] = without_times(json.loads(data))
         elif file.suffix == ".md":
