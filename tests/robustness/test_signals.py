@@ -226,7 +226,7 @@ def test_a_command_in_a_process_of_others_restores_what_was_there(
         signal.raise_signal(signal.SIGTERM)
 
     before = [signal.getsignal(number) for number in STOPPING], sys.unraisablehook, sys.stdout
-    monkeypatch.setattr("grun.cli.main.declared", interrupted)
+    monkeypatch.setattr("grun.cli.main.leaves_document", interrupted)
     assert main(["list"]) == 143
     assert capsys.readouterr().err == "grun: stopped.\n"
     assert ([signal.getsignal(number) for number in STOPPING], sys.unraisablehook, sys.stdout) == before

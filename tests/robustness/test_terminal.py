@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from support.material import Material, invented_rows, write_rows
 # A colour, the clipboard (OSC 52), a link, a clear screen in C1, a carriage return, directions, no width, half a character.
 EVIL = "\x1b[31m\x1b]52;c;ZWNobw==\x07\x1b]8;;http://x\x1b\\\x9b2J\rroot\u202e\u2066\u200b\ufeff\u2028[bold]b[/bold] :smile: [link=http://x]y[/link]"
 HALF = "\ud83d"
+MARKUP = "[bold]b :smile: [link=x]"
 
 
 def assert_harmless(text: str) -> None:
@@ -71,7 +73,6 @@ def test_errors_about_names_rows_and_settings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "good.jsonl", invented_rows("Lund", 6))
-    name = f"{EVIL.replace('/', '')[:60]}.jsonl"
     rows = (
         [{EVIL: "q", "answer": "a"}],
         [{"question": 3, "answer": EVIL}],
@@ -81,9 +82,9 @@ def test_errors_about_names_rows_and_settings(
     assert main([*base, "good.jsonl"]) == 2
     said(capsys)
     for own in rows:
-        write_rows(tmp_path / name, own)
-        assert main(["evaluate", "--model", "m", "--data", f"forget={name}", "--output", EVIL]) == 2
-        assert "jsonl" in said(capsys)
+        write_rows(tmp_path / "rows.jsonl", own)
+        assert main(["evaluate", "--model", "m", "--data", "forget=rows.jsonl", "--output", "run"]) == 2
+        assert "rows.jsonl" in said(capsys)
     for words in (
         ["evaluate", "--model", EVIL, "--data", "forget=good.jsonl", "--output", "run"],
         ["evaluate", "--model", "m", "--data", EVIL, "--output", "run"],
@@ -128,7 +129,7 @@ def test_an_evaluation_and_its_comparison(
     monkeypatch.chdir(tmp_path)
     row = {"question": f"Who is {EVIL}?", "answer": f"It is {EVIL}.", "author": EVIL}
     write_rows(tmp_path / "rows.jsonl", [*invented_rows("Lund", 3), row])
-    outputs = [f"{EVIL.replace('/', '')[:40]}{i}" for i in range(2)]
+    outputs = [f"{MARKUP}{i}" for i in range(2)]
     for output in outputs:
         words = ["evaluate", "--model", str(material.model), "--data", "forget=rows.jsonl", "--max-new-tokens", "4"]
         assert main([*words, "--output", output, "--no-figures", "--device", "cpu"]) == 0
@@ -139,12 +140,17 @@ def test_an_evaluation_and_its_comparison(
     assert_harmless((tmp_path / "compared" / "comparison.md").read_text(encoding="utf-8"))
 
 
-def test_chat(material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chat(
+    material: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from support.adapter_kit import attach
 
     attach().save_pretrained(tmp_path / "adapter")
     words = ["chat", "--model", str(material.model), "--adapter", str(tmp_path / "adapter"), "--device", "cpu"]
-    assert main([*words, "--prompt", EVIL, "--max-new-tokens", "4"]) == 0
+    assert main([*words, "--prompt", EVIL]) == 2
+    said(capsys)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{EVIL}\n"))
+    assert main([*words, "--max-new-tokens", "4"]) == 0
     assert "[bold]b[/bold]" in "".join(said(capsys).split())
 
 
@@ -152,9 +158,8 @@ def test_file_names_that_are_no_text(material: Material, tmp_path: Path, capsys:
     file = os.fsdecode(os.fsencode(tmp_path) + b"/rows\xff.jsonl")
     write_rows(Path(file), invented_rows("Lund", 6))
     words = ["evaluate", "--model", str(material.model), "--data", f"forget={file}", "--max-new-tokens", "4"]
-    assert main([*words, "--output", str(tmp_path / "run"), "--no-figures", "--device", "cpu"]) == 0
-    assert main([*words, "--output", str(tmp_path / "run"), "--no-figures", "--device", "cpu"]) == 0
-    assert "is complete already" in said(capsys)
+    assert main([*words, "--output", str(tmp_path / "run"), "--no-figures", "--device", "cpu"]) == 2
+    assert "--data" in said(capsys)
 
 
 def test_every_table() -> None:

@@ -186,8 +186,8 @@ def say(text: str) -> None:
 
 
 def add_output_options(command: Any, name: str = "") -> None:
-    """Give a command and all of its subcommands the options of `OPTIONS`, but for one whose arguments are passed on."""
-    if name == PASSED_ON:
+    """Give a command and all of its subcommands the options of `OPTIONS`, unless they have them or pass all arguments on."""
+    if name == PASSED_ON or any(parameter.name in OPTIONS for parameter in command.params):
         return
     command.params += _options()
     for below, one in getattr(command, "commands", {}).items():
