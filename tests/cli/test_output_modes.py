@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -234,8 +235,12 @@ def test_pages_are_documents_too(arguments: list[str], place: str, capfd: pytest
 
 
 def test_the_script_for_completion_is_a_document_too() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SHELL": "/bin/bash"}
-    command = [sys.executable, "-m", "grun", "--json", "--show-completion"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [
+        "bash",
+        "-c",
+        f"{shlex.quote(sys.executable)} -m grun --json --show-completion; exit $?",
+    ]  # for that shell
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0
     assert "grun" in json.loads(ended.stdout)["text"]

@@ -93,7 +93,8 @@ def test_a_width_that_is_none_is_as_if_not_given(
 ) -> None:
     shown = []
     for value in (None, given):
-        monkeypatch.delenv("COLUMNS", raising=False) if value is None else monkeypatch.setenv("COLUMNS", value)
-        show_whole(sweep_table([Finished({"adapt": "lora"}, "t", {"forget": {"probability": 0.25}}, {})])[1])
+        with monkeypatch.context() as patch:  # pytest, too, reads it after the test
+            patch.delenv("COLUMNS", raising=False) if value is None else patch.setenv("COLUMNS", value)
+            show_whole(sweep_table([Finished({"adapt": "lora"}, "t", {"forget": {"probability": 0.25}}, {})])[1])
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]

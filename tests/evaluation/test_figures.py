@@ -46,7 +46,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, matplotlib.figure.Figure
     real = matplotlib.figure.Figure.savefig
 
     def keep(figure: matplotlib.figure.Figure, file: Path, **settings: Any) -> None:
-        saved[file.stem] = figure
+        saved[file.name.split(".")[1]] = figure  # a temporary name, ".NAME.png. ... .tmp"
         real(figure, file, **settings)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)

@@ -52,7 +52,6 @@ app = typer.Typer(
     cls=CommandList,
     context_settings={"max_content_width": WIDEST},
 )
-
 PROGRAM = "grun"
 
 

@@ -31,7 +31,9 @@ def base_weights(model: nn.Module) -> str | None:
     Returns:
         None if the weights cannot be compared: they are quantised, or not all in this process (meta device, ZeRO-3, FSDP).
     """
-    own = {canonical: tensor for name, tensor in model.named_parameters() if (canonical := _canonical(name))}
+    added = tuple(f"{place}.{part}." for place, module in model.named_modules() for part in _added_by_adapters(module))
+    named = ((name, tensor) for name, tensor in model.named_parameters() if not name.startswith(added))
+    own = {canonical: tensor for name, tensor in named if (canonical := _canonical(name))}
     if not own or any(_is_elsewhere(tensor) or not tensor.is_floating_point() for tensor in own.values()):
         return None
     structure, values = hashlib.sha256(), hashlib.sha256()
@@ -99,6 +101,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
         if not (name.endswith("threshold") and bool((tensor.isfinite() | (tensor == -math.inf)).all())):
             return name
     return None
+
+
+def _added_by_adapters(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parts of a layer of PEFT that hold parameters of adapters, whatever their kind."""
+    return tuple(getattr(module, "adapter_layer_names", ()))
 
 
 def _canonical(name: str) -> str:
