@@ -153,10 +153,12 @@ def downloaded(repository: str) -> Path:
     Raises:
         UserError: if the repository cannot be downloaded.
     """
-    from huggingface_hub import snapshot_download  # most ledgers are folders, and need not wait for it
+    from huggingface_hub import constants, snapshot_download  # most ledgers are folders, and need not wait for it
     from huggingface_hub.errors import HfHubHTTPError
 
-    if not reachable() and not is_cached(repository):
+    if (
+        not constants.is_offline_mode() and not reachable() and not is_cached(repository)
+    ):  # which would be asked for long
         raise UserError(
             f"--ledger '{repository}': there is no such directory, and no hub repository could be downloaded: the hub cannot "
             f"be reached, and its cache holds nothing of that name.{nearest_folder(repository)}"

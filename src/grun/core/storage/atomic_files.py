@@ -31,7 +31,7 @@ from grun.core.storage.directories import written
 from grun.core.storage.directories.written import sha256
 
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(\.\w{8})?\.tmp(?P<aside>\.old)?")
-EARLIER = r"\.[^.]+\.\w{8}(\.old)?"  # of folders that versions without process numbers left
+EARLIER = r"\.[^.]+\.\w+(\.old)?"  # of folders that versions without process numbers left
 
 
 def write_text(file: Path, text: str) -> None:
