@@ -166,8 +166,10 @@ def test_every_command_that_reads_rows(
         "long": "x" * 300,
     }
     for name, content in contents.items():
-        (tmp_path / f"{name}\x1b[2J\u202e.jsonl").write_bytes(content)
-        files[name] = f"{name}\x1b[2J\u202e.jsonl"
+        (tmp_path / f"{name}.jsonl").write_bytes(content)
+        files[name] = f"{name}.jsonl"
+    files["evil"] = "evil\x1b[2J\u202e.jsonl"
+    write_rows(tmp_path / files["evil"], ROWS)
     for name, file in files.items():
         line = said(COMMANDS[command](file))
         assert name in line or "at most 255" in line, f"{name}: {line}"
