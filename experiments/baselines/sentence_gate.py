@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from grun.core.process.environment import cache_directory
 from grun.core.records import Example
-from grun.core.storage.content_hash import cache_directory
 from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.batching import length_batches
 from grun.models.gates.all_gates import LONGEST_TO_FIT, TOPICS_RATE

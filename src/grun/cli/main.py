@@ -39,6 +39,7 @@ from grun.core.config.jobs import (
 )
 from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import UserError
+from grun.core.process.environment import is_first_process
 from grun.core.process.libraries import quiet_libraries
 from grun.core.process.progress import can_draw_bars
 from grun.core.process.terminal import one_line
@@ -69,8 +70,10 @@ def _job(name: str, module: str, after: str, *, within: str = "") -> Callable[[A
         with current_output().reporting():
             with quiet_libraries():
                 result = getattr(importlib.import_module(module), module.rpartition(".")[2])(config)
-            if after and _is_first_process():
+            if after and is_first_process():
                 say(after.format(result=result, config=config))
+        if not current_output().json:
+            return None
         return run_document(name, result.parent if within else result)
 
     return run
@@ -82,9 +85,9 @@ def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any
     def run(config: Any) -> Any:
         with current_output().reporting():
             found = called(name, config, **more)
-            if _is_first_process():
+            if is_first_process():
                 say(after.format(result=getattr(found, product), config=config))
-        return run_document(name, found.path)
+        return run_document(name, found.path) if current_output().json else None
 
     return run
 
@@ -278,14 +281,9 @@ def _invoked(arguments: Sequence[str]) -> int:
         return int(end.exit_code)
     if isinstance(result, int):
         return result
-    if current_output().json and result is not None and _is_first_process():
+    if current_output().json and result is not None and is_first_process():
         current_output().document(result)
     return 0
-
-
-def _is_first_process() -> bool:
-    """True in the first process of `accelerate launch` or `torchrun`, and in a process without them."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _failed(message: str, code: int) -> int:
@@ -308,7 +306,7 @@ def _quiet() -> None:
     handler = MessageHandler()
     handler.setFormatter(_SafeFormatter("grun: %(message)s"))
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO if _is_first_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logger.propagate = False
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast and every missing kernel
     for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):

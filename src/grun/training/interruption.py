@@ -24,12 +24,12 @@ from transformers.trainer_callback import ExportableState
 from grun.core.distributed import all_true, is_main, mean_over_processes, wait, world
 from grun.core.errors import Interrupted, TrainingDiverged
 from grun.core.process.stop_signals import on_signals
-from grun.core.storage.atomic_files import write_json
+from grun.core.storage.atomic_files import open_to_others, write_json
+from grun.core.storage.directories.layout import TRAINER_STATE
 from grun.core.storage.run_directory import RunDirectory
 from grun.core.storage.stored_records import CHECKSUMS, write_checksums
 
 C = TypeVar("C")
-STATE = "trainer_state.json"
 
 
 class StopCleanly(TrainerCallback):
@@ -63,12 +63,15 @@ class StopCleanly(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write checksums, so that a damaged checkpoint is known for one; stop once the state is saved.
+        """Give the checkpoint the rights of other files, and checksums by which a damaged one is known; stop once it is saved.
 
         The state says whether training was at its end anyway.
         """
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            open_to_others(checkpoint)
         if world() == 1:  # several processes may still be writing
-            write_checksums(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            write_checksums(checkpoint)
         if self._stopping:
             control.should_training_stop = True
 
@@ -202,7 +205,7 @@ def train_or_resume(trainer: ResumableTrainer, run: RunDirectory) -> None:
 
 def _find_best(checkpoint: Path) -> None:
     """Name the best checkpoint where it lies now, because the run may have been moved, or be named in another way."""
-    file = checkpoint / STATE
+    file = checkpoint / TRAINER_STATE
     state = json.loads(file.read_text(encoding="utf-8"))
     best = state.get("best_model_checkpoint")
     here = checkpoint.parent / Path(best or "none").name

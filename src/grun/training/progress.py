@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["OpenCheckpoints", "ProgressBar", "quiet_trainer"]
+__all__ = ["ProgressBar", "quiet_trainer"]
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from grun.core.process.progress import Progress
-from grun.core.storage.atomic_files import open_to_others
 
 T = TypeVar("T", bound=Trainer)
-
-
-class OpenCheckpoints(TrainerCallback):
-    """Gives the files of a checkpoint the rights that the umask leaves."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero and args.output_dir is not None:
-            open_to_others(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class ProgressBar(TrainerCallback):
@@ -56,11 +46,7 @@ class ProgressBar(TrainerCallback):
 
 
 def quiet_trainer(trainer: T) -> T:
-    """The trainer without transformers' callbacks that print, which would interrupt the progress bar.
-
-    Its checkpoints have the rights of other files.
-    """
-    trainer.add_callback(OpenCheckpoints())
+    """The trainer without transformers' callbacks that print, which would interrupt the progress bar."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer

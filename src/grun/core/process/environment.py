@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["VARIABLES", "Variable", "cache_home", "with_default_data"]
+__all__ = ["VARIABLES", "Variable", "cache_directory", "is_first_process", "with_default_data"]
 
 import dataclasses
 import os
@@ -61,8 +61,13 @@ def with_default_data(config: C) -> C:
     return dataclasses.replace(config, data_dir=folder)  # type: ignore[type-var]
 
 
-def cache_home() -> Path:
-    """The folder of what grun keeps between runs."""
+def is_first_process() -> bool:
+    """True in the first process of `accelerate launch` or `torchrun`, and in a process without them; torch is not needed."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def cache_directory() -> Path:
+    """The folder of what grun keeps between runs: `GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
     if given := os.environ.get("GRUN_CACHE_DIR"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grun"

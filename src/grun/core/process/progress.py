@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from grun.core.process.environment import is_first_process
+
 logger = logging.getLogger("grun")
 T = TypeVar("T")
 EVERY = 60.0  # seconds between two lines
@@ -105,7 +107,7 @@ def tracked(parts: Iterable[T], what: str, total: int, unit: str, size: Callable
         what, total, unit: as of `Progress`.
         size: number of units of a part.
     """
-    with Progress(what, total, unit, shown=os.environ.get("RANK", "0") == "0", delay=DELAY) as progress:
+    with Progress(what, total, unit, shown=is_first_process(), delay=DELAY) as progress:
         for part in parts:
             yield part
             progress.update(size(part))

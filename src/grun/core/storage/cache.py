@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cache_directory", "keep", "read_kept", "say_unusable"]
+__all__ = ["keep", "read_kept", "say_unusable"]
 
 import logging
 from collections.abc import Callable
@@ -11,18 +11,13 @@ from typing import TypeVar
 
 from safetensors import SafetensorError
 
-from grun.core.process.environment import cache_home
+from grun.core.process.environment import cache_directory
 from grun.core.storage.atomic_files import atomic_file
 
 T = TypeVar("T")
 logger = logging.getLogger("grun")
 _said: set[Path] = set()  # caches that a warning has named
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
-
-
-def cache_directory() -> Path:
-    """`GRUN_CACHE_DIR`, or `grun` in the user's cache directory."""
-    return cache_home()
 
 
 def keep(file: Path, write: Callable[[Path], object], cache: Path | None = None) -> None:

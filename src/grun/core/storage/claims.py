@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from grun.core.errors import Interrupted, UserError
+from grun.core.process.environment import is_first_process
 from grun.core.storage.atomic_files import read_json
 from grun.core.storage.directories import disk, written
 from grun.core.storage.directories.layout import LOCK, RECORD
@@ -59,7 +60,7 @@ def keeps(what: str) -> Callable[[F], F]:
                 return job(config, *args, **kwargs)
             except KeyboardInterrupt as error:
                 path = Path(str(config.output)).expanduser()
-                started = (path / "run.json").is_file()
+                started = (path / RECORD).is_file()
                 place = f"stopped; {what} in {path}" if started else f"stopped before anything was written to {path}"
                 raise Interrupted.saying(error, f"{place}. Run the same command to go on.") from error
 
@@ -84,7 +85,7 @@ def claimed(path: str | Path, command: str | None = None, flag: str = "--output"
         UserError: if another process is writing there, or nothing can be written there.
         NotWritten: if its disk is full or goes away.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         yield
         return
     where = Path(path).expanduser()

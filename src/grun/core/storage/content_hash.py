@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["cache_directory", "content_of_model", "content_of_path", "content_of_weights", "subject_folder"]
+__all__ = ["content_of_model", "content_of_path", "content_of_weights", "subject_folder"]
 
 import hashlib
 import json
@@ -16,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grun.core import CODE
+from grun.core.process.environment import cache_directory
 from grun.core.storage.atomic_files import read_json, sha256, write_json
-from grun.core.storage.cache import cache_directory, keep
+from grun.core.storage.cache import keep
 
 DIGESTS = "digests.json"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.errors import UserError
+from grun.core.process.environment import cache_directory
 from grun.core.storage.atomic_files import read_json
-from grun.core.storage.cache import cache_directory
 from grun.core.storage.directories.layout import CONFIG, LAYOUTS, LOCK, RECORD, Layout
 from grun.core.storage.directories.locks import is_held
 from grun.core.storage.directories.written import LIST, Written, begin, read_list

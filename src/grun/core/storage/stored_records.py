@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from grun.core.errors import UserError
 from grun.core.storage.atomic_files import checksums, read_json, sha256, write_json
+from grun.core.storage.directories.layout import TRAINER_STATE
 
 CHECKSUMS = "checksums.json"  # in a checkpoint: of its other files
 OF_THE_RUN = ("../../gates.json",)  # seen from a checkpoint
 REPEAT = "restore it from a backup, or delete the directory and run again"
-STATE = "trainer_state.json"
 ZIPPED = (".pt", ".pth")  # files that torch writes as archives with checksums of their own
 
 
@@ -79,7 +79,7 @@ def check_checkpoint(checkpoint: Path) -> None:
         return
     if (checkpoint / CHECKSUMS).exists():
         raise ValueError(f"{CHECKSUMS} cannot be read")
-    _check_state(read_json(checkpoint / STATE))
+    _check_state(read_json(checkpoint / TRAINER_STATE))
     for file in sorted(checkpoint.iterdir()):
         try:
             _check_file(file)
@@ -89,11 +89,11 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def _check_state(state: Any) -> None:
     if not isinstance(state, dict):
-        raise ValueError(f"{STATE} cannot be read")
+        raise ValueError(f"{TRAINER_STATE} cannot be read")
     kinds = {"global_step": int, "log_history": list, "stateful_callbacks": dict} if state else {}
     for name, kind in kinds.items():
         if not isinstance(state.get(name), kind):
-            raise ValueError(f"{STATE} has no usable '{name}'")
+            raise ValueError(f"{TRAINER_STATE} has no usable '{name}'")
 
 
 def _check_file(file: Path) -> None:

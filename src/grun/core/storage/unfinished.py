@@ -8,21 +8,19 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from grun.core.storage.directories.layout import CHECKPOINTS, Layout
+from grun.core.storage.directories.layout import CHECKPOINTS, TRAINER_STATE, Layout
 from grun.core.storage.replacing import delete, is_folder
-
-STATE = "trainer_state.json"  # the file of a checkpoint that is written last
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run by their steps, the newest last."""
-    return [folder for folder in _folders(run) if (folder / STATE).exists()]
+    return [folder for folder in _folders(run) if (folder / TRAINER_STATE).exists()]
 
 
 def remove_unfinished(run: Path) -> None:
     """Delete checkpoints that were not written to the end; what the trainer did not write stays."""
     for folder in _folders(run):
-        if not (folder / STATE).exists():
+        if not (folder / TRAINER_STATE).exists():
             remove_checkpoint(run, folder)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 
 from grun.core.distributed import is_main
+from grun.core.process.environment import cache_directory
 from grun.core.process.progress import Progress
 from grun.core.records import Example
 from grun.core.storage.atomic_files import read_json, write_json
-from grun.core.storage.cache import cache_directory, keep
+from grun.core.storage.cache import keep
 from grun.models.encoding.encode import encode_prompt
 from grun.models.forward import adapters_off
 from grun.models.generation import greedy

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grun.core.errors import UserError
+from grun.core.process.environment import cache_directory
 from grun.core.records import Example
-from grun.core.storage.cache import cache_directory, keep, read_kept
+from grun.core.storage.cache import keep, read_kept
 from grun.data.shipped_prompts import shipped_prompts
 from grun.models.encoding.encode import Encoded, encode
 from grun.models.gates.prompt_states import PromptStates, read_prompts

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grun.core.errors import UserError
+from grun.core.process.environment import cache_directory
 from grun.core.storage.atomic_files import atomic_file, sha256
-from grun.core.storage.cache import cache_directory
 
 logger = logging.getLogger("grun")
 TIMEOUT = 900  # seconds for the download

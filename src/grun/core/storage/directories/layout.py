@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CHECKPOINTS", "CONFIG", "FEATURES", "LAYOUTS", "LOCK", "RECORD", "Layout"]
+__all__ = ["CHECKPOINTS", "CONFIG", "FEATURES", "LAYOUTS", "LOCK", "RECORD", "TRAINER_STATE", "Layout"]
 
 import re
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ RECORD = "run.json"
 CONFIG = "settings.json"
 CHECKPOINTS = "checkpoints"
 FEATURES = "gate_features.safetensors"  # that gates read of the forget prompts, with --keep-features
+TRAINER_STATE = "trainer_state.json"  # the file of a checkpoint that is written last
 LOCK = ".grun-lock"
 
 _ADAPTER = r"adapter_config\.json|adapter_model\.(safetensors|bin)|base_model\.json|README\.md"
