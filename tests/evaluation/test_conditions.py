@@ -12,7 +12,7 @@ import torch
 
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.errors import UserError
-from grun.core.storage.content_hash import cache_directory
+from grun.core.process.environment import cache_directory
 from grun.evaluation.measuring import measure as measuring
 from grun.evaluation.measuring.row_evidence import measure_rows
 from grun.jobs.evaluate import evaluate

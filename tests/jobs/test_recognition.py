@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.config.requests import CalibrateConfig, RequestConfig
 from grun.core.errors import UserError
+from grun.core.process.environment import cache_directory
 from grun.core.records import Example
-from grun.core.storage.content_hash import cache_directory
 from grun.core.storage.stored_records import CHECKSUMS
 from grun.data.examples import read_examples
 from grun.jobs.calibrate import calibrate
@@ -37,7 +37,7 @@ from grun.models.row_encoder import RowEncoder
 from grun.requests.ledger import LedgerState
 from grun.requests.operations import add
 from support.few_prompts import RARE, few_prompts
-from support.material import Material, invented_rows, write_rows
+from support.material import Material, invented_rows, small_unlearning, write_rows
 from support.topic_kit import few_shipped_prompts, topic_gates
 
 WEIGHTS = "adapter_model.safetensors"
@@ -52,13 +52,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(memorised: Material, tmp_path: Path) -> UnlearnConfig:
-    return UnlearnConfig(
-        model=str(memorised.model),
-        forget=[str(memorised.forget)],
-        retain=[str(memorised.retain)],
-        output=str(tmp_path / "run"),
-        device="cpu",
-        batch_size=4,
+    return small_unlearning(
+        memorised,
+        tmp_path / "run",
         steps=8,
         evaluate_every=4,
         layers="1,3",

@@ -18,23 +18,13 @@ from grun.jobs.inputs.unlearning import load_unlearning_rows
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import adaptations, with_presets
 from grun.training.objectives import objectives
-from support.material import Material, invented_rows, write_rows
+from support.material import Material, invented_rows, small_unlearning, write_rows
 
 
 @pytest.fixture
 def config(material: Material, tmp_path: Path) -> UnlearnConfig:
-    return UnlearnConfig(
-        model=str(material.model),
-        forget=[str(material.forget)],
-        retain=[str(material.retain)],
-        output=str(tmp_path / "run"),
-        objective="npo",
-        device="cpu",
-        batch_size=4,
-        steps=12,
-        evaluate_every=4,
-        withhold=0.25,
-        topic_layer="none",
+    return small_unlearning(
+        material, tmp_path / "run", objective="npo", steps=12, evaluate_every=4, withhold=0.25, topic_layer="none"
     )
 
 

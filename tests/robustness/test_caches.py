@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from grun.cli.main import main
+from grun.core.process.environment import cache_directory
 from grun.core.storage import cache
-from grun.core.storage.cache import cache_directory, keep, read_kept
+from grun.core.storage.cache import keep, read_kept
 from support.material import Material
 
 

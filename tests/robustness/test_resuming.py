@@ -103,6 +103,13 @@ def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
         assert two[name] == content, name
 
 
+def assert_resumes(forks: Forks, arguments: list[str], expected: dict[str, Any], run: Path) -> None:
+    """The same command again ends as if nothing had disturbed it."""
+    resumed = forks.run(arguments, log=run.parent / "log")
+    assert resumed.code == 0, described(resumed)
+    assert_same(expected, result(run))
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(
     forks: Forks, material: Material, tmp_path_factory: pytest.TempPathFactory
@@ -139,9 +146,7 @@ def test_a_killed_run_logs_decides_and_learns_the_same(
     for step in steps:
         killed = forks.run(arguments, log=tmp_path / "log", step=step)
         assert killed.code == -signal.SIGKILL, described(killed)
-    resumed = forks.run(arguments, log=tmp_path / "log")
-    assert resumed.code == 0, described(resumed)
-    assert_same(expected, result(tmp_path / "killed"))
+    assert_resumes(forks, arguments, expected, tmp_path / "killed")
 
 
 @pytest.mark.parametrize("name", ["unlearn: patience", "finetune: stop loss at a checkpoint", "unlearn: steps"])
@@ -153,8 +158,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_trains_no_further(
     arguments = COMMANDS[job](material, tmp_path / "killed", settings)
     killed = forks.run(arguments, log=tmp_path / "log", saved=last_step(expected))
     assert killed.code == -signal.SIGKILL, described(killed)
-    assert forks.run(arguments, log=tmp_path / "log").code == 0
-    assert_same(expected, result(tmp_path / "killed"))
+    assert_resumes(forks, arguments, expected, tmp_path / "killed")
 
 
 @pytest.mark.parametrize("name", ["unlearn: patience", "finetune: stop loss at a checkpoint", "unlearn: bounded"])
@@ -169,8 +173,7 @@ def test_a_run_that_was_stopped_at_any_step_ends_the_same(
         stopped = forks.run(arguments, log=tmp_path / "log", step=step, send=signal.SIGTERM)
         assert stopped.code == 143, described(stopped)
         assert f"grun: stopped after step {step};" in stopped.said
-    assert forks.run(arguments, log=tmp_path / "log").code == 0
-    assert_same(expected, result(tmp_path / "stopped"))
+    assert_resumes(forks, arguments, expected, tmp_path / "stopped")
 
 
 def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
@@ -184,8 +187,7 @@ def test_a_run_that_was_moved_still_finds_its_best_checkpoint(
     arguments = unlearn(material, tmp_path / "killed", settings)
     assert forks.run(arguments, log=tmp_path / "log", saved=saved).code == -signal.SIGKILL
     shutil.move(tmp_path / "killed", tmp_path / "moved")
-    assert forks.run(unlearn(material, tmp_path / "moved", settings), log=tmp_path / "log").code == 0
-    assert_same(expected, result(tmp_path / "moved"))
+    assert_resumes(forks, unlearn(material, tmp_path / "moved", settings), expected, tmp_path / "moved")
 
 
 def test_names_of_modules_are_written_in_one_order(uninterrupted: Found) -> None:

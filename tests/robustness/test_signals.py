@@ -24,7 +24,7 @@ from grun.jobs.unlearn import unlearn
 from grun.training.interruption import StopCleanly
 from support.forked import Ended, Forks, described
 from support.job_commands import COMMANDS, Places, flags
-from support.material import Material
+from support.material import Material, small_unlearning
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -168,17 +168,7 @@ def test_a_closed_terminal_does_not_stop_what_was_started_with_nohup(places: Pla
 
 @pytest.fixture
 def config(material: Material, tmp_path: Path) -> UnlearnConfig:
-    return UnlearnConfig(
-        model=str(material.model),
-        forget=[str(material.forget)],
-        retain=[str(material.retain)],
-        output=str(tmp_path / "run"),
-        layers="1,3",
-        topic_layer="none",
-        steps=6,
-        batch_size=4,
-        device="cpu",
-    )
+    return small_unlearning(material, tmp_path / "run", layers="1,3", topic_layer="none", steps=6)
 
 
 def test_in_python_the_handlers_from_before_are_back_afterwards(

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from grun.core.config.jobs import UnlearnConfig
 from grun.core.records import Example
 from grun.models.encoding.batching import collate
 from grun.models.encoding.encode import encode
@@ -30,6 +32,19 @@ class Material:
     model: Path
     forget: Path
     retain: Path
+
+
+def small_unlearning(material: Material, output: Path, **settings: Any) -> UnlearnConfig:
+    """Settings of an unlearning run on a material, in batches of four on the processor.
+
+    Args:
+        material: model and rows.
+        output: directory of the run.
+        **settings: further ones.
+    """
+    forget, retain = [str(material.forget)], [str(material.retain)]
+    shared: dict[str, Any] = {"model": str(material.model), "forget": forget, "retain": retain, "output": str(output)}
+    return UnlearnConfig(**shared, device="cpu", batch_size=4, **settings)
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> Path:

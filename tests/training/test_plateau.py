@@ -16,21 +16,12 @@ from grun.jobs import unlearn as job
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import adaptations, with_presets
 from grun.training.loss.plateau import FEW, ForgetLoss
-from support.material import Material
+from support.material import Material, small_unlearning
 
 
 @pytest.fixture
 def config(memorised: Material, tmp_path: Path) -> UnlearnConfig:
-    return UnlearnConfig(
-        model=str(memorised.model),
-        forget=[str(memorised.forget)],
-        retain=[str(memorised.retain)],
-        output=str(tmp_path / "run"),
-        device="cpu",
-        batch_size=4,
-        layers="1,3",
-        topic_layer="none",
-    )
+    return small_unlearning(memorised, tmp_path / "run", layers="1,3", topic_layer="none")
 
 
 def read(result: Path, name: str) -> Any:

@@ -18,23 +18,12 @@ from grun.core.storage.run_directory import RunDirectory
 from grun.jobs.unlearn import unlearn
 from grun.training.arguments import OWN_FLAGS, parsed_settings, training_arguments
 from grun.training.loss.dual_variable import DualVariable
-from support.material import Material
+from support.material import Material, small_unlearning
 
 
 @pytest.fixture
 def config(memorised: Material, tmp_path: Path) -> UnlearnConfig:
-    return UnlearnConfig(
-        model=str(memorised.model),
-        forget=[str(memorised.forget)],
-        retain=[str(memorised.retain)],
-        output=str(tmp_path / "run"),
-        objective="npo",
-        device="cpu",
-        batch_size=4,
-        steps=8,
-        layers="1,3",
-        preset="paper",
-    )
+    return small_unlearning(memorised, tmp_path / "run", objective="npo", steps=8, layers="1,3", preset="paper")
 
 
 def weights(result: Path) -> dict[str, torch.Tensor]:

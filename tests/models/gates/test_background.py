@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grun.core.storage.content_hash import cache_directory
+from grun.core.process.environment import cache_directory
 from grun.models.encoding.templates import resolve_template
 from grun.models.gates import background as module
 from grun.models.gates.background import Background, background
