@@ -22,7 +22,7 @@ from grun.data.refusals import REFUSALS
 from grun.jobs import unlearn
 from grun.models.encoding.templates import resolve_template
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.model import decoder_layers
+from grun.models.tuner.base_model import decoder_layers
 from grun.training import trainer as training_module
 from grun.training.forward_engines.base_references import base_model_references
 from grun.training.forward_engines.engine import ForwardEngine

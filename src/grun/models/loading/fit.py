@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from grun.core.errors import UserError
 from grun.models.forward import adapters_off, evaluating
 from grun.models.loading.reading import counted, refusing
-from grun.models.tuner.model import decoder_layers
+from grun.models.tuner.base_model import decoder_layers
 
 BENIGN = re.compile(
     r"(_scales?|_zero_points?|inv_freq|masked_bias|\.attn\.bias)$"

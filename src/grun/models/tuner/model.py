@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["GrunModel", "decoder_layers"]
+__all__ = ["GrunModel"]
 
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from grun.core.errors import UserError
 from grun.core.storage.weights import check_same_base, not_finite
+from grun.models.tuner.base_model import check_writes_text, decoder_layers, text_config
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.context import (
     CallContext,
@@ -23,6 +24,8 @@ from grun.models.tuner.context import (
     GenerationScope,
     Runtime,
     cached_columns,
+    check_read,
+    drop_unread,
     keep_with_cache,
     readings_of,
     shut_of,
@@ -32,26 +35,13 @@ from grun.models.tuner.layer import GrunLayer
 from grun.models.tuner.prompt_position import (
     NO_BOUNDARY,
     PromptSpan,
+    check_not_packed,
     from_labels,
     from_prompt_lengths,
     full_mask,
     mask_from_padding,
 )
-
-
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder layers of a causal language model.
-
-    Raises:
-        UserError: if the model has no module list with as many entries as its configuration has layers.
-    """
-    count = _text_config(model).num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise UserError(
-        f"{type(model).__name__} has no list of {count} decoder layers; GRUN needs a decoder-only language model."
-    )
+from grun.models.tuner.topic import TopicGate
 
 
 class GrunModel(BaseTuner):
@@ -77,7 +67,8 @@ class GrunModel(BaseTuner):
         ]
 
     def _prepare_adapter_config(self, peft_config: GrunConfig, model_config: dict[str, Any]) -> GrunConfig:  # type: ignore[override]
-        text = _text_config(self.model)
+        check_writes_text(self.model)
+        text = text_config(self.model)
         count = text.num_hidden_layers
         resolved = copy.deepcopy(peft_config)  # the caller's own stays as it is, fit for other models
         wrapped: set[int] = set()
@@ -161,7 +152,7 @@ class GrunModel(BaseTuner):
         inputs = args[0] if args else inputs
         if inputs is None:
             raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
-        past = cached_columns(kwargs.get("past_key_values"))
+        past = drop_unread(kwargs.get("past_key_values"), self._keys_that_read_prompts())
         if kwargs.get("attention_mask") is None and past == 0:
             config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
             config = config or self.model.generation_config
@@ -175,6 +166,25 @@ class GrunModel(BaseTuner):
             )
         with self.generating(mask_BT.bool()):
             return self.model.generate(*args, **kwargs)
+
+    def _keys_that_read_prompts(self) -> set[tuple[str, int]]:
+        """Keys of the gates of active adapters that read every prompt token."""
+        return {
+            (name, layer.index)
+            for layer in self.runtime.layers
+            for name in layer.active_here()
+            if name in layer.gates
+            if layer.configs[name].gate_reads == "prompt" or isinstance(layer.gates[name], TopicGate)
+        }
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """The context that PEFT enters in every call: `adapter_names` arrives here, and is refused."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                "adapter_names cannot be used with a GRUN adapter: all rows of a call have the same active adapters. Call "
+                "set_adapter() and pass the rows of each adapter by themselves."
+            )
+        return nullcontext()
 
     @contextmanager
     def generating(self, mask_BT: Tensor) -> Iterator[None]:
@@ -204,6 +214,10 @@ class GrunModel(BaseTuner):
         if call.span is None:
             call.shut = set(shut_of(given["past_key_values"]) or ())
             call.values = values_of(given["past_key_values"])
+        elif self.runtime.continuation is None:
+            check_not_packed(given, call.span, past)
+            if past:
+                check_read(given["past_key_values"], call.span, self._keys_that_read_prompts())
         known = self.runtime.continuation
         if known is not None:
             call.readings, call.complete = dict(known.readings), known.complete
@@ -251,7 +265,8 @@ class GrunModel(BaseTuner):
         if cache is None and isinstance(output, tuple):
             cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
         if cache is not None and call.span is not None:
-            keep_with_cache(cache, call.readings, self._shut(call))
+            columns = min(cached_columns(cache), int(call.span.end_B.max()) + 1)
+            keep_with_cache(cache, call.readings, columns, self._shut(call))
         if call.edited is None:
             return output
         output["hidden_states"] = call.with_edits(output.hidden_states)
@@ -301,12 +316,3 @@ class GrunModel(BaseTuner):
         self.runtime.layers.clear()
         del self.model.peft_config
         return self.model
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "get_text_config"):
-        raise UserError(
-            f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model."
-        )
-    return config.get_text_config()

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "NO_BOUNDARY",
     "PromptSpan",
+    "check_not_packed",
     "from_attention_mask",
     "from_labels",
     "from_prompt_lengths",
@@ -18,8 +19,9 @@ __all__ = [
     "mask_from_padding",
 ]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,30 @@ def full_mask(attention_mask: Tensor | None, rows: int, new: int, past: int, dev
     raise UserError(
         f"attention_mask has {mask.shape[1]} columns, expected {new} (new tokens) or {past + new} (all tokens)."
     )
+
+
+def check_not_packed(given: Mapping[str, Any], span: PromptSpan, past: int) -> None:
+    """Check that every row of a call is one sequence.
+
+    Args:
+        given: arguments of the call.
+        span: prompt positions of the call.
+        past: number of columns in the cache before the call.
+
+    Raises:
+        UserError: if several sequences stand in one row, by their lengths or by position ids that begin again.
+    """
+    packed = any(given.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx"))
+    position_BT = given.get("position_ids")
+    if isinstance(position_BT, Tensor) and position_BT.ndim == 2:
+        real_BT = span.mask_BT[:, past : past + position_BT.shape[1]].to(position_BT.device)
+        falls_BT = position_BT[:, 1:] <= position_BT[:, :-1]
+        packed = packed or bool((falls_BT & real_BT[:, 1:] & real_BT[:, :-1]).any())
+    if packed:
+        raise UserError(
+            "GRUN reads one sequence per row, but this call packs several into one (position_ids that begin again, or "
+            "cu_seq_lens): pad the sequences and pass an attention_mask instead."
+        )
 
 
 def mask_from_padding(inputs: Tensor, pad: int | None, ends: int | Sequence[int] | None) -> Tensor:

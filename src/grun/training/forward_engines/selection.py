@@ -19,7 +19,7 @@ from grun.models.adaptations import adaptations
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import evaluating
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.model import decoder_layers
+from grun.models.tuner.base_model import decoder_layers
 from grun.training.forward_engines.engine import ForwardEngine
 from grun.training.forward_engines.plain import PlainEngine
 from grun.training.forward_engines.prefix.engine import PrefixEngine

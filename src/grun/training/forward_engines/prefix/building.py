@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import Enough, adapters_off, evaluating, forward_parameters
 from grun.models.scoring import selected_rows
-from grun.models.tuner.model import decoder_layers
+from grun.models.tuner.base_model import decoder_layers
 from grun.training.forward_engines.prefix.batching import parts_by_length
 from grun.training.forward_engines.prefix.requirements import check_cache
 from grun.training.forward_engines.prefix.signals import continued_signals

@@ -19,7 +19,7 @@ from grun.models.answer_head import applies_nothing_after_head
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import adapters_off, evaluating, reference_signals
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.model import decoder_layers
+from grun.models.tuner.base_model import decoder_layers
 from grun.training.forward_engines.prefix.batching import Batcher, PrefixBatches, part_overhead
 from grun.training.forward_engines.prefix.building import base_model_parts
 from grun.training.forward_engines.prefix.content import KnownRows

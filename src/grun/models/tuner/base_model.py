@@ -1,0 +1,54 @@
+"""What a GRUN adapter needs to know of the base model that it is attached to."""
+
+from __future__ import annotations
+
+__all__ = ["check_writes_text", "decoder_layers", "text_config"]
+
+from typing import Any
+
+from torch import nn
+
+from grun.core.errors import UserError
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder layers of a causal language model.
+
+    Raises:
+        UserError: if the model has no module list with as many entries as its configuration has layers.
+    """
+    count = text_config(model).num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise UserError(
+        f"{type(model).__name__} has no list of {count} decoder layers; GRUN needs a decoder-only language model."
+    )
+
+
+def check_writes_text(model: nn.Module) -> None:
+    """Check that a model predicts tokens.
+
+    Raises:
+        UserError: if it has no language modelling head: a bare encoder of text, or a classifier.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None or type(model).__name__.endswith(("Classification", "QuestionAnswering")):
+        raise UserError(
+            f"{type(model).__name__} writes no text: GRUN needs a causal language model with its head, such as "
+            "AutoModelForCausalLM loads."
+        )
+
+
+def text_config(model: nn.Module) -> Any:
+    """Configuration of the language model, which a model of several parts holds in its own.
+
+    Raises:
+        UserError: if the model has none.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise UserError(
+            f"{type(model).__name__} has no Hugging Face configuration; GRUN needs a transformers causal language model."
+        )
+    return config.get_text_config()
