@@ -210,6 +210,7 @@ def test_where_the_boundary_cannot_be_known_nothing_is_guessed() -> None:
         cache = model(ids_BT, use_cache=True).past_key_values
     with pytest.raises(UserError, match="prompt_lengths.*labels"):
         model(ids_BT[:, -1:], past_key_values=cache)
+    cache = model(ids_BT, prompt_lengths=torch.tensor([ids_BT.shape[1]]), use_cache=True).past_key_values
     with pytest.raises(UserError, match="attention_mask of the whole sequence"):
         model.generate(ids_BT, past_key_values=cache, max_new_tokens=1)
     with pytest.raises(UserError, match="needs a prompt"):

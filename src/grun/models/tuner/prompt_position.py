@@ -111,7 +111,9 @@ def check_not_packed(given: Mapping[str, Any], span: PromptSpan, past: int) -> N
     packed = any(given.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx"))
     position_BT = given.get("position_ids")
     if isinstance(position_BT, Tensor) and position_BT.ndim == 2:
-        real_BT = span.mask_BT[:, past : past + position_BT.shape[1]].to(position_BT.device)
+        width = position_BT.shape[1]
+        real_BT = span.mask_BT[:, past : past + width].to(position_BT.device)
+        real_BT = nn.functional.pad(real_BT, (0, width - real_BT.shape[1]), value=True)  # generated tokens
         falls_BT = position_BT[:, 1:] <= position_BT[:, :-1]
         packed = packed or bool((falls_BT & real_BT[:, 1:] & real_BT[:, :-1]).any())
     if packed:
