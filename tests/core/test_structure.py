@@ -26,6 +26,7 @@ ORDER = (
     "data",
     "data.benchmarks",
     "models.encoding",
+    "models.tuner.call",
     "models.tuner",
     "models.adaptations",
     "models",

@@ -39,8 +39,8 @@ from grun.models.encoding.encode import Encoded
 from grun.models.forward import Enough
 from grun.models.gates.distinct_states import DistinctStates, GateFeatures, concatenated, joined
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.call.prompt_position import PromptSpan, from_prompt_lengths
 from grun.models.tuner.layer import GrunLayer
-from grun.models.tuner.prompt_position import PromptSpan, from_prompt_lengths
 from grun.models.tuner.topic import TopicGate, embedding
 
 # Layer, whether its output (not its input), last token only, size of a state; of a gate for topics also its head.

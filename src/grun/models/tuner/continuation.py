@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grun.models.tuner.context import GateKey
+from grun.models.tuner.call.context import GateKey
 from grun.models.tuner.layer import GrunLayer
 
 

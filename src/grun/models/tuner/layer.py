@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from grun.core.errors import UserError
 from grun.models.tuner.batched import EditStack, GateStack
+from grun.models.tuner.call.context import CallContext, Runtime
+from grun.models.tuner.call.prompt_position import NO_BOUNDARY, last_prompt_states
 from grun.models.tuner.config import GrunConfig
-from grun.models.tuner.context import CallContext, Runtime
 from grun.models.tuner.edit import Gate, GateLogits, LowRankEdit, any_open, beside, compute_dtype, largest_value
-from grun.models.tuner.prompt_position import NO_BOUNDARY, last_prompt_states
 from grun.models.tuner.topic import TopicGate, TopicStack
 
 

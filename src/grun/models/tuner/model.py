@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from grun.core.errors import UserError
 from grun.core.storage.weights import check_same_base, not_finite
 from grun.models.tuner.base_model import check_writes_text, decoder_layers, text_config
-from grun.models.tuner.config import GrunConfig
-from grun.models.tuner.context import (
-    CallContext,
-    Gates,
-    GenerationScope,
-    Runtime,
+from grun.models.tuner.call.cache import (
     cached_columns,
     check_read,
     drop_unread,
@@ -31,8 +26,8 @@ from grun.models.tuner.context import (
     shut_of,
     values_of,
 )
-from grun.models.tuner.layer import GrunLayer
-from grun.models.tuner.prompt_position import (
+from grun.models.tuner.call.context import CallContext, Gates, GenerationScope, Runtime
+from grun.models.tuner.call.prompt_position import (
     NO_BOUNDARY,
     PromptSpan,
     check_not_packed,
@@ -41,6 +36,8 @@ from grun.models.tuner.prompt_position import (
     full_mask,
     mask_from_padding,
 )
+from grun.models.tuner.config import GrunConfig
+from grun.models.tuner.layer import GrunLayer
 from grun.models.tuner.topic import TopicGate
 
 

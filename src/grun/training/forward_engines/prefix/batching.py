@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grun.models.encoding.encode import Encoded
-from grun.models.tuner.context import GateKey
+from grun.models.tuner.call.context import GateKey
 from grun.training.forward_engines.prefix.content import KnownRows
 from grun.training.forward_engines.prefix.gate_states import GateStates
 from grun.training.forward_engines.prefix.still import StillBatch, StillRows

@@ -13,7 +13,7 @@ from torch import Tensor
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import gate_features, held_gates, logit_of_prompt
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.context import GateKey
+from grun.models.tuner.call.context import GateKey
 
 Prompt = tuple[int, ...]  # token ids
 

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from grun.core.records import SideSignals
 from grun.models.forward import accepts_prompt_lengths, forward_parameters, quantities_at
 from grun.models.tuner.base_model import decoder_layers
-from grun.models.tuner.context import GateKey
+from grun.models.tuner.call.context import GateKey
 from grun.models.tuner.continuation import Continuation, continuing
 from grun.training.forward_engines.prefix.batching import PrefixBatch
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grun.core.records import SideSignals
 from grun.models.encoding.encode import Encoded
-from grun.models.tuner.context import GateKey
+from grun.models.tuner.call.context import GateKey
 from grun.training.forward_engines.prefix.store import Parts, PartStore
 
 
