@@ -41,10 +41,17 @@ def plain_topic_logit(gate: dict[str, Tensor], h_TD: Tensor, nearest: int) -> Te
 
 
 def _readers(state: dict[str, Tensor], root: str, last: int, config: Any, gates: dict[int, Any]) -> tuple[Any, Any]:
-    """Functions that put logit and threshold of a gate for names and of one for topics into `gates`, by layer."""
+    """Functions that put logit and threshold of a gate for names and of one for topics into `gates`, by layer.
+
+    With them go the logits up to every token; a token after the prompt counts in calls without gradients.
+    """
 
     def read(layer: int, h_TD: Tensor) -> None:
-        x = h_TD[last : last + 1] if config.gate_reads == "last" else h_TD[: last + 1]
+        goes_on = (
+            config.gate_reads == "prompt" and config.edit_from == "last_prompt_on" and config.gate_layer is not None
+        )
+        goes_on = goes_on and not torch.is_grad_enabled()
+        x = h_TD[last : last + 1] if config.gate_reads == "last" else h_TD if goes_on else h_TD[: last + 1]
         name = f"{root}.{layer}.grun_gate"
         depth = sum(f"{name}.layers.{i}.weight" in state for i in range(9))
         for i in range(depth):
@@ -52,13 +59,15 @@ def _readers(state: dict[str, Tensor], root: str, last: int, config: Any, gates:
             x = x.relu() if i + 1 < depth else x
             if i == 0:  # a detector that fired stays fired for a few tokens
                 x = torch.stack([x[max(0, t + 1 - config.window) : t + 1].amax(0) for t in range(len(x))])
-        gates[layer] = (x.max(), state[f"{name}.threshold"])
+        prompt = x[: last + 1].max()
+        later = [x[: t + 1].max() if goes_on else prompt for t in range(len(h_TD))]
+        gates[layer] = (prompt, state[f"{name}.threshold"], torch.stack(later))
 
     def read_topic(h_TD: Tensor) -> None:
         name = f"{root}.{config.topic_layer}.grun_gate."
         gate = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
         logit = plain_topic_logit(gate, h_TD[: last + 1], config.topic_nearest)
-        gates[config.topic_layer] = (logit.to(h_TD), gate["threshold"])
+        gates[config.topic_layer] = (logit.to(h_TD), gate["threshold"], logit.to(h_TD).expand(len(h_TD)))
 
     return read, read_topic
 
@@ -87,14 +96,15 @@ def plain_grun(
             shared = (config.gate_layer, config.topic_layer)
             deciding = [layer] if config.gate_layer is None else [one for one in shared if one is not None]
             opened = [gates[one] for one in deciding if config.gate != "none"]
-            values = [logit.sigmoid() * (logit > threshold) for logit, threshold in opened]
-            value = max(values) if values else 1.0
+            used = [(prompt.expand_as(later) if prompt > limit else later, limit) for prompt, limit, later in opened]
+            values = [logit_T.sigmoid() * (logit_T > limit) for logit_T, limit in used]
+            value_T = torch.stack(values).amax(0) if values else torch.ones(len(h_TD))
             edit = {key: state[f"{root}.{layer}.grun_edit.{key}"].to(h_TD) for key in ("rotation", "weight", "bias")}
             r_RD = orthonormal_columns(edit["rotation"]).T.to(h_TD)
             phi_TD = torch.stack([r_RD.T @ (edit["weight"] @ h_D + edit["bias"] - r_RD @ h_D) for h_D in h_TD])
             columns_T = torch.arange(len(h_TD))
             where_T = columns_T >= last if config.edit_from == "last_prompt_on" else columns_T == last
-            new = (h_TD + value * where_T[:, None] * phi_TD)[None]
+            new = (h_TD + (value_T * where_T)[:, None] * phi_TD)[None]
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return hook
@@ -106,7 +116,7 @@ def plain_grun(
         hooks.append(layers[config.topic_layer].register_forward_pre_hook(before_topic, with_kwargs=True))
     hooks += [layers[layer].register_forward_hook(after(layer)) for layer in config.layers]
     try:
-        return model(input_ids=ids_T[None]).logits[0], [logit for logit, _ in gates.values()]
+        return model(input_ids=ids_T[None]).logits[0], [logit for logit, *_ in gates.values()]
     finally:
         for hook in hooks:
             hook.remove()

@@ -41,8 +41,8 @@ def test_a_stack_of_gates_reads_what_each_gate_reads(hidden: tuple[int, ...], wi
     stack = GateStack.of(gates)
     assert stack is not None
     with torch.no_grad():
-        found = stack(h_BTD, prompt_BT, None)
-        later = stack(h_BTD.flip(1), prompt_BT, found)
+        found, _ = stack.read(h_BTD, prompt_BT, None, None)
+        later, _ = stack.read(h_BTD.flip(1), prompt_BT, None, found)
         for i, gate in enumerate(gates):
             one = gate(h_BTD, prompt_BT)
             torch.testing.assert_close(found[i], one)
@@ -86,9 +86,13 @@ def test_adapters_of_different_shapes_stack_too() -> None:
         torch.testing.assert_close(model(**batch.inputs).logits, apart, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_shut_adapters_change_nothing_and_are_passed_over_in_decoding(count: int) -> None:
-    model, base = stacked(count), tiny_model().requires_grad_(False)  # torch multiplies frozen weights in another order
+@pytest.mark.parametrize(("count", "reads"), [(1, "last"), (3, "last"), (1, "prompt"), (3, "prompt")])
+def test_shut_adapters_change_nothing_and_are_passed_over_in_decoding(count: int, reads: str) -> None:
+    """Gates that read every token of prompts read those of answers too; their edits are passed over."""
+    model, base = (
+        stacked(count, gate_reads=reads),
+        tiny_model().requires_grad_(False),
+    )  # torch multiplies frozen weights in another order
     thresholds(model, 1e9)
     ids = torch.tensor([[20, 30, 40, 50], [21, 31, 41, 51]])
     settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
@@ -102,7 +106,7 @@ def test_shut_adapters_change_nothing_and_are_passed_over_in_decoding(count: int
     handle.remove()
     assert torch.equal(found.sequences, expected.sequences)
     assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
-    assert idle == [False, *[True] * 5]
+    assert idle == [False, *[reads == "last"] * 5]
     assert not model.base_model.runtime.idle
 
 

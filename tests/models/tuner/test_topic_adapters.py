@@ -97,8 +97,8 @@ def test_a_stack_of_gates_reads_in_parts_what_each_gate_reads() -> None:
     h_BTD, prompt_BT = torch.randn(3, 9, HIDDEN), torch.arange(9) < torch.tensor([[4], [9], [7]])
     stack = TopicStack.of(gates)
     assert stack is not None
-    first = stack(h_BTD[:, :5], prompt_BT[:, :5], None)
-    both = stack(h_BTD[:, 5:], prompt_BT[:, 5:], first)
+    first, _ = stack.read(h_BTD[:, :5], prompt_BT[:, :5], None, None)
+    both, _ = stack.read(h_BTD[:, 5:], prompt_BT[:, 5:], None, first)
     for gate, begun, done in zip(gates, first, both, strict=True):
         torch.testing.assert_close(begun, gate(h_BTD[:, :5], prompt_BT[:, :5]))
         torch.testing.assert_close(done[:, 0], gate(h_BTD, prompt_BT)[:, 0])

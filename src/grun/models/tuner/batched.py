@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype, orthonormal, pooled, windowed
+from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype, either, orthonormal, pooled, windowed
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,16 @@ class GateStack:
         weights[0], biases[0] = weights[0].flatten(0, 1), biases[0].flatten()
         return cls(tuple(weights), tuple(biases), len(gates), gates[0].window)
 
-    def __call__(self, h_BTD: Tensor, prompt_BT: Tensor, before_NBS: Tensor | None) -> Tensor:
-        """Readings (N, B, S), each as `Gate.forward` returns it."""
+    def read(
+        self, h_BTD: Tensor, prompt_BT: Tensor | None, later_BT: Tensor | None, before_NBS: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Readings (N, B, S) and logits (N, B, T), each as `Gate.read` returns it."""
         dtype = compute_dtype(h_BTD)
         x_BTK = nn.functional.linear(h_BTD.to(dtype), self.weights[0].to(dtype), self.biases[0].to(dtype))
         x_NBTK = x_BTK.unflatten(-1, (self.count, -1)).permute(2, 0, 1, 3)
         if len(self.weights) > 1:
             x_NBTK = x_NBTK.relu()
-        return pooled(x_NBTK, prompt_BT, before_NBS, self.window, self._windows)
+        return pooled(x_NBTK, either(prompt_BT, later_BT), before_NBS, self.window, self._windows)
 
     def _windows(self, x_NBTK: Tensor) -> Tensor:
         x_NBTK = windowed(x_NBTK, self.window)

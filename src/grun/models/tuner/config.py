@@ -176,6 +176,11 @@ class GrunConfig(PeftConfig):
         return [int(layer) for layer in layers if layer is not None and self.gate != "none"]
 
     @property
+    def reads_answers(self) -> bool:
+        """Whether gates also read the tokens after the prompt, and edits act from where one of them opens."""
+        return bool(self.shared_gates) and self.gate_reads == "prompt" and self.edit_from == "last_prompt_on"
+
+    @property
     def hidden_sizes_of_gate(self) -> list[int]:
         """Hidden sizes of the gate network; empty for a linear one."""
         return self.gate_hidden if self.gate == "mlp" else []

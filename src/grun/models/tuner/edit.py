@@ -9,6 +9,7 @@ __all__ = [
     "any_open",
     "beside",
     "compute_dtype",
+    "either",
     "gate_value",
     "is_open",
     "largest_value",
@@ -55,22 +56,25 @@ def gate_value(logits: Tensor, threshold: Tensor, scale: float | Tensor = 1.0) -
 
 @dataclass(frozen=True)
 class GateLogits:
-    """Logits of one gate (B,), or of one gate of each of N adapters (B, N), with thresholds that broadcast."""
+    """Logits of one gate (B, T), or of one gate of each of N adapters (B, T, N), with thresholds that broadcast.
+
+    T is 1 where the logit is the same for all tokens of a call.
+    """
 
     logits_X: Tensor
     threshold_X: Tensor
 
 
 def beside(gates: Sequence[GateLogits]) -> GateLogits:
-    """Gates of N adapters side by side, (B, N) with thresholds (N,)."""
+    """Gates of N adapters side by side, (B, T, N) with thresholds (N,)."""
     device = gates[0].threshold_X.device
-    logits_BN = torch.stack([gate.logits_X.to(device) for gate in gates], dim=1)
-    return GateLogits(logits_BN, torch.stack([gate.threshold_X.to(device) for gate in gates]))
+    logits = torch.broadcast_tensors(*(gate.logits_X.to(device) for gate in gates))
+    return GateLogits(torch.stack(logits, dim=-1), torch.stack([gate.threshold_X.to(device) for gate in gates]))
 
 
 def any_open(gates: Sequence[GateLogits], device: torch.device) -> Tensor:
-    """Rows for which any of the gates is open."""
-    return torch.stack([is_open(gate.logits_X, gate.threshold_X).to(device) for gate in gates]).any(0)
+    """Rows (B,) for which any of the gates is open at any token."""
+    return torch.stack([is_open(gate.logits_X, gate.threshold_X).any(1).to(device) for gate in gates]).any(0)
 
 
 def largest_value(gates: Sequence[GateLogits], scale: float | Sequence[float], device: torch.device) -> Tensor:
@@ -104,27 +108,40 @@ def windowed(x_XTK: Tensor, window: int) -> Tensor:
 
 
 def pooled(
-    x_XTK: Tensor, prompt_BT: Tensor, before_XS: Tensor | None, window: int, logits: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """The reading (..., B, S) of one gate or of several (see `Gate.forward`).
+    x_XTK: Tensor, read_BT: Tensor, before_XS: Tensor | None, window: int, logits: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The reading (..., B, S) of one gate or of several (see `Gate.forward`), and the logits (..., B, T) up to every token.
 
     Args:
         x_XTK: detectors at every token (..., B, T, K).
-        prompt_BT: bool, true on the tokens to read.
+        read_BT: bool, true on the tokens to read.
         before_XS: the reading of the part before this one; None at the beginning.
         window: tokens over which detectors are pooled.
         logits: function that gives the logit of every window (..., B, T) from detectors (..., B, T + window - 1, K).
     """
-    x_XTK = x_XTK.masked_fill(~prompt_BT[..., None], 0.0)
+    x_XTK = x_XTK.masked_fill(~read_BT[..., None], 0.0)
     *rows, _, detectors = x_XTK.shape
     if before_XS is None:
         before_XS = x_XTK.new_zeros(*rows, 1 + (window - 1) * detectors)
         before_XS[..., 0] = -math.inf
     x_XTK = torch.cat([before_XS[..., 1:].reshape(*rows, window - 1, detectors).to(x_XTK), x_XTK], dim=-2)
     kept_XS = x_XTK[..., x_XTK.shape[-2] - (window - 1) :, :].flatten(-2)
-    logit_X = logits(x_XTK).masked_fill(~prompt_BT, -math.inf).amax(-1)
-    logit_X = torch.maximum(before_XS[..., 0].to(logit_X), logit_X)
-    return torch.cat([logit_X[..., None], kept_XS], dim=-1)
+    logit_XT = logits(x_XTK).masked_fill(~read_BT, -math.inf)
+    logit_XT = torch.maximum(before_XS[..., :1].to(logit_XT), logit_XT)
+    if torch.is_grad_enabled():  # the gradient of the maximum, which cummax does not share among ties
+        return torch.cat([logit_XT.amax(-1, keepdim=True), kept_XS], dim=-1), logit_XT
+    if logit_XT.shape[-1] > 1:
+        logit_XT = logit_XT.cummax(-1).values
+    return torch.cat([logit_XT[..., -1:], kept_XS], dim=-1), logit_XT
+
+
+def either(prompt_BT: Tensor | None, later_BT: Tensor | None) -> Tensor:
+    """The tokens of two masks, of which one may be missing."""
+    if prompt_BT is None or later_BT is None:
+        found = later_BT if prompt_BT is None else prompt_BT
+        assert found is not None, "a gate reads something"
+        return found
+    return prompt_BT | later_BT
 
 
 class LowRankEdit(nn.Module):
@@ -216,7 +233,24 @@ class Gate(nn.Module):
             The reading so far (B, S), in `compute_dtype` of the states. Its first column is the logit, minus infinity before
             the first token was read; the others are the detectors at the last `window - 1` tokens.
         """
-        return pooled(self.detect(h_BTD), prompt_BT, before_BS, self.window, self.windows)
+        return pooled(self.detect(h_BTD), prompt_BT, before_BS, self.window, self.windows)[0]
+
+    def read(
+        self, h_BTD: Tensor, prompt_BT: Tensor | None, later_BT: Tensor | None, before_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read a part of each prompt, and tokens after it.
+
+        Args:
+            h_BTD: hidden states of any floating dtype.
+            prompt_BT: bool, true on the tokens of prompts; None if there are none in this part.
+            later_BT: bool, true on the tokens after prompts; None if they are not read.
+            before_BS: the reading of the part before this one; None at the beginning.
+
+        Returns:
+            The reading so far (B, S), as `forward` gives it, and the logits (B, T) up to every token, for calls without
+            gradients.
+        """
+        return pooled(self.detect(h_BTD), either(prompt_BT, later_BT), before_BS, self.window, self.windows)
 
     def detect(self, h_BTD: Tensor) -> Tensor:
         """The K detectors at each state: (..., K) for states (..., D), in `compute_dtype` of the states."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from grun.core.errors import UserError
 from grun.models.tuner.batched import EditStack, GateStack
+from grun.models.tuner.call.cache import LastRead
 from grun.models.tuner.call.context import CallContext, Runtime
 from grun.models.tuner.call.prompt_position import NO_BOUNDARY, last_prompt_states
 from grun.models.tuner.config import GrunConfig
@@ -117,7 +118,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if call is None:
             raise UserError(NO_BOUNDARY)
         h_in_BTD = args[0] if args else kwargs["hidden_states"]
-        if call.span is not None:
+        if call.span is not None or call.real_BT is not None:
             self._read_all([n for n in names if self._gate_reads(n, at_input=True)], h_in_BTD, call)
         output = self.base_layer(*args, **kwargs)
         h_BTD = output[0] if isinstance(output, tuple) else output
@@ -160,7 +161,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             if (name, source) not in call.readings:
                 raise UserError(NO_BOUNDARY)
             threshold = next(layer.gates[name] for layer in self.runtime.layers if layer.index == source).threshold
-            found.append(GateLogits(call.readings[name, source][:, 0].to(threshold.device), threshold))
+            found.append(GateLogits(call.logits((name, source), threshold), threshold))
         return found
 
     def _read_together(self, names: list[str], h_BTD: Tensor, call: CallContext) -> bool:
@@ -173,34 +174,57 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         kind: Any = TopicStack if topics else GateStack
         stack = self._stack("gates", tuple(names), lambda: kind.of([self.gates[name] for name in names]))
         device = self.gates[names[0]].threshold.device  # the layer below may live on another one
-        span = call.span_on(device)
-        if stack is None or span is None or any((name, self.index) in call.complete for name in names):
+        if stack is None or any((name, self.index) in call.complete for name in names):
             return False
+        if len({self.configs[name].reads_answers for name in names}) > 1:
+            return False
+        width = h_BTD.shape[1]
+        prompt_BT = call.prompt_on(device, width)
+        later_BT = call.later_on(device, width) if self.configs[names[0]].reads_answers else None
+        if prompt_BT is None and later_BT is None:
+            return True
         earlier_NBS = None if before[0] is None else torch.stack(before).to(device)
         with torch.autocast(device.type, enabled=False):
-            found_NBS = stack(h_BTD.to(device), span.is_prompt(call.past, h_BTD.shape[1]), earlier_NBS)
-        call.readings.update({(name, self.index): one for name, one in zip(names, found_NBS, strict=True)})
+            h_BTD = h_BTD.to(device)
+            found_NBS, logit_NBT = stack.read(h_BTD, prompt_BT, later_BT, earlier_NBS)
+        for name, before_BS, reading_BS, logit_BT in zip(names, before, found_NBS, logit_NBT, strict=True):
+            part = LastRead(call.past, before_BS, h_BTD, prompt_BT, later_BT)
+            self._take(name, reading_BS, logit_BT, part, call)
         return True
 
+    def _take(self, name: str, reading_BS: Tensor, logit_BT: Tensor, part: LastRead, call: CallContext) -> None:
+        """Take over what this layer's gate has read."""
+        call.readings[name, self.index] = reading_BS
+        if part.later_BT is None:
+            return
+        if not isinstance(self.gates[name], TopicGate):
+            call.take_later((name, self.index), logit_BT)
+        if call.last is not None:
+            call.last[name, self.index] = part
+
     def _read(self, name: str, h_BTD: Tensor, call: CallContext) -> None:
-        """Update the reading of this layer's gate with the prompt tokens of this call."""
+        """Update the reading of this layer's gate with the tokens of this call that it reads."""
         gate = self.gates[name]
         device = gate.threshold.device  # the layer below may live on another one
-        span = call.span_on(device)
-        key = (name, self.index)
-        if span is None or key in call.complete:
+        span, key, width = call.span_on(device), (name, self.index), h_BTD.shape[1]
+        if key in call.complete:
+            return
+        prompt_BT = call.prompt_on(device, width)
+        later_BT = call.later_on(device, width) if self.configs[name].reads_answers else None
+        if prompt_BT is None and later_BT is None:
             return
         call.values.pop(key, None)
         before_BS = call.readings.get(key)
         before_BS = None if before_BS is None else before_BS.to(device)
         with torch.autocast(device.type, enabled=False):
             if self.configs[name].gate_reads == "last" and not isinstance(gate, TopicGate):
+                assert span is not None, "the last prompt token is read in a prompt"
                 h_B1D, here_B1 = last_prompt_states(h_BTD, span, call.past)
                 reading_BS = gate(h_B1D.to(device), here_B1)
                 call.readings[key] = reading_BS if before_BS is None else torch.where(here_B1, reading_BS, before_BS)
             else:
-                prompt_BT = span.is_prompt(call.past, h_BTD.shape[1])
-                call.readings[key] = gate(h_BTD.to(device), prompt_BT, before_BS)
+                part = LastRead(call.past, before_BS, h_BTD.to(device), prompt_BT, later_BT)
+                self._take(name, *gate.read(part.h_BTD, prompt_BT, later_BT, before_BS), part, call)
 
     @torch.compiler.disable
     def _edit(self, h_BTD: Tensor, names: list[str], call: CallContext) -> Tensor:
@@ -222,10 +246,10 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return out_BTD
 
     def _factor(self, name: str, call: CallContext, rows: int, device: torch.device) -> Tensor:
-        """Factor (B,) of this layer's edit: the gate's value, 1 without a gate, times the adapter's scale."""
+        """Factor (B, T or 1) of this layer's edit: the gate's value, 1 without a gate, times the adapter's scale."""
         config = self.configs[name]
         if config.gate == "none":
-            return torch.full((rows,), config.scale, device=device)
+            return torch.full((rows, 1), config.scale, device=device)
         key = (name, (config.shared_gates or [self.index])[-1])
         if key not in call.values or torch.is_grad_enabled():
             call.values[key] = largest_value(self._gate_logits(name, call), float(config.scale), device)
@@ -234,7 +258,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
     def _edit_from_last(self, out_BTD: Tensor, h_BTD: Tensor, name: str, call: CallContext) -> Tensor:
         """Edit the last prompt token and every token after it."""
         rows, width, _ = h_BTD.shape
-        value_BT = self._factor(name, call, rows, h_BTD.device)[:, None].expand(rows, width)
+        value_BT = self._factor(name, call, rows, h_BTD.device).expand(rows, width)
         span = call.span_on(h_BTD.device)
         if span is not None:
             after_BT = call.columns(width, h_BTD.device) >= span.end_B[:, None]
@@ -245,7 +269,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         """The edits of several adapters from the last prompt token on, as one product."""
         dtype, span = compute_dtype(h_BTD), call.span_on(h_BTD.device)
         stack = self._stack("edits", (dtype, *names), lambda: EditStack.of([self.edits[n] for n in names], dtype))
-        values_BTN = self._values_together(names, call, h_BTD)[:, None]
+        values_BTN = self._values_together(names, call, h_BTD)
         if span is not None:
             after_BT = call.columns(h_BTD.shape[1], h_BTD.device) >= span.end_B[:, None]
             values_BTN = torch.where(after_BT[..., None], values_BTN, 0.0)
@@ -254,7 +278,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         return torch.where((values_BTN != 0).any(-1, keepdim=True), sum_BTD, h_BTD)
 
     def _values_together(self, names: list[str], call: CallContext, h_BTD: Tensor) -> Tensor:
-        """Factors (B, N) of several edits, each as `_factor`; computed once for all layers with shared gates."""
+        """Factors (B, T or 1, N) of several edits, each as `_factor`; computed once for all layers with shared gates."""
         configs = [self.configs[name] for name in names]
         shared = {tuple(config.shared_gates) for config in configs}
         sources = shared.pop() if len(shared) == 1 else ()
@@ -262,7 +286,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
         if key not in call.values:
             if not sources:
                 values = [self._factor(name, call, len(h_BTD), h_BTD.device) for name in names]
-                call.values[key] = torch.stack(values, dim=1)
+                call.values[key] = torch.stack(torch.broadcast_tensors(*values), dim=-1)
             else:
                 gates = zip(*(self._gate_logits(name, call) for name in names), strict=True)
                 scales = [float(config.scale) for config in configs]
@@ -281,7 +305,7 @@ class GrunLayer(nn.Module, BaseTunerLayer):
             return out_BTD
         rows, width, hidden = h_BTD.shape
         end_B = span.end_B - call.past
-        value_B = self._factor(name, call, rows, h_BTD.device)
+        value_B = self._factor(name, call, rows, h_BTD.device)[:, 0]
         value_B = torch.where((end_B >= 0) & (end_B < width), value_B, 0.0)
         at_B11 = end_B.clamp(0, width - 1)[:, None, None].expand(rows, 1, hidden)
         new_B1D = self._add(out_BTD.gather(1, at_B11), h_BTD.gather(1, at_B11), name, value_B[:, None])

@@ -6,7 +6,7 @@ __all__ = ["GrunModel"]
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,15 +18,19 @@ from grun.core.errors import UserError
 from grun.core.storage.weights import check_same_base, not_finite
 from grun.models.tuner.base_model import check_writes_text, decoder_layers, text_config
 from grun.models.tuner.call.cache import (
+    LastRead,
     cached_columns,
     check_read,
+    columns_read,
     drop_unread,
     keep_with_cache,
+    prompts_of,
     readings_of,
+    rewind,
     shut_of,
     values_of,
 )
-from grun.models.tuner.call.context import CallContext, Gates, GenerationScope, Runtime
+from grun.models.tuner.call.context import CallContext, GateKey, Gates, GenerationScope, Runtime
 from grun.models.tuner.call.prompt_position import (
     NO_BOUNDARY,
     PromptSpan,
@@ -35,6 +39,7 @@ from grun.models.tuner.call.prompt_position import (
     from_prompt_lengths,
     full_mask,
     mask_from_padding,
+    real_tokens,
 )
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.layer import GrunLayer
@@ -149,7 +154,7 @@ class GrunModel(BaseTuner):
         inputs = args[0] if args else inputs
         if inputs is None:
             raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
-        past = drop_unread(kwargs.get("past_key_values"), self._keys_that_read_prompts())
+        past = drop_unread(kwargs.get("past_key_values"), self._keys(_reads_prompts))
         if kwargs.get("attention_mask") is None and past == 0:
             config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
             config = config or self.model.generation_config
@@ -161,18 +166,22 @@ class GrunModel(BaseTuner):
                 "generate() continues a cache: pass the attention_mask of the whole sequence, the cached tokens included, "
                 "so that the prompt's end is known."
             )
-        with self.generating(mask_BT.bool()):
+        takes_back = any(kwargs.get(k) is not None for k in ("assistant_model", "prompt_lookup_num_tokens"))
+        with self.generating(mask_BT.bool(), takes_back):
             return self.model.generate(*args, **kwargs)
 
-    def _keys_that_read_prompts(self) -> set[tuple[str, int]]:
-        """Keys of the gates of active adapters that read every prompt token."""
+    def _keys(self, which: Callable[[GrunConfig, Any], bool]) -> set[GateKey]:
+        """Keys of those gates of active adapters for which a function of configuration and gate is true."""
         return {
             (name, layer.index)
             for layer in self.runtime.layers
             for name in layer.active_here()
-            if name in layer.gates
-            if layer.configs[name].gate_reads == "prompt" or isinstance(layer.gates[name], TopicGate)
+            if name in layer.gates and which(layer.configs[name], layer.gates[name])
         }
+
+    def _first_of(self, key: GateKey, last: LastRead, count: int) -> Tensor:
+        """The reading of a gate after the first tokens of what it has read last."""
+        return last.first(count, next(layer for layer in self.runtime.layers if layer.index == key[1]).gates[key[0]])
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context that PEFT enters in every call: `adapter_names` arrives here, and is refused."""
@@ -184,9 +193,9 @@ class GrunModel(BaseTuner):
         return nullcontext()
 
     @contextmanager
-    def generating(self, mask_BT: Tensor) -> Iterator[None]:
+    def generating(self, mask_BT: Tensor, takes_back: bool = False) -> Iterator[None]:
         """Context for calls that continue prompts with this mask (B, T); values that are the same in all are computed once."""
-        before, self.runtime.generation = self.runtime.generation, GenerationScope(mask_BT)
+        before, self.runtime.generation = self.runtime.generation, GenerationScope(mask_BT, takes_back=takes_back)
         try:
             yield
         finally:
@@ -206,15 +215,26 @@ class GrunModel(BaseTuner):
         if inputs is None:
             raise UserError("a forward call needs input_ids or inputs_embeds.")
         past = cached_columns(given.get("past_key_values"))
+        if past:
+            rewind(given["past_key_values"], self._first_of)
         kept = readings_of(given["past_key_values"]) if past else None
         call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
+        answers = set() if torch.is_grad_enabled() else self._keys(lambda config, _: config.reads_answers)
+        if answers:
+            call.real_BT = real_tokens(given.get("attention_mask"), call.span, *inputs.shape[:2], past)
+            scope = self.runtime.generation
+            call.last = {} if scope is None or scope.takes_back else None
         if call.span is None:
+            check_read(given["past_key_values"], past, answers)
             call.shut = set(shut_of(given["past_key_values"]) or ())
-            call.values = values_of(given["past_key_values"])
+            call.values = {} if answers else values_of(given["past_key_values"])
         elif self.runtime.continuation is None:
             check_not_packed(given, call.span, past)
-            if past:
-                check_read(given["past_key_values"], call.span, self._keys_that_read_prompts())
+            held = min(past, int(call.span.end_B.max()) + 1)
+            if past and int(call.span.start_B.min()) < held:
+                check_read(given["past_key_values"], held, self._keys(_reads_prompts))
+        if past and answers:
+            call.of_prompts = prompts_of(given["past_key_values"])
         known = self.runtime.continuation
         if known is not None:
             call.readings, call.complete = dict(known.readings), known.complete
@@ -257,17 +277,28 @@ class GrunModel(BaseTuner):
         if call is None or output is None:
             return output
         if call.span is not None:
-            self.runtime.last_logits = {key: reading_BS[:, 0] for key, reading_BS in call.readings.items()}
+            self.runtime.last_logits = {
+                key: call.of_prompts.get(key, reading_BS[:, :1])[:, 0] for key, reading_BS in call.readings.items()
+            }
         cache = getattr(output, "past_key_values", None)
         if cache is None and isinstance(output, tuple):
             cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
-        if cache is not None and call.span is not None:
-            columns = min(cached_columns(cache), int(call.span.end_B.max()) + 1)
-            keep_with_cache(cache, call.readings, columns, self._shut(call))
+        if cache is not None and (call.span is not None or call.real_BT is not None):
+            keep_with_cache(
+                cache, call.readings, self._columns(cache, call), self._shut(call), call.of_prompts, call.last
+            )
         if call.edited is None:
             return output
         output["hidden_states"] = call.with_edits(output.hidden_states)
         return output.to_tuple() if call.as_tuple else output
+
+    def _columns(self, cache: Any, call: CallContext) -> dict[GateKey, int]:
+        """Columns that the readings of a call cover: all of those that gates read on after prompts, else the prompts."""
+        whole = cached_columns(cache)
+        prompt = None if call.span is None else min(whole, int(call.span.end_B.max()) + 1)
+        answers = set() if call.real_BT is None else self._keys(lambda config, _: config.reads_answers)
+        before = {key: columns_read(cache, [key]) for key in call.readings}
+        return {key: whole if key in answers else before[key] if prompt is None else prompt for key in call.readings}
 
     def _active_parts(self) -> dict[str, GrunConfig]:
         """Configurations of all parts of the active adapters, by name."""
@@ -277,6 +308,8 @@ class GrunModel(BaseTuner):
         """Active parts that edit nothing in decoding: they edit no generated token, or their gates are shut for every row."""
         found = set()
         for name, config in self._active_parts().items():
+            if config.reads_answers:
+                continue  # a token that is still to come may open its gate
             if config.edit_from == "last_prompt_only" or name in call.shut:
                 found.add(name)
             elif config.gate != "none" and config.gate_layer is None:
@@ -313,3 +346,8 @@ class GrunModel(BaseTuner):
         self.runtime.layers.clear()
         del self.model.peft_config
         return self.model
+
+
+def _reads_prompts(config: GrunConfig, gate: Any) -> bool:
+    """Whether a gate reads every token of a prompt."""
+    return config.gate_reads == "prompt" or isinstance(gate, TopicGate)

@@ -151,6 +151,23 @@ class TopicGate(nn.Module):
         summary_BS = self.head.summary(h_BTD, prompt_BT, None if before_BS is None else before_BS[:, 1:])
         return self.reading(summary_BS)
 
+    def read(
+        self, h_BTD: Tensor, prompt_BT: Tensor | None, later_BT: Tensor | None, before_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Read a part of each prompt, and tokens after it; the arguments are those of `Gate.read`.
+
+        Tokens after a prompt count only once they belong to the next prompt of the conversation.
+
+        Returns:
+            The reading so far (B, 3 + K), and the logits of the prompts (B, 1).
+        """
+        reading_BS = before_BS if prompt_BT is None else self(h_BTD, prompt_BT, before_BS)
+        assert reading_BS is not None, "a prompt comes first"
+        if later_BT is not None:
+            summary_BS = self.head.summary(h_BTD, later_BT, reading_BS[:, 1:])
+            reading_BS = torch.cat([reading_BS[:, :1].to(summary_BS), summary_BS], dim=1)
+        return reading_BS, reading_BS[:, :1]
+
     def reading(self, summary_BS: Tensor) -> Tensor:
         """The reading (B, 3 + K) of prompts with these summaries."""
         logit_B = self.logits(embedding(summary_BS)).masked_fill(summary_BS[:, 1] == 0, -math.inf)
@@ -197,8 +214,17 @@ class TopicStack:
         same = all(torch.equal(value, first[name]) for gate in gates[1:] for name, value in vars(gate.head).items())
         return cls(tuple(gates)) if same else None
 
-    def __call__(self, h_BTD: Tensor, prompt_BT: Tensor, before_NBS: Tensor | None) -> Tensor:
-        """Readings (N, B, 3 + K), each as `TopicGate.forward` returns it."""
-        before_BS = None if before_NBS is None else before_NBS[0, :, 1:]
-        summary_BS = self.gates[0].head.summary(h_BTD, prompt_BT, before_BS)
-        return torch.stack([gate.reading(summary_BS) for gate in self.gates])
+    def read(
+        self, h_BTD: Tensor, prompt_BT: Tensor | None, later_BT: Tensor | None, before_NBS: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Readings (N, B, 3 + K) and logits (N, B, 1), each as `TopicGate.read` returns it."""
+        head, summary_BS = self.gates[0].head, None if before_NBS is None else before_NBS[0, :, 1:]
+        if prompt_BT is not None:
+            summary_BS = head.summary(h_BTD, prompt_BT, summary_BS)
+            before_NBS = torch.stack([gate.reading(summary_BS) for gate in self.gates])
+        assert before_NBS is not None, "a prompt comes first"
+        if later_BT is not None:
+            summary_BS = head.summary(h_BTD, later_BT, summary_BS)
+            summary_NBS = summary_BS.expand(len(self.gates), *summary_BS.shape)
+            before_NBS = torch.cat([before_NBS[..., :1].to(summary_BS), summary_NBS], dim=-1)
+        return before_NBS, before_NBS[..., :1]

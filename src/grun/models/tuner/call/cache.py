@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 __all__ = [
+    "LastRead",
+    "columns_read",
+    "rewind",
     "cached_columns",
     "check_read",
     "drop_unread",
     "keep_with_cache",
+    "prompts_of",
     "readings_of",
     "shut_of",
     "values_of",
 ]
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,7 +26,41 @@ from torch import Tensor
 
 from grun.core.errors import UserError
 from grun.models.tuner.call.context import GateKey
-from grun.models.tuner.call.prompt_position import PromptSpan
+
+
+@dataclass(frozen=True)
+class LastRead:
+    """The part of a sequence that a gate has read last.
+
+    Attributes:
+        start: its first column.
+        before_BS: the reading of the part before it; None at the beginning.
+        h_BTD: hidden states that were read.
+        prompt_BT, later_BT: as of `Gate.read`.
+    """
+
+    start: int
+    before_BS: Tensor | None
+    h_BTD: Tensor
+    prompt_BT: Tensor | None
+    later_BT: Tensor | None
+
+    def reaches(self, column: int) -> bool:
+        """Whether the reading up to this column, exclusive, can be found again."""
+        return column > self.start or (column == self.start and self.before_BS is not None)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> LastRead:
+        """The same for other rows."""
+        return LastRead(self.start, *(None if v is None else change(v) for v in list(vars(self).values())[1:]))  # type: ignore[arg-type]
+
+    def first(self, count: int, gate: Any) -> Tensor:
+        """The reading of a gate after the first `count` tokens of this part."""
+        if not count:
+            assert self.before_BS is not None, "see reaches"
+            return self.before_BS
+        masks = (None if mask is None else mask[:, :count] for mask in (self.prompt_BT, self.later_BT))
+        reading_BS: Tensor = gate.read(self.h_BTD[:, :count], *masks, self.before_BS)[0]
+        return reading_BS
 
 
 class _GateKeeping:
@@ -30,7 +69,10 @@ class _GateKeeping:
     _grun_readings: dict[GateKey, Tensor]
     _grun_values: dict[Any, Tensor]
     _grun_shut: frozenset[str]
-    _grun_columns: int
+    _grun_columns: dict[GateKey, int]
+    _grun_prompts: dict[GateKey, Tensor]
+    _grun_last: dict[GateKey, LastRead]
+    _grun_rewinds: dict[GateKey, int]
 
     def reorder_cache(self, beam_idx: Tensor) -> Any:
         out = super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -53,16 +95,33 @@ class _GateKeeping:
 
     def crop(self, *args: Any, **kwargs: Any) -> Any:
         out = super().crop(*args, **kwargs)  # type: ignore[misc]
-        if cached_columns(self) < self._grun_columns:  # a part of what was read is gone, and cannot be taken out again
-            self._grun_forget()
+        left = cached_columns(self)
+        for key in [key for key, columns in self._grun_columns.items() if columns > left]:
+            last = self._grun_last.get(key)
+            if last is not None and last.reaches(left):
+                self._grun_columns[key] = self._grun_rewinds[key] = left
+            else:  # what was read before cannot be taken out again
+                self._grun_forget(key)
         return out
 
-    def _grun_forget(self) -> None:
-        self._grun_readings, self._grun_values, self._grun_shut, self._grun_columns = {}, {}, frozenset(), 0
+    def _grun_forget(self, *keys: GateKey) -> None:
+        """Forget what these gates have read; without keys, everything."""
+        for key in keys or list(self._grun_readings):
+            for kept in (
+                self._grun_readings,
+                self._grun_columns,
+                self._grun_prompts,
+                self._grun_last,
+                self._grun_rewinds,
+            ):
+                kept.pop(key, None)  # type: ignore[attr-defined]
+        self._grun_values, self._grun_shut = {}, frozenset()
 
     def _grun_each(self, change: Callable[[Tensor], Tensor]) -> None:
         self._grun_readings = {key: change(value) for key, value in self._grun_readings.items()}
         self._grun_values = {key: change(value) for key, value in self._grun_values.items()}
+        self._grun_prompts = {key: change(value) for key, value in self._grun_prompts.items()}
+        self._grun_last = {key: last.changed(change) for key, last in self._grun_last.items()}
 
 
 @cache
@@ -76,15 +135,22 @@ def cached_columns(cache: Any) -> int:
 
 
 def keep_with_cache(
-    cache: Any, readings: dict[GateKey, Tensor], columns: int, shut: frozenset[str] = frozenset()
+    cache: Any,
+    readings: Mapping[GateKey, Tensor],
+    columns: Mapping[GateKey, int],
+    shut: frozenset[str] = frozenset(),
+    prompts: Mapping[GateKey, Tensor] | None = None,
+    last: Mapping[GateKey, LastRead] | None = None,
 ) -> None:
     """Attach gate readings to a cache of any class: they are reordered, repeated, cropped and reset with it.
 
     Args:
         cache: cache of keys and values.
-        readings: readings of the gates on the prompts.
-        columns: number of columns, from the first on, that the readings cover.
+        readings: readings of the gates.
+        columns: number of columns, from the first on, that each reading covers.
         shut: adapters that edit no row from here on; no reordering of rows changes that.
+        prompts: logits (B, 1) for the whole prompts of gates that read on after them.
+        last: what was read last, if a part of it may be taken back.
     """
     if not isinstance(cache, _GateKeeping):
         kept_class: Any = type(cache)
@@ -92,13 +158,30 @@ def keep_with_cache(
     cache._grun_readings = {k: v.detach() for k, v in readings.items()}
     cache._grun_values = {}
     cache._grun_shut = shut
-    cache._grun_columns = columns
+    cache._grun_columns = dict(columns)
+    cache._grun_prompts = dict(prompts or {})
+    cache._grun_last = dict(last or {})
+    cache._grun_rewinds = {}
 
 
-def _columns_read(cache: Any, keys: Iterable[GateKey]) -> int:
+def rewind(cache: Any, read: Callable[[GateKey, LastRead, int], Tensor]) -> None:
+    """Read again what is left of the last part that gates have read, where a cache was cropped within it.
+
+    Args:
+        cache: cache of keys and values.
+        read: function that gives the reading of a gate after the first tokens of a part.
+    """
+    if isinstance(cache, _GateKeeping):
+        for key, column in cache._grun_rewinds.items():
+            last = cache._grun_last.pop(key)
+            cache._grun_readings[key] = read(key, last, column - last.start)
+        cache._grun_rewinds = {}
+
+
+def columns_read(cache: Any, keys: Iterable[GateKey]) -> int:
     """Number of columns of a cache, from the first on, that all of these gates have read."""
-    known = readings_of(cache) or {}
-    return int(cache._grun_columns) if known and known.keys() >= set(keys) else 0
+    known = cache._grun_columns if isinstance(cache, _GateKeeping) else {}
+    return min((known.get(key, 0) for key in keys), default=0)
 
 
 def drop_unread(cache: Any, keys: Iterable[GateKey]) -> int:
@@ -114,34 +197,31 @@ def drop_unread(cache: Any, keys: Iterable[GateKey]) -> int:
         The number of columns that are left.
     """
     past, wanted = cached_columns(cache), set(keys)
-    unread = past - _columns_read(cache, wanted) if past and wanted else 0
+    unread = past - columns_read(cache, wanted) if past and wanted else 0
     if unread:
         with suppress(ValueError, AttributeError, NotImplementedError):
             cache.crop(-unread)
     return cached_columns(cache)
 
 
-def check_read(cache: Any, span: PromptSpan, keys: Iterable[GateKey]) -> None:
-    """Check that gates have read the prompt tokens that a cache holds.
-
-    Args:
-        cache: cache of keys and values, not empty.
-        span: prompt positions of the call that continues it.
-        keys: of the gates that read every prompt token.
+def check_read(cache: Any, held: int, keys: Iterable[GateKey]) -> None:
+    """Check that gates have read the first `held` columns of a cache.
 
     Raises:
-        UserError: if one of them has not: the prompt would be judged by its last part only.
+        UserError: if one of them has not: the rest would be judged without them.
     """
-    held = min(cached_columns(cache), int(span.end_B.max()) + 1)
-    if int(span.start_B.min()) >= held:
-        return
     for key in keys:
-        read = _columns_read(cache, [key])
+        read = columns_read(cache, [key])
         if read < held:
             raise UserError(
-                f"past_key_values holds {held} tokens of the prompt, of which the gate of adapter '{key[0]}' has read "
-                f"{read}: fill the cache with this adapter active and prompt_lengths, or pass the whole prompt alone."
+                f"past_key_values holds {held} tokens, of which the gate of adapter '{key[0]}' has read {read}: fill the "
+                "cache with this adapter active, every call with prompt_lengths or after one, or pass all tokens at once."
             )
+
+
+def prompts_of(cache: Any) -> dict[GateKey, Tensor]:
+    """The logits (B, 1) of gates for the prompts in a cache."""
+    return dict(cache._grun_prompts) if isinstance(cache, _GateKeeping) else {}
 
 
 def readings_of(cache: Any) -> dict[GateKey, Tensor] | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from grun.models.tuner.call.prompt_position import PromptSpan, from_attention_mask
+from grun.models.tuner.edit import is_open
 
 GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds the gate
 
@@ -44,10 +45,12 @@ class GenerationScope:
         mask_BT: mask of the prompts, valid for every step.
         kept: rotations of edits, and stacks of gates and edits of several adapters, by kind, layer and names; parameters do
             not change within the call.
+        takes_back: tokens may be taken back, as those of an assistant that the model does not agree with.
     """
 
     mask_BT: Tensor
     kept: dict[Any, Any] = field(default_factory=dict)
+    takes_back: bool = False
 
     def once(self, key: tuple[Any, ...], build: Callable[[], Any]) -> Any:
         """The value under a key, built when it is first asked for."""
@@ -73,6 +76,10 @@ class CallContext:
         span: prompt positions in absolute columns; None in decoding, when the whole prompt is in the cache.
         past: number of columns in the cache before this call.
         readings: readings of the gates so far (B, S), by adapter and layer; the first column is the logit.
+        running: logits (B, T) up to every token of this call, of gates that read the tokens after the prompt as well.
+        of_prompts: logits (B, 1) of the same gates for the whole prompts. In decoding they are kept with the cache.
+        last: what gates have read in this call, kept only if the caller may take a part of it back.
+        real_BT: bool, true on the real tokens of this call; None where no gate reads tokens after the prompt.
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller asked for a tuple, which is made once the hidden states are replaced.
         complete: gates whose readings cover the whole prompts already.
@@ -89,10 +96,44 @@ class CallContext:
     complete: frozenset[GateKey] = frozenset()
     values: dict[Any, Tensor] = field(default_factory=dict)
     shut: set[str] = field(default_factory=set)
+    running: dict[GateKey, Tensor] = field(default_factory=dict)
+    real_BT: Tensor | None = None
+    of_prompts: dict[GateKey, Tensor] = field(default_factory=dict)
+    last: dict[GateKey, Any] | None = None
 
     def columns(self, width: int, device: torch.device) -> Tensor:
         """Absolute columns (T,) of this call's tokens."""
         return torch.arange(self.past, self.past + width, device=device)
+
+    def prompt_on(self, device: torch.device, width: int) -> Tensor | None:
+        """Bool mask (B, width) of the prompt tokens of this call, on a device; None in decoding."""
+        span = self.span_on(device)
+        return None if span is None else span.is_prompt(self.past, width)
+
+    def later_on(self, device: torch.device, width: int) -> Tensor | None:
+        """Bool mask (B, width) of the real tokens after the prompts in this call; None where they are not to be read."""
+        if self.real_BT is None:
+            return None
+        later_BT, span = self.real_BT.to(device), self.span_on(device)
+        return later_BT if span is None else later_BT & (self.columns(width, device) > span.end_B[:, None])
+
+    def take_later(self, key: GateKey, running_BT: Tensor) -> None:
+        """Take over the logits (B, T) of a gate up to every token of this call, and those of whole prompts among them."""
+        self.running[key] = running_BT
+        if self.span is None:
+            return
+        end_B = self.span.end_B.to(running_BT.device) - self.past
+        logit_B1 = running_BT.gather(1, end_B.clamp(0, running_BT.shape[1] - 1)[:, None])
+        if (before_B1 := self.of_prompts.get(key)) is not None:
+            logit_B1 = torch.where(end_B[:, None] < 0, before_B1.to(logit_B1), logit_B1)
+        self.of_prompts[key] = logit_B1
+
+    def logits(self, key: GateKey, threshold: Tensor) -> Tensor:
+        """Logits (B, T or 1) that open edits: that of a prompt, if it opens the gate, else those up to every token."""
+        if key not in self.running:
+            return self.readings[key][:, :1].to(threshold.device)
+        prompt_B1, running_BT = (part.to(threshold.device) for part in (self.of_prompts[key], self.running[key]))
+        return torch.where(is_open(prompt_B1, threshold), prompt_B1, running_BT)
 
     def span_on(self, device: torch.device) -> PromptSpan | None:
         """`span` on a device; a model may be spread over several devices."""

@@ -17,6 +17,7 @@ __all__ = [
     "full_mask",
     "last_prompt_states",
     "mask_from_padding",
+    "real_tokens",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,7 @@ def check_not_packed(given: Mapping[str, Any], span: PromptSpan, past: int) -> N
     position_BT = given.get("position_ids")
     if isinstance(position_BT, Tensor) and position_BT.ndim == 2:
         width = position_BT.shape[1]
-        real_BT = span.mask_BT[:, past : past + width].to(position_BT.device)
-        real_BT = nn.functional.pad(real_BT, (0, width - real_BT.shape[1]), value=True)  # generated tokens
+        real_BT = real_tokens(None, span, len(position_BT), width, past).to(position_BT.device)
         falls_BT = position_BT[:, 1:] <= position_BT[:, :-1]
         packed = packed or bool((falls_BT & real_BT[:, 1:] & real_BT[:, :-1]).any())
     if packed:
@@ -121,6 +121,25 @@ def check_not_packed(given: Mapping[str, Any], span: PromptSpan, past: int) -> N
             "GRUN reads one sequence per row, but this call packs several into one (position_ids that begin again, or "
             "cu_seq_lens): pad the sequences and pass an attention_mask instead."
         )
+
+
+def real_tokens(attention_mask: Any, span: PromptSpan | None, rows: int, new: int, past: int) -> Tensor:
+    """Bool mask (B, new) of the real tokens of a call; generated tokens, which masks of prompts lack, are real.
+
+    Args:
+        attention_mask: of the call; only a two-dimensional one says which tokens are padding.
+        span: prompt positions of the call; None in decoding.
+        rows: B.
+        new: number of tokens of the call.
+        past: number of columns in the cache before it.
+    """
+    mask_BT = None if span is None else span.mask_BT
+    if mask_BT is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        mask_BT = attention_mask.bool()
+    if mask_BT is None:
+        return torch.ones(rows, new, dtype=torch.bool)
+    real_BT = mask_BT[:, past : past + new] if mask_BT.shape[1] != new or span is not None else mask_BT
+    return nn.functional.pad(real_BT, (0, new - real_BT.shape[1]), value=True)
 
 
 def mask_from_padding(inputs: Tensor, pad: int | None, ends: int | Sequence[int] | None) -> Tensor:
