@@ -37,7 +37,7 @@ from grun.models.gates.features import thresholds_of
 from grun.models.generation import greedy
 from grun.models.loading.pretrained import load_adapter, load_model_and_tokenizer
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.edit import is_open
+from grun.models.tuner.call.decision import is_open
 from grun.requests.ledger import ACTIVE, LedgerState
 from grun.requests.operations import calibrate_active, export
 

@@ -26,7 +26,8 @@ from grun.models.gates.features import (
     save_features,
 )
 from grun.models.gates.fitting import ALONE, Place, chosen_thresholds, fit_gates, set_thresholds
-from grun.models.tuner.edit import Gate, is_open
+from grun.models.tuner.call.decision import is_open
+from grun.models.tuner.edit import Gate
 from support.adapter_kit import attach
 from support.tiny_models import tiny_model
 

@@ -89,10 +89,8 @@ def test_adapters_of_different_shapes_stack_too() -> None:
 @pytest.mark.parametrize(("count", "reads"), [(1, "last"), (3, "last"), (1, "prompt"), (3, "prompt")])
 def test_shut_adapters_change_nothing_and_are_passed_over_in_decoding(count: int, reads: str) -> None:
     """Gates that read every token of prompts read those of answers too; their edits are passed over."""
-    model, base = (
-        stacked(count, gate_reads=reads),
-        tiny_model().requires_grad_(False),
-    )  # torch multiplies frozen weights in another order
+    model = stacked(count, gate_reads=reads)
+    base = tiny_model().requires_grad_(False)  # torch multiplies frozen weights in another order
     thresholds(model, 1e9)
     ids = torch.tensor([[20, 30, 40, 50], [21, 31, 41, 51]])
     settings: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

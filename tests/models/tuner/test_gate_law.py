@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from grun.models.tuner.edit import Gate, gate_value, is_open
+from grun.models.tuner.call.decision import gate_value, is_open
+from grun.models.tuner.edit import Gate
 
 LOGITS = torch.tensor([-math.inf, -200.0, -1.0, 0.5, 0.5000001, 3.0, math.inf, math.nan])
 

@@ -20,7 +20,7 @@ from grun.models.gates.features import thresholds_of
 from grun.models.generation import greedy
 from grun.models.loading.loaded import LoadedModel
 from grun.models.scoring import TOKENS_PER_BATCH
-from grun.models.tuner.edit import is_open
+from grun.models.tuner.call.decision import is_open
 
 LONGEST_ANSWER = 32  # tokens
 READ_AT_ONCE = 64  # prompts that the gate reads, at most

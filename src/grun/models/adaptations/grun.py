@@ -10,7 +10,8 @@ from peft import PeftModel, get_peft_model
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.models.adaptations import NO_TOPICS, SETTINGS, STOPS_WHEN_DONE, UNTIL_DONE, adaptations, base_name
-from grun.models.tuner.config import GrunConfig, parsed_layer
+from grun.models.tuner.base_model import parsed_layer
+from grun.models.tuner.config import GrunConfig
 
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
 DEFAULT: dict[str, Any] = COMMON | {

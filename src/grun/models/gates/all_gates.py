@@ -40,7 +40,7 @@ from grun.models.gates.fitting import (
 from grun.models.gates.recognition import Judged, Recognition
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.edit import is_open
+from grun.models.tuner.call.decision import is_open
 from grun.models.tuner.topic import TopicGate
 
 TOPICS_RATE = 4.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten

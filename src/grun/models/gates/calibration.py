@@ -27,7 +27,7 @@ from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import features_of_rows, gate_logits, gates_of, held_gates, thresholds_of
 from grun.models.gates.guarantee import Guarantee, guaranteed_thresholds, usual_place
 from grun.models.row_encoder import RowEncoder
-from grun.models.tuner.edit import is_open
+from grun.models.tuner.call.decision import is_open
 
 
 @dataclass(frozen=True)

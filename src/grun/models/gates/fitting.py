@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from grun.core.process.progress import tracked
 from grun.models.gates.features import GateFeatures, gates_of, joined
 from grun.models.gates.guarantee import LOW_QUANTILE, POSITION
-from grun.models.tuner.edit import Gate, is_open
+from grun.models.tuner.call.decision import is_open
+from grun.models.tuner.edit import Gate
 
 MAX_STEPS = 400
 CHECK_EVERY = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_writes_text", "decoder_layers", "text_config"]
+__all__ = ["check_writes_text", "decoder_layers", "layer_index", "parsed_layer", "text_config"]
 
 from typing import Any
 
@@ -38,6 +38,27 @@ def check_writes_text(model: nn.Module) -> None:
             f"{type(model).__name__} writes no text: GRUN needs a causal language model with its head, such as "
             "AutoModelForCausalLM loads."
         )
+
+
+def layer_index(value: int | float, num_layers: int) -> int:
+    """Index of a layer that is given as an index, or as a fraction of a model's depth."""
+    if not isinstance(value, float):
+        return value
+    return min(int(value * num_layers + 1e-6), num_layers - 1)  # 0.29 * 100 is 28.999999999999996
+
+
+def parsed_layer(text: str, flag: str) -> int | float:
+    """A layer given on the command line: an index (int), or a fraction of depth (float, with a decimal point).
+
+    Raises:
+        UserError: naming the flag.
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise UserError(
+            f"{flag} contains '{text}', expected an index (20) or a fraction of depth (0.65); separate several by commas."
+        ) from error
 
 
 def text_config(model: nn.Module) -> Any:

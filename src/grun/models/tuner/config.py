@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name", "layer_index", "parsed_layer"]
+__all__ = ["PAPER_DEPTHS", "GrunConfig", "is_member_name"]
 
 import dataclasses
 import math
@@ -16,6 +16,7 @@ from peft.utils import TaskType
 from torch import nn
 
 from grun.core.errors import UserError, nearest
+from grun.models.tuner.base_model import layer_index
 
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
 DEFAULT_WINDOW = 4
@@ -177,7 +178,7 @@ class GrunConfig(PeftConfig):
 
     @property
     def reads_answers(self) -> bool:
-        """Whether gates also read the tokens after the prompt, and edits act from where one of them opens."""
+        """Whether gates read the tokens after the prompt too, and edits act from where one opens."""
         return bool(self.shared_gates) and self.gate_reads == "prompt" and self.edit_from == "last_prompt_on"
 
     @property
@@ -285,20 +286,6 @@ def is_member_name(name: str) -> bool:
     return free and re.fullmatch(MEMBER_NAME, name) is not None
 
 
-def parsed_layer(text: str, flag: str) -> int | float:
-    """A layer given on the command line: an index (int), or a fraction of depth (float, with a decimal point).
-
-    Raises:
-        UserError: naming the flag.
-    """
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError as error:
-        raise UserError(
-            f"{flag} contains '{text}', expected an index (20) or a fraction of depth (0.65); separate several by commas."
-        ) from error
-
-
 def _without_idle_topics(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those of the gate for topics if there is none: older versions do not know them."""
     idle = settings["topic_layer"] is None
@@ -315,10 +302,3 @@ def _is_layer(value: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def layer_index(value: int | float, num_layers: int) -> int:
-    """Index of a layer that is given as an index, or as a fraction of a model's depth."""
-    if not isinstance(value, float):
-        return value
-    return min(int(value * num_layers + 1e-6), num_layers - 1)  # 0.29 * 100 is 28.999999999999996

@@ -18,10 +18,9 @@ from grun.core.errors import UserError
 from grun.core.storage.weights import check_same_base, not_finite
 from grun.models.tuner.base_model import check_writes_text, decoder_layers, text_config
 from grun.models.tuner.call.cache import (
-    LastRead,
     cached_columns,
     check_read,
-    columns_read,
+    covered,
     drop_unread,
     keep_with_cache,
     prompts_of,
@@ -30,15 +29,10 @@ from grun.models.tuner.call.cache import (
     shut_of,
     values_of,
 )
-from grun.models.tuner.call.context import CallContext, GateKey, Gates, GenerationScope, Runtime
+from grun.models.tuner.call.context import CallContext, GateKey, Gates, GenerationScope, Runtime, span_of_call
 from grun.models.tuner.call.prompt_position import (
-    NO_BOUNDARY,
-    PromptSpan,
     check_not_packed,
-    from_labels,
-    from_prompt_lengths,
-    full_mask,
-    mask_from_padding,
+    inferred_mask,
     real_tokens,
 )
 from grun.models.tuner.config import GrunConfig
@@ -131,18 +125,7 @@ class GrunModel(BaseTuner):
     @property
     def last_gates(self) -> dict[str, Gates]:
         """Gate decisions of the last call that read prompts, by adapter (`adapter/member` in a stack), if it has a gate."""
-        gates: dict[str, Gates] = {}
-        for name in self._active_parts():
-            held = [layer for layer in self.runtime.layers if (name, layer.index) in self.runtime.last_logits]
-            if not held:
-                continue
-            logits = [self.runtime.last_logits[name, layer.index] for layer in held]
-            values = [layer.gates[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
-            device = logits[0].device
-            threshold_G = torch.stack([layer.gates[name].threshold.to(device) for layer in held])
-            both = [torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)]
-            gates[name] = Gates(both[0], both[1], threshold_G)
-        return gates
+        return self.runtime.gates_of_last_call(self._active_parts())
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` of the model; prompts end at the last token that the attention mask shows.
@@ -156,10 +139,8 @@ class GrunModel(BaseTuner):
             raise UserError("generate() with a GRUN adapter needs a prompt: pass input_ids or inputs_embeds.")
         past = drop_unread(kwargs.get("past_key_values"), self._keys(_reads_prompts))
         if kwargs.get("attention_mask") is None and past == 0:
-            config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
-            config = config or self.model.generation_config
-            pad, eos = (kwargs.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
-            kwargs["attention_mask"] = mask_from_padding(inputs, pad, eos)
+            given = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+            kwargs["attention_mask"] = inferred_mask(inputs, kwargs, given or self.model.generation_config)
         mask_BT = kwargs.get("attention_mask")
         if mask_BT is None or mask_BT.shape[1] <= past:
             raise UserError(
@@ -178,10 +159,6 @@ class GrunModel(BaseTuner):
             for name in layer.active_here()
             if name in layer.gates and which(layer.configs[name], layer.gates[name])
         }
-
-    def _first_of(self, key: GateKey, last: LastRead, count: int) -> Tensor:
-        """The reading of a gate after the first tokens of what it has read last."""
-        return last.first(count, next(layer for layer in self.runtime.layers if layer.index == key[1]).gates[key[0]])
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The context that PEFT enters in every call: `adapter_names` arrives here, and is refused."""
@@ -216,13 +193,14 @@ class GrunModel(BaseTuner):
             raise UserError("a forward call needs input_ids or inputs_embeds.")
         past = cached_columns(given.get("past_key_values"))
         if past:
-            rewind(given["past_key_values"], self._first_of)
+            rewind(given["past_key_values"], self.runtime.layers)
         kept = readings_of(given["past_key_values"]) if past else None
-        call = CallContext(self._span(inputs, past, prompt_lengths, given, kept is not None), past, kept or {})
-        answers = set() if torch.is_grad_enabled() else self._keys(lambda config, _: config.reads_answers)
+        scope = self.runtime.generation
+        span = span_of_call(inputs, past, prompt_lengths, given, scope, prefilled=kept is not None)
+        call = CallContext(span, past, kept or {})
+        answers = set() if torch.is_grad_enabled() else self._keys(_reads_answers)
         if answers:
-            call.real_BT = real_tokens(given.get("attention_mask"), call.span, *inputs.shape[:2], past)
-            scope = self.runtime.generation
+            call.real_BT = real_tokens(given.get("attention_mask"), call.span, inputs, past)
             call.last = {} if scope is None or scope.takes_back else None
         if call.span is None:
             check_read(given["past_key_values"], past, answers)
@@ -253,24 +231,6 @@ class GrunModel(BaseTuner):
             return False
         return scope is None or cached_columns(cache) >= scope.width
 
-    def _span(
-        self, inputs: Tensor, past: int, prompt_lengths: Tensor | None, given: dict[str, Any], prefilled: bool
-    ) -> PromptSpan | None:
-        """Prompt positions of the call; None in decoding, when the whole prompts are in the cache."""
-        rows, new = inputs.shape[:2]
-        labels = given.get("labels")
-        if prompt_lengths is None and labels is None:
-            scope = self.runtime.generation
-            if scope is not None:
-                return scope.span(rows) if past < scope.width else None
-            if prefilled:
-                return None
-            raise UserError(NO_BOUNDARY)
-        mask_BT = full_mask(given.get("attention_mask"), rows, new, past, inputs.device)
-        if prompt_lengths is not None:
-            return from_prompt_lengths(prompt_lengths, mask_BT)
-        return from_labels(nn.functional.pad(torch.as_tensor(labels), (past, 0), value=-100), mask_BT)
-
     @torch.compiler.disable
     def _end_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         call, self.runtime.call, self.runtime.idle = self.runtime.call, None, False
@@ -284,21 +244,12 @@ class GrunModel(BaseTuner):
         if cache is None and isinstance(output, tuple):
             cache = next((item for item in output if hasattr(item, "get_seq_length")), None)
         if cache is not None and (call.span is not None or call.real_BT is not None):
-            keep_with_cache(
-                cache, call.readings, self._columns(cache, call), self._shut(call), call.of_prompts, call.last
-            )
+            answers = set() if call.real_BT is None else self._keys(_reads_answers)
+            keep_with_cache(cache, call, covered(cache, call, answers), self._shut(call))
         if call.edited is None:
             return output
         output["hidden_states"] = call.with_edits(output.hidden_states)
         return output.to_tuple() if call.as_tuple else output
-
-    def _columns(self, cache: Any, call: CallContext) -> dict[GateKey, int]:
-        """Columns that the readings of a call cover: all of those that gates read on after prompts, else the prompts."""
-        whole = cached_columns(cache)
-        prompt = None if call.span is None else min(whole, int(call.span.end_B.max()) + 1)
-        answers = set() if call.real_BT is None else self._keys(lambda config, _: config.reads_answers)
-        before = {key: columns_read(cache, [key]) for key in call.readings}
-        return {key: whole if key in answers else before[key] if prompt is None else prompt for key in call.readings}
 
     def _active_parts(self) -> dict[str, GrunConfig]:
         """Configurations of all parts of the active adapters, by name."""
@@ -351,3 +302,8 @@ class GrunModel(BaseTuner):
 def _reads_prompts(config: GrunConfig, gate: Any) -> bool:
     """Whether a gate reads every token of a prompt."""
     return config.gate_reads == "prompt" or isinstance(gate, TopicGate)
+
+
+def _reads_answers(config: GrunConfig, gate: Any) -> bool:
+    """Whether a gate reads the tokens after a prompt."""
+    return config.reads_answers

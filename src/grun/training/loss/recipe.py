@@ -15,8 +15,7 @@ from grun.core.errors import UserError
 from grun.core.records import Batch
 from grun.models.adaptations import adaptations
 from grun.models.forward import gates_of_last_call, side_signals
-from grun.models.tuner.base_model import decoder_layers
-from grun.models.tuner.config import layer_index, parsed_layer
+from grun.models.tuner.base_model import decoder_layers, layer_index, parsed_layer
 from grun.training.loss.terms import Recipe, Weights, steering_direction
 from grun.training.objectives import needs_of, objective_options, objectives, retain_losses
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "LastRead",
     "columns_read",
+    "covered",
     "rewind",
     "cached_columns",
     "check_read",
@@ -25,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from grun.core.errors import UserError
-from grun.models.tuner.call.context import GateKey
+from grun.models.tuner.call.context import CallContext, GateKey
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class LastRead:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> LastRead:
         """The same for other rows."""
-        return LastRead(self.start, *(None if v is None else change(v) for v in list(vars(self).values())[1:]))  # type: ignore[arg-type]
+        before_BS, prompt_BT, later_BT = (
+            None if value is None else change(value) for value in (self.before_BS, self.prompt_BT, self.later_BT)
+        )
+        return LastRead(self.start, before_BS, change(self.h_BTD), prompt_BT, later_BT)
 
     def first(self, count: int, gate: Any) -> Tensor:
         """The reading of a gate after the first `count` tokens of this part."""
@@ -114,7 +118,7 @@ class _GateKeeping:
                 self._grun_last,
                 self._grun_rewinds,
             ):
-                kept.pop(key, None)  # type: ignore[attr-defined]
+                kept.pop(key, None)
         self._grun_values, self._grun_shut = {}, frozenset()
 
     def _grun_each(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -135,47 +139,57 @@ def cached_columns(cache: Any) -> int:
 
 
 def keep_with_cache(
-    cache: Any,
-    readings: Mapping[GateKey, Tensor],
-    columns: Mapping[GateKey, int],
-    shut: frozenset[str] = frozenset(),
-    prompts: Mapping[GateKey, Tensor] | None = None,
-    last: Mapping[GateKey, LastRead] | None = None,
+    cache: Any, call: CallContext, columns: Mapping[GateKey, int], shut: frozenset[str] = frozenset()
 ) -> None:
     """Attach gate readings to a cache of any class: they are reordered, repeated, cropped and reset with it.
 
     Args:
         cache: cache of keys and values.
-        readings: readings of the gates.
+        call: the call that has filled it, with the readings of the gates.
         columns: number of columns, from the first on, that each reading covers.
         shut: adapters that edit no row from here on; no reordering of rows changes that.
-        prompts: logits (B, 1) for the whole prompts of gates that read on after them.
-        last: what was read last, if a part of it may be taken back.
     """
     if not isinstance(cache, _GateKeeping):
         kept_class: Any = type(cache)
         cache.__class__ = _gate_keeping_class(kept_class)
-    cache._grun_readings = {k: v.detach() for k, v in readings.items()}
+    cache._grun_readings = {k: v.detach() for k, v in call.readings.items()}
     cache._grun_values = {}
     cache._grun_shut = shut
     cache._grun_columns = dict(columns)
-    cache._grun_prompts = dict(prompts or {})
-    cache._grun_last = dict(last or {})
+    cache._grun_prompts = dict(call.of_prompts)
+    cache._grun_last = dict(call.last or {})
     cache._grun_rewinds = {}
 
 
-def rewind(cache: Any, read: Callable[[GateKey, LastRead, int], Tensor]) -> None:
+def rewind(cache: Any, layers: Iterable[Any]) -> None:
     """Read again what is left of the last part that gates have read, where a cache was cropped within it.
 
     Args:
         cache: cache of keys and values.
-        read: function that gives the reading of a gate after the first tokens of a part.
+        layers: the wrapped layers of the model, which hold the gates.
     """
-    if isinstance(cache, _GateKeeping):
-        for key, column in cache._grun_rewinds.items():
-            last = cache._grun_last.pop(key)
-            cache._grun_readings[key] = read(key, last, column - last.start)
-        cache._grun_rewinds = {}
+    if not isinstance(cache, _GateKeeping) or not cache._grun_rewinds:
+        return
+    gates = {(name, layer.index): gate for layer in layers for name, gate in layer.gates.items()}
+    for key, column in cache._grun_rewinds.items():
+        last = cache._grun_last.pop(key)
+        cache._grun_readings[key] = last.first(column - last.start, gates[key])
+    cache._grun_rewinds = {}
+
+
+def covered(cache: Any, call: CallContext, answers: Iterable[GateKey]) -> dict[GateKey, int]:
+    """Number of columns of a cache, from the first on, that each reading covers at the end of a call.
+
+    Args:
+        cache: cache of keys and values after the call.
+        call: the call.
+        answers: keys of the gates that have read all of its tokens; the others have read the prompts.
+    """
+    whole = cached_columns(cache)
+    found = {key: columns_read(cache, [key]) for key in call.readings}
+    if call.span is not None:
+        found = dict.fromkeys(call.readings, min(whole, int(call.span.end_B.max()) + 1))
+    return found | dict.fromkeys(answers, whole)
 
 
 def columns_read(cache: Any, keys: Iterable[GateKey]) -> int:

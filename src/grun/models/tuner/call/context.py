@@ -7,18 +7,27 @@ __all__ = [
     "Gates",
     "GenerationScope",
     "Runtime",
+    "span_of_call",
 ]
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from grun.models.tuner.call.prompt_position import PromptSpan, from_attention_mask
-from grun.models.tuner.edit import is_open
+from grun.core.errors import UserError
+from grun.models.tuner.call.decision import is_open
+from grun.models.tuner.call.prompt_position import (
+    NO_BOUNDARY,
+    PromptSpan,
+    from_attention_mask,
+    from_labels,
+    from_prompt_lengths,
+    full_mask,
+)
 
 GateKey = tuple[str, int]  # adapter name, index of the decoder layer that holds the gate
 
@@ -177,3 +186,54 @@ class Runtime(threading.local):
 
     def __setstate__(self, layers: list[Any]) -> None:
         self.layers.extend(layers)
+
+    def gates_of_last_call(self, parts: Iterable[str]) -> dict[str, Gates]:
+        """Gate decisions of these parts in the thread's last call that read prompts; parts without a gate are missing."""
+        found: dict[str, Gates] = {}
+        for name in parts:
+            held = [layer for layer in self.layers if (name, layer.index) in self.last_logits]
+            if not held:
+                continue
+            logits = [self.last_logits[name, layer.index] for layer in held]
+            values = [layer.gates[name].value(logit) for layer, logit in zip(held, logits, strict=True)]
+            device = logits[0].device
+            threshold_G = torch.stack([layer.gates[name].threshold.to(device) for layer in held])
+            both = [torch.stack([x.to(device) for x in side], dim=1) for side in (logits, values)]
+            found[name] = Gates(both[0], both[1], threshold_G)
+        return found
+
+
+def span_of_call(
+    inputs: Tensor,
+    past: int,
+    prompt_lengths: Tensor | None,
+    given: Mapping[str, Any],
+    scope: GenerationScope | None,
+    *,
+    prefilled: bool,
+) -> PromptSpan | None:
+    """Prompt positions of a call; None in decoding, when the whole prompts are in the cache.
+
+    Args:
+        inputs: token ids (B, T), or embeddings (B, T, D).
+        past: number of columns in the cache.
+        prompt_lengths: number of prompt tokens of each row, if the caller gave it.
+        given: arguments of the call.
+        scope: the `generate` call in progress.
+        prefilled: gates have read what is in the cache.
+
+    Raises:
+        UserError: if nothing says where the prompts end.
+    """
+    rows, new = inputs.shape[:2]
+    labels = given.get("labels")
+    if prompt_lengths is None and labels is None:
+        if scope is not None:
+            return scope.span(rows) if past < scope.width else None
+        if prefilled:
+            return None
+        raise UserError(NO_BOUNDARY)
+    mask_BT = full_mask(given.get("attention_mask"), rows, new, past, inputs.device)
+    if prompt_lengths is not None:
+        return from_prompt_lengths(prompt_lengths, mask_BT)
+    return from_labels(nn.functional.pad(torch.as_tensor(labels), (past, 0), value=-100), mask_BT)

@@ -15,6 +15,7 @@ __all__ = [
     "from_labels",
     "from_prompt_lengths",
     "full_mask",
+    "inferred_mask",
     "last_prompt_states",
     "mask_from_padding",
     "real_tokens",
@@ -112,8 +113,7 @@ def check_not_packed(given: Mapping[str, Any], span: PromptSpan, past: int) -> N
     packed = any(given.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx"))
     position_BT = given.get("position_ids")
     if isinstance(position_BT, Tensor) and position_BT.ndim == 2:
-        width = position_BT.shape[1]
-        real_BT = real_tokens(None, span, len(position_BT), width, past).to(position_BT.device)
+        real_BT = real_tokens(None, span, position_BT, past).to(position_BT.device)
         falls_BT = position_BT[:, 1:] <= position_BT[:, :-1]
         packed = packed or bool((falls_BT & real_BT[:, 1:] & real_BT[:, :-1]).any())
     if packed:
@@ -123,16 +123,16 @@ def check_not_packed(given: Mapping[str, Any], span: PromptSpan, past: int) -> N
         )
 
 
-def real_tokens(attention_mask: Any, span: PromptSpan | None, rows: int, new: int, past: int) -> Tensor:
+def real_tokens(attention_mask: Any, span: PromptSpan | None, inputs: Tensor, past: int) -> Tensor:
     """Bool mask (B, new) of the real tokens of a call; generated tokens, which masks of prompts lack, are real.
 
     Args:
         attention_mask: of the call; only a two-dimensional one says which tokens are padding.
         span: prompt positions of the call; None in decoding.
-        rows: B.
-        new: number of tokens of the call.
+        inputs: token ids (B, new) of the call, or embeddings (B, new, D).
         past: number of columns in the cache before it.
     """
+    rows, new = inputs.shape[:2]
     mask_BT = None if span is None else span.mask_BT
     if mask_BT is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         mask_BT = attention_mask.bool()
@@ -154,6 +154,12 @@ def mask_from_padding(inputs: Tensor, pad: int | None, ends: int | Sequence[int]
     if pad is None or int(pad) in {int(end) for end in ending if end is not None} or inputs.is_floating_point():
         return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
     return inputs.ne(int(pad)).long()
+
+
+def inferred_mask(inputs: Tensor, given: Mapping[str, Any], config: Any) -> Tensor:
+    """The mask (B, T), int64, that `generate` would infer for its inputs from its arguments and generation settings."""
+    pad, ends = (given.get(key, getattr(config, key, None)) for key in ("pad_token_id", "eos_token_id"))
+    return mask_from_padding(inputs, pad, ends)
 
 
 def from_attention_mask(mask_BT: Tensor) -> PromptSpan:
