@@ -134,7 +134,8 @@ def test_a_gate_that_the_answer_opens_edits_from_there_on(at_once: bool) -> None
     if at_once:
         found = model(ids_BT, prompt_lengths=torch.tensor([1])).logits
     else:
-        cache, parts = None, []
+        cache: Any = None
+        parts: list[torch.Tensor] = []
         for t in range(ids_BT.shape[1]):
             more: dict[str, Any] = {"past_key_values": cache} if t else {"prompt_lengths": torch.tensor([1])}
             out = model(ids_BT[:, t : t + 1], use_cache=True, **more)
