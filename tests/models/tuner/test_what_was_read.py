@@ -166,3 +166,8 @@ def test_rows_with_adapters_of_their_own_are_refused(model: Any) -> None:
 def test_models_that_write_no_text_are_refused(kind: Any) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__} writes no text"):
         get_peft_model(kind(tiny_model("llama").config), GrunConfig())
+
+
+def test_a_mixed_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="'GRUN' is not compatible with the `PeftMixedModel`"):
+        get_peft_model(tiny_model(), GrunConfig(), mixed=True)

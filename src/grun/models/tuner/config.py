@@ -29,6 +29,14 @@ CHOICES = {
 }
 
 
+class _MethodName(str):
+    """Name of the PEFT method; PEFT's messages ask for the value of a member of its enumeration."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
 @dataclass
 class GrunConfig(PeftConfig):
     """Configuration of a GRUN adapter (arXiv 2502.17823); the defaults are ours, `GrunConfig.paper()` is the published one.
@@ -92,7 +100,7 @@ class GrunConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = "GRUN"
+        self.peft_type = _MethodName("GRUN")
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         for name, choices in CHOICES.items():
             value = getattr(self, name)
