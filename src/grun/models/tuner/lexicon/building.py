@@ -1,0 +1,83 @@
+"""A table of hashed spans from the names, titles and passages that tell what is to be forgotten."""
+
+from __future__ import annotations
+
+__all__ = ["build_weights"]
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from grun.models.tuner.lexicon.canonical import alike, canonical, split_words
+from grun.models.tuner.lexicon.table import FUZZY, SHINGLE, close_forms, hashed, spans_at
+
+NAME = 2.0  # evidence of a whole name; a gate opens at 1
+WORD = 1.0  # of one word of a name
+HINT = 0.5  # of a short title, and of a first, short or common word of a name
+PIECE = 0.34  # of a piece of a passage: three of them open a gate
+PROMPT_PIECE = 0.15  # of a piece of a question: many questions are asked in the same words
+SHORT_WORD = 4  # letters of a word that tells a name by itself, at least
+LONG_TITLE = 3  # words of a title that opens a gate by itself, at least
+
+
+def build_weights(
+    names: Sequence[str],
+    titles: Sequence[str],
+    passages: Sequence[str],
+    prompts: Sequence[str],
+    normal: Iterable[str],
+    known: Iterable[str] = (),
+) -> dict[int, float]:
+    """Weights of hashed spans.
+
+    Whatever a normal text holds counts for nothing, whole names apart.
+
+    Args:
+        names: names, as they are written.
+        titles: other telling spans.
+        passages: running texts, whose pieces count.
+        prompts: questions, whose pieces count less.
+        normal: normal texts.
+        known: words that many texts hold. None of them is taken for another word's misspelling; one in small letters is but
+            a hint where it stands in a name.
+    """
+    held = {key for text in normal for key, _ in _all_spans(text)}
+    known = list(known)
+    usual, others = {canonical(word) for word in known if word.islower()}, {canonical(word) for word in known}
+    found: dict[int, float] = {}
+
+    def add(key: int, weight: float) -> None:
+        if key not in held:
+            found[key] = max(weight, found.get(key, 0.0))
+
+    for text, weight in [*((text, PIECE) for text in passages), *((text, PROMPT_PIECE) for text in prompts)]:
+        words = [word.text for word in split_words(canonical(text))]
+        for i in range(len(words) + 1 - SHINGLE):
+            add(hashed("piece", " ".join(words[i : i + SHINGLE])), weight)
+    for title in titles:
+        parts = _words(title)
+        add(hashed("span", "".join(parts)), WORD if len(parts) >= LONG_TITLE else HINT)
+    for name in names:
+        parts = name.split()
+        for part in dict.fromkeys([*_words(name), *("".join(_words(part)) for part in parts)]):
+            is_last = part in ("".join(_words(parts[-1])), _words(parts[-1])[-1])
+            tells = is_last and len(part) >= SHORT_WORD and part not in usual
+            weight = WORD if tells else HINT
+            add(hashed("span", part), weight)
+            if len(part) > SHORT_WORD:
+                add(hashed("leet", alike(part)), weight)
+            if len(part) >= FUZZY and hashed("span", part) not in held:
+                for key, form in close_forms(part).items():
+                    if form == part or form not in others:
+                        add(key, weight)
+        whole = "".join(_words(name))
+        found[hashed("span", whole)] = found[hashed("leet", alike(whole))] = NAME
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return [word.text for word in split_words(canonical(text))]
+
+
+def _all_spans(text: str) -> Iterator[tuple[int, str]]:
+    words = _words(text)
+    for i in range(len(words)):
+        yield from spans_at(words, i)
