@@ -56,7 +56,9 @@ def telling_spans(forget: Sequence[Example], normal: Iterable[str]) -> Spans:
         prompts=[row.prompt for row in forget if not row.raw_text],
     )
     for subject, rows in groups.items():
-        counts = Counter(span for row in rows for span in set(_capitalised(row.prompt)) if _is_telling(span, known, plain))
+        counts = Counter(
+            span for row in rows for span in set(_capitalised(row.prompt)) if _is_telling(span, known, plain)
+        )
         needed = max(FEWEST, NAME_SHARE * len(rows)) if len(forget) > 1 else 1
         names = [span for span, count in counts.most_common() if count >= needed]
         if subject is not None and subject in counts:
@@ -87,7 +89,83 @@ def _is_telling(span: str, known: set[str], plain: set[str]) -> bool:
 
 
 OPENERS = frozenset(
-    "a an and are as at be but by can could did do does for from had has have he her his how i if in is it its may might my of "
-    "on or our she should so some tell that the their then there these they this those to was we were what when where which "
-    "who whom whose why will with would you your describe discuss explain give list name please during after before".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "i",
+        "if",
+        "in",
+        "is",
+        "it",
+        "its",
+        "may",
+        "might",
+        "my",
+        "of",
+        "on",
+        "or",
+        "our",
+        "she",
+        "should",
+        "so",
+        "some",
+        "tell",
+        "that",
+        "the",
+        "their",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "to",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "why",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+        "describe",
+        "discuss",
+        "explain",
+        "give",
+        "list",
+        "name",
+        "please",
+        "during",
+        "after",
+        "before",
+    ]
 )

@@ -286,7 +286,7 @@ def _fit(job: _Job) -> dict[str, Any]:
     checkpoint = run.last_checkpoint()
     facts: dict[str, Any] = {} if checkpoint is None else kept_gates(run.path, {k: len(job.encoded[k]) for k in NORMAL})
     if checkpoint is not None:  # now, because rows whose gates are shut need no states
-        make_room(model, facts.get("topic_kept", {}))
+        make_room(model, facts.get("topic_kept", {}), facts.get("lexicon", {}))
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
     else:
         found = fit_all_gates(
@@ -305,6 +305,7 @@ def _fit(job: _Job) -> dict[str, Any]:
         facts["gates"] = [dataclasses.asdict(fit) for fit in found.fits]
         facts["open_rows"] = {kind: found.open_rows.get(kind, []) for kind in NORMAL}
         facts["topic_kept"] = {part: list(layer.configs[part].topic_kept) for layer, part in held_gates(model)}
+        facts["lexicon"] = {part: list(layer.configs[part].lexicon) for layer, part in held_gates(model)}
         if "normal" in found.opened:
             facts["validation_false_positive_rate"] = found.opened["normal"].share
             facts["recognition"] = found.as_json()

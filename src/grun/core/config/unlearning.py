@@ -118,7 +118,7 @@ class UnlearnConfig(TrainConfig):
     objective_options: dict[str, str] = option(
         {}, "Keyword arguments of the objective, as name=value (beta=0.1).", group="method"
     )
-    gate: str | None = option(None, "Gate: linear, mlp or none.", group="gate")
+    gate: str | None = option(None, "Gate for names: lexical (reads text), mlp, linear, or none.", group="gate")
     gate_reads: str | None = option(
         None, "Tokens that the gate reads: last (last prompt token) or prompt (every prompt token).", group="gate"
     )

@@ -31,7 +31,8 @@ def kept_gates(run: Path, rows: Mapping[str, int]) -> dict[str, Any]:
     usable = {
         "gates": isinstance(found.get("gates"), list),
         "open_rows": "open_rows" not in found or _are_rows(found["open_rows"], rows),
-        "topic_kept": _are_counts(found.get("topic_kept", {})),
+        "topic_kept": _are_counts(found.get("topic_kept", {}), 2),
+        "lexicon": _are_counts(found.get("lexicon", {}), 3),
         "recognition": isinstance(found.get("recognition", {}), dict),
     }
     for name, is_usable in usable.items():
@@ -46,10 +47,10 @@ def _are_rows(given: Any, rows: Mapping[str, int]) -> bool:
     return all(_is_count(one) and one < rows[kind] for kind, own in given.items() for one in own)
 
 
-def _are_counts(given: Any) -> bool:
+def _are_counts(given: Any, many: int) -> bool:
     if not isinstance(given, dict):
         return False
-    return all(isinstance(own, list) and len(own) == 2 and all(map(_is_count, own)) for own in given.values())
+    return all(isinstance(own, list) and len(own) == many and all(map(_is_count, own)) for own in given.values())
 
 
 def _is_count(value: Any) -> bool:

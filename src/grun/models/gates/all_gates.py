@@ -30,6 +30,7 @@ from grun.models.gates.features import (
 from grun.models.gates.fitting import (
     ALONE,
     BESIDE_TOPICS,
+    TEXT,
     TOPICS,
     GateFit,
     Place,
@@ -37,10 +38,13 @@ from grun.models.gates.fitting import (
     fit_gates,
     set_thresholds,
 )
+from grun.models.gates.lexical_fitting import fit_lexical_gate, texts_of
 from grun.models.gates.recognition import Judged, Recognition
 from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.call.decision import is_open
+from grun.models.tuner.lexicon.gate import LexicalGate
+from grun.models.tuner.lexicon.vocabulary import token_bytes
 from grun.models.tuner.topic import TopicGate
 
 TOPICS_RATE = 4.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
@@ -154,11 +158,30 @@ class _Fit:
 
     def fit_names(self, shut_for: Sequence[Sequence[GateFeatures]], seed: int) -> list[GateFit]:
         """Fit the gates for names; they are validated on normal prompts of the kinds that are judged."""
+        learnt = [k for k, i in enumerate(self.names) if not isinstance(self.gates[i], LexicalGate)]
+        if not learnt:
+            return []
         normal = [part.names for kind, part in self.to_fit.items() if kind != "forget"]
         normal += [[part[i] for i in self.names] for part in shut_for]
         judged = [part.names for kind, part in self.to_judge.items() if kind != "topics"]
-        together = [[concatenated(parts) for parts in zip(*side, strict=True)] for side in (normal, judged)]
-        return fit_gates(self.model, self.to_fit["forget"].names, *together, seed=seed, only=self.names)
+        together = [[concatenated([part[k] for part in side]) for k in learnt] for side in (normal, judged)]
+        forget = [self.to_fit["forget"].names[k] for k in learnt]
+        return fit_gates(self.model, forget, *together, seed=seed, only=[self.names[k] for k in learnt])
+
+    def fit_text(self, parts: Mapping[str, JobRows], shut_for: Sequence[Sequence[GateFeatures]]) -> None:
+        """Fit the gates that read text, of every second prompt on other topics and all that gates for names are fitted on."""
+        for k, i in enumerate(self.names):
+            (layer, name), gate = held_gates(self.model)[i], self.gates[i]
+            if not isinstance(gate, LexicalGate):
+                continue
+            tokens = token_bytes(self.rows.tokenizer)
+            features = [part.names[k] for kind, part in self.to_fit.items() if kind != "forget"]
+            if "topics" in self.to_judge:
+                features.append(self.to_judge["topics"].halves()[0].names[k])
+            features += [part[i] for part in shut_for]
+            normal = [text for part in features for text in texts_of(part, tokens)]
+            normal += [row.answer for row in parts["retain"].examples] if "retain" in parts else []
+            layer.configs[name].lexicon = fit_lexical_gate(gate, self.rows.tokenizer, parts["forget"].examples, normal)
 
     def fit_topics(self, shut_for: Sequence[Sequence[GateFeatures]], rate: float, seed: int) -> KeptPrompts:
         """Fit the gate for topics.
@@ -193,7 +216,8 @@ class _Fit:
     def places(self) -> list[Place]:
         """Where the threshold of each gate is put."""
         names = ALONE if self.topic is None else BESIDE_TOPICS
-        return [TOPICS if i == self.topic else names for i in range(len(self.gates))]
+        text = [isinstance(gate, LexicalGate) for gate in self.gates]
+        return [TOPICS if i == self.topic else TEXT if text[i] else names for i in range(len(self.gates))]
 
     @torch.no_grad()
     def open_rows(self, part: _Prompts) -> list[int]:
@@ -245,7 +269,8 @@ def _without_topics(fit: _Fit, forget: Judged, bounds: Sequence[tuple[Tensor, fl
     """Shut the gate for topics for good, and set the thresholds of gates for names as if it were not there."""
     names, gates = fit.names, fit.gates
     normal = [(logits_NG[:, names], rate) for logits_NG, rate in bounds]
-    threshold_N = chosen_thresholds(forget.logits_NG[:, names], normal, [ALONE] * len(names))
+    places = [replace(TEXT, share=1.0) if isinstance(gates[i], LexicalGate) else ALONE for i in names]
+    threshold_N = chosen_thresholds(forget.logits_NG[:, names], normal, places)
     for i, threshold in zip(names, threshold_N, strict=True):
         gates[i].threshold.copy_(threshold)
     assert fit.topic is not None
@@ -292,21 +317,26 @@ def fit_all_gates(
     if "neighbours" in read:
         fit.to_fit["neighbours"], withheld = read["neighbours"].halves()
         fit.to_judge |= {"neighbours": withheld} if withheld.texts else {}
+    fit.fit_text(parts, shut)
     found = Recognition(fit.fit_names(shut, seed), left_out=fit.left_out)
     kept = None if fit.topic is None else fit.fit_topics(shut, false_positive_rate or 0.0, seed)
     found = found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
     return replace(found, open_rows={kind: fit.open_rows(part) for kind, part in read.items()})
 
 
-def make_room(model: Any, kept: Mapping[str, Sequence[int]]) -> None:
-    """Give gates for topics the size that they had when they were fitted, before a checkpoint is loaded into them.
+def make_room(model: Any, kept: Mapping[str, Sequence[int]], lexicon: Mapping[str, Sequence[int]]) -> None:
+    """Give gates the sizes that they had when they were fitted, before a checkpoint is loaded into them.
 
     Args:
         model: PEFT model with a gated adapter.
-        kept: numbers of prompts that the gate of each adapter keeps, by the adapter's name.
+        kept: numbers of prompts that the gate for topics of each adapter keeps, by the adapter's name.
+        lexicon: sizes of the lexical gate of each adapter, likewise.
     """
     for layer, part in held_gates(model):
         gate = layer.gates[part]
+        if isinstance(gate, LexicalGate):
+            layer.configs[part].lexicon = list(lexicon[part])
+            gate.make_room(*lexicon[part])
         if isinstance(gate, TopicGate):
             layer.configs[part].topic_kept = list(kept[part])
             gate.keep(*(gate.offset.new_zeros(size, len(gate.offset)) for size in kept[part]))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grun.models.tuner.lexicon.gate import LexicalGate
 from grun.models.tuner.topic import TopicGate
 
 
@@ -23,7 +24,7 @@ class GateFeatures:
 
     At a low layer few states are distinct: in many models the input of the first layer is the embedding of the token alone. A
     detector reads one state, so each distinct state is kept, and read, once. Of a prompt that a gate for topics reads, its
-    embedding is kept, as the only state.
+    embedding is kept, as the only state; for a lexical gate token ids are the states (D is 1).
 
     Attributes:
         h_UD: the U distinct states (U, D), in the model's dtype.
@@ -61,6 +62,8 @@ class GateFeatures:
         """
         if isinstance(gate, TopicGate):
             return gate.logits(self.first_ND)
+        if isinstance(gate, LexicalGate):
+            return gate.logits([self.row(i)[:, 0].long().tolist() for i in range(len(self.at_NP))]).to(self.h_UD.device)
         x_UK = gate.detect(self.h_UD) if x_UK is None else x_UK
         nothing, before = len(x_UK), gate.window - 1
         x_UK = torch.cat([x_UK, x_UK.new_zeros(1, x_UK.shape[1])])

@@ -41,6 +41,7 @@ from grun.models.gates.distinct_states import DistinctStates, GateFeatures, conc
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.call.prompt_position import PromptSpan, from_prompt_lengths
 from grun.models.tuner.layer import GrunLayer
+from grun.models.tuner.lexicon.gate import LexicalGate
 from grun.models.tuner.topic import TopicGate, embedding
 
 # Layer, whether its output (not its input), last token only, size of a state; of a gate for topics also its head.
@@ -141,6 +142,8 @@ def _reading_of(layer: GrunLayer, part: str) -> Reading:
     config, gate = layer.configs[part], layer.gates[part]
     if isinstance(gate, TopicGate):
         return layer.index, False, False, config.topic_width, gate.head.digest
+    if isinstance(gate, LexicalGate):
+        return layer.index, False, False, 1
     return layer.index, config.gate_layer is None, config.gate_reads == "last", int(config.hidden_size or 0)
 
 
@@ -169,7 +172,9 @@ def gate_features(
             model(**batch.model_inputs())
         span = from_prompt_lengths(batch.prompt_lengths_B, batch.attention_mask_BT.bool())
         for key, distinct in found.items():
-            for state_PD in _states_read(gates[key], states[key[0], key[1]], span, only_last=key[2]):
+            ids_BT1 = batch.input_ids_BT[..., None].float()
+            read_BTD = ids_BT1 if isinstance(gates[key], LexicalGate) else states[key[0], key[1]]
+            for state_PD in _states_read(gates[key], read_BTD, span, only_last=key[2]):
                 distinct.add(state_PD)
     features = {key: distinct.features() for key, distinct in found.items()}
     return [features[key] for key in keys]
@@ -190,6 +195,8 @@ def logit_of_prompt(gate: Any, states_PD: Tensor) -> Tensor:
     """Logit, a scalar, of the prompt with these features (P, D), as `GateFeatures.row` gives them."""
     if isinstance(gate, TopicGate):
         return gate.logits(states_PD)[0]
+    if isinstance(gate, LexicalGate):
+        return gate.logits([states_PD[:, 0].long().tolist()])[0]
     return gate(states_PD[None], torch.ones(1, len(states_PD), dtype=torch.bool, device=states_PD.device))[0, 0]
 
 

@@ -6,7 +6,17 @@ depend on the edit that it controls, so they are computed once and the gate is f
 
 from __future__ import annotations
 
-__all__ = ["ALONE", "BESIDE_TOPICS", "TOPICS", "GateFit", "Place", "chosen_thresholds", "fit_gates", "set_thresholds"]
+__all__ = [
+    "ALONE",
+    "BESIDE_TOPICS",
+    "TEXT",
+    "TOPICS",
+    "GateFit",
+    "Place",
+    "chosen_thresholds",
+    "fit_gates",
+    "set_thresholds",
+]
 
 import math
 from collections.abc import Sequence
@@ -53,13 +63,17 @@ class Place:
     Attributes:
         share: of the normal prompts that may open any gate, those that may exceed this one, in [0, 1].
         position: in the gap between withheld normal prompts (0) and prompts to forget (1), where there is one.
+        least: lowest threshold, in logits.
     """
 
     share: float
     position: float
+    least: float = -math.inf
 
 
 ALONE = Place(1.0, POSITION)
+# Evidence of text is counted in the same way for every request, and opens a gate from here on.
+TEXT = Place(0.5, 0.0, 3.5)
 # Prompts to forget that are still to come lie further from those given in what they are about than in the names they hold.
 TOPICS = Place(1.0, 0.25)
 # What a gate for names knows lies clear of normal prompts, so that it needs less room than the gate for topics beside it.
@@ -139,7 +153,8 @@ def chosen_thresholds(forget_NG: Tensor, normal: Sequence[tuple[Tensor, float]],
     share_G, position_G = (forget_NG.new_tensor([getattr(p, name) for p in places]) for name in ("share", "position"))
     low_G = torch.stack([_lowest_thresholds(logits_NG, rate, share_G) for logits_NG, rate in normal]).amax(0)
     high_G = forget_NG.quantile(LOW_QUANTILE, dim=0)
-    return low_G + position_G * (high_G - low_G).clamp_min(0.0)
+    least_G = forget_NG.new_tensor([place.least for place in places])
+    return torch.maximum(low_G + position_G * (high_G - low_G).clamp_min(0.0), least_G)
 
 
 def _lowest_thresholds(normal_NG: Tensor, false_positive_rate: float, share_G: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["check_writes_text", "decoder_layers", "layer_index", "parsed_layer", "text_config"]
+__all__ = ["check_writes_text", "decoder_layers", "layer_index", "parsed_layer", "text_config", "token_ids"]
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from grun.core.errors import UserError
 
@@ -38,6 +39,21 @@ def check_writes_text(model: nn.Module) -> None:
             f"{type(model).__name__} writes no text: GRUN needs a causal language model with its head, such as "
             "AutoModelForCausalLM loads."
         )
+
+
+def token_ids(inputs: Tensor, embeddings: nn.Module) -> Tensor:
+    """Token ids (B, T) of inputs: they themselves, or for embeddings (B, T, D) those of the nearest tokens.
+
+    Args:
+        inputs: token ids or embeddings.
+        embeddings: the model's table of embeddings.
+    """
+    if not inputs.is_floating_point():
+        return inputs
+    table_VD: Any = embeddings.weight
+    flat_ND, table_VD = inputs.detach().flatten(0, 1).float(), table_VD.detach().float()
+    nearest = [torch.cdist(part_ND, table_VD).argmin(-1) for part_ND in flat_ND.split(64)]
+    return torch.cat(nearest).view(inputs.shape[:2])
 
 
 def layer_index(value: int | float, num_layers: int) -> int:

@@ -21,9 +21,10 @@ from grun.models.tuner.base_model import layer_index
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
 DEFAULT_WINDOW = 4
 MEMBER_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+LEXICON_SETTINGS = ("lexicon",)
 TOPIC_SETTINGS = ("topic_layer", "topic_width", "topic_nearest", "topic_kept")
 CHOICES = {
-    "gate": ("linear", "mlp", "none"),
+    "gate": ("linear", "mlp", "lexical", "none"),
     "gate_reads": ("last", "prompt"),
     "edit_from": ("last_prompt_only", "last_prompt_on"),
 }
@@ -44,7 +45,8 @@ class GrunConfig(PeftConfig):
     Args:
         rank: rank of the edit at each layer.
         layers: decoder layers whose output is edited: indices (int, 0-based), or fractions of depth (float in (0, 1]).
-        gate: `mlp`, `linear`, or `none` for a plain LoReFT without a gate (the ablation).
+        gate: `mlp`, `linear`, `lexical` for one that reads text (see `LexicalGate`), or `none` for a plain LoReFT without a
+            gate (the ablation).
         gate_hidden: hidden sizes of an `mlp` gate.
         gate_reads: `last` reads the last prompt token (the paper), `prompt` every prompt token and takes the largest logit.
         gate_window: tokens over which an mlp gate that reads the prompt pools its detectors (see `Gate`); 1 reads every token
@@ -56,6 +58,7 @@ class GrunConfig(PeftConfig):
         topic_width: size of the embedding that it compares.
         topic_nearest: number of nearest prompts that it looks at on either side.
         topic_kept: numbers of prompts to forget and of normal prompts that it keeps; filled in by the fit.
+        lexicon: numbers of spans, of tokens and of bytes of tokens that a lexical gate keeps; filled in by the fit.
         edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
         dropout: dropout probability on the edit, in training.
         init_weights: start as the identity. False: random edit, as in the reference implementation.
@@ -75,7 +78,7 @@ class GrunConfig(PeftConfig):
     layers: list[int | float] = field(
         default_factory=lambda: list(PAPER_DEPTHS), metadata={"help": "Edited layers: indices or fractions of depth."}
     )
-    gate: str = field(default="mlp", metadata={"help": "linear, mlp or none."})
+    gate: str = field(default="mlp", metadata={"help": "linear, mlp, lexical or none."})
     gate_hidden: list[int] = field(default_factory=lambda: [64], metadata={"help": "Hidden sizes of an mlp gate."})
     gate_reads: str = field(default="prompt", metadata={"help": "last or prompt."})
     gate_window: int | None = field(default=None, metadata={"help": "Tokens over which detectors are pooled."})
@@ -84,6 +87,7 @@ class GrunConfig(PeftConfig):
     topic_width: int = field(default=128, metadata={"help": "Size of the embedding of a topic."})
     topic_nearest: int = field(default=3, metadata={"help": "Nearest prompts that the gate for topics looks at."})
     topic_kept: list[int] = field(default_factory=lambda: [0, 0], metadata={"help": "Prompts it keeps (filled in)."})
+    lexicon: list[int] = field(default_factory=lambda: [0, 0, 0], metadata={"help": "Spans it keeps (filled in)."})
     edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
@@ -120,6 +124,7 @@ class GrunConfig(PeftConfig):
         if self.base_weights is not None and len(str(self.base_weights).split(" ")) != 4:
             raise UserError(f"base_weights is {self.base_weights!r}, expected what an adapter was saved with.")
         self._check_topic_settings()
+        self._check_lexicon()
         if self.gate_window is not None:
             self._check_number("gate_window", 1, None)
             if self.gate_window > 1 and (self.gate != "mlp" or self.gate_reads != "prompt"):
@@ -142,6 +147,17 @@ class GrunConfig(PeftConfig):
         if self.members is not None and not self.members:
             raise UserError("members is empty, expected at least one adapter in a stack.")
 
+    def _check_lexicon(self) -> None:
+        sizes = self.lexicon
+        if not isinstance(sizes, Sequence) or len(sizes) != 3 or not all(_is_int(n) and n >= 0 for n in sizes):
+            raise UserError(f"lexicon is {sizes!r}, expected three numbers of at least 0.")
+        self.lexicon = list(sizes)
+        if self.gate == "lexical" and (self.gate_reads != "prompt" or self.gate_layer is None):
+            raise UserError(
+                f"a lexical gate reads all tokens and serves all edits, but gate_reads is {self.gate_reads} and gate_layer "
+                f"{self.gate_layer}; expected prompt and a layer."
+            )
+
     @property
     def parts(self) -> dict[str, GrunConfig]:
         """Configurations of the members of a stack by name; for any other adapter its own, under the empty name."""
@@ -156,12 +172,12 @@ class GrunConfig(PeftConfig):
         """The settings of this adapter, without those that PEFT adds to every adapter."""
         inherited = {f.name for f in dataclasses.fields(PeftConfig)} | {"members", "target_modules", "base_weights"}
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in inherited}
-        return _without_idle_topics(settings)
+        return _without_idle(settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as PEFT saves them, members of a stack with their resolved layers."""
         members = {name: member.own_settings() for name, member in self._members.items()}
-        settings = {**_without_idle_topics(super().to_dict()), "members": members or None}
+        settings = {**_without_idle(super().to_dict()), "members": members or None}
         if self.base_weights is None:
             del settings["base_weights"]  # an adapter that says nothing of them stays readable by older versions
         return settings
@@ -294,10 +310,11 @@ def is_member_name(name: str) -> bool:
     return free and re.fullmatch(MEMBER_NAME, name) is not None
 
 
-def _without_idle_topics(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those of the gate for topics if there is none: older versions do not know them."""
-    idle = settings["topic_layer"] is None
-    return {name: value for name, value in settings.items() if not (idle and name in TOPIC_SETTINGS)}
+def _without_idle(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those of gates that are not there: older versions do not know them."""
+    idle: tuple[str, ...] = TOPIC_SETTINGS if settings["topic_layer"] is None else ()
+    idle += LEXICON_SETTINGS if settings["gate"] != "lexical" else ()
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def _is_int(value: object) -> bool:

@@ -16,8 +16,8 @@ from grun.models.tuner.call.context import CallContext, Runtime
 from grun.models.tuner.call.decision import beside, largest_value
 from grun.models.tuner.call.prompt_position import NO_BOUNDARY
 from grun.models.tuner.config import GrunConfig
-from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype
-from grun.models.tuner.reading import GateReading
+from grun.models.tuner.edit import LowRankEdit, compute_dtype
+from grun.models.tuner.reading import GateReading, gate_of
 from grun.models.tuner.topic import TopicGate
 
 
@@ -76,7 +76,7 @@ class GrunLayer(GateReading, nn.Module, BaseTunerLayer):
                     _hold(self.grun_edit, adapter_name, member, self.edits[part])
                 gated = self.index in own.layers if own.gate_layer is None else self.index == own.gate_layer
                 if own.gate != "none" and gated:
-                    self.gates[part] = Gate(own.hidden_size, own.hidden_sizes_of_gate, own.window)
+                    self.gates[part] = gate_of(own)
                     _hold(self.grun_gate, adapter_name, member, self.gates[part])
                 if self.index == own.topic_layer:
                     self.gates[part] = TopicGate(own.hidden_size, own.topic_width, own.topic_kept, own.topic_nearest)

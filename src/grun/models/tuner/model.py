@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grun.core.errors import UserError
 from grun.core.storage.weights import check_same_base, not_finite
-from grun.models.tuner.base_model import check_writes_text, decoder_layers, text_config
+from grun.models.tuner.base_model import check_writes_text, decoder_layers, text_config, token_ids
 from grun.models.tuner.call.cache import (
     cached_columns,
     check_read,
@@ -37,6 +37,7 @@ from grun.models.tuner.call.prompt_position import (
 )
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.layer import GrunLayer
+from grun.models.tuner.lexicon.gate import LexicalGate
 from grun.models.tuner.topic import TopicGate
 
 
@@ -198,6 +199,8 @@ class GrunModel(BaseTuner):
         scope = self.runtime.generation
         span = span_of_call(inputs, past, prompt_lengths, given, scope, prefilled=kept is not None)
         call = CallContext(span, past, kept or {})
+        if self._keys(_reads_text):
+            call.ids_BT = token_ids(inputs, self.model.get_input_embeddings())
         answers = set() if torch.is_grad_enabled() else self._keys(_reads_answers)
         if answers:
             call.real_BT = real_tokens(given.get("attention_mask"), call.span, inputs, past)
@@ -302,6 +305,11 @@ class GrunModel(BaseTuner):
 def _reads_prompts(config: GrunConfig, gate: Any) -> bool:
     """Whether a gate reads every token of a prompt."""
     return config.gate_reads == "prompt" or isinstance(gate, TopicGate)
+
+
+def _reads_text(config: GrunConfig, gate: Any) -> bool:
+    """Whether a gate reads token ids."""
+    return isinstance(gate, LexicalGate)
 
 
 def _reads_answers(config: GrunConfig, gate: Any) -> bool:

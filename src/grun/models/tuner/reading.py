@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GateReading"]
+__all__ = ["GateReading", "gate_of"]
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,17 @@ from grun.models.tuner.call.context import CallContext, Runtime
 from grun.models.tuner.call.decision import GateLogits, any_open
 from grun.models.tuner.call.prompt_position import NO_BOUNDARY, last_prompt_states
 from grun.models.tuner.config import GrunConfig
+from grun.models.tuner.edit import Gate
+from grun.models.tuner.lexicon.gate import LexicalGate
 from grun.models.tuner.topic import TopicGate, TopicStack
+
+
+def gate_of(config: GrunConfig) -> Gate | LexicalGate:
+    """A new gate for names."""
+    if config.gate == "lexical":
+        return LexicalGate(config.lexicon[0], config.lexicon[1:])
+    assert config.hidden_size is not None, "known once the adapter is attached"
+    return Gate(config.hidden_size, config.hidden_sizes_of_gate, config.window)
 
 
 class GateReading:
@@ -45,8 +55,10 @@ class GateReading:
         Without gradients, adapters whose gates are shut for every row are skipped from here on.
         """
         trained = torch.is_grad_enabled()
-        topics = [name for name in names if isinstance(self.gates[name], TopicGate)]
-        for alike in ([name for name in names if name not in topics], topics):
+        kinds: dict[type, list[str]] = {}
+        for name in names:
+            kinds.setdefault(type(self.gates[name]), []).append(name)
+        for alike in kinds.values():
             if trained or not self._read_together(alike, h_BTD, call):
                 for name in alike:
                     self._read(name, h_BTD, call)
@@ -75,7 +87,12 @@ class GateReading:
         """Read prompts with all gates in one product; returns False if there is one gate only, or their shapes differ."""
         before: list[Any] = [call.readings.get((name, self.index)) for name in names]
         topics = all(isinstance(self.gates[name], TopicGate) for name in names)
-        alike = len(names) > 1 and (topics or all(self.configs[name].gate_reads == "prompt" for name in names))
+        lexical = any(isinstance(self.gates[name], LexicalGate) for name in names)
+        alike = (
+            len(names) > 1
+            and not lexical
+            and (topics or all(self.configs[name].gate_reads == "prompt" for name in names))
+        )
         if not alike or any(one is None for one in before) != all(one is None for one in before):
             return False
         kind: Any = TopicStack if topics else GateStack
@@ -130,7 +147,9 @@ class GateReading:
                 reading_BS = gate(h_B1D.to(device), here_B1)
                 call.readings[key] = reading_BS if before_BS is None else torch.where(here_B1, reading_BS, before_BS)
             else:
-                part = LastRead(call.past, before_BS, h_BTD.to(device), prompt_BT, later_BT)
+                read = call.ids_BT if isinstance(gate, LexicalGate) else h_BTD
+                assert read is not None, "calls of such gates have token ids"
+                part = LastRead(call.past, before_BS, read.to(device), prompt_BT, later_BT)
                 reading_BS, logit_BT = gate.read(part.h_BTD, prompt_BT, later_BT, before_BS)
                 self._take(name, reading_BS, logit_BT, part, call)
 

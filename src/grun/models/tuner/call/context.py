@@ -88,6 +88,7 @@ class CallContext:
         running: logits (B, T) up to every token of this call, of gates that read the tokens after the prompt as well.
         of_prompts: logits (B, 1) of the same gates for the whole prompts. In decoding they are kept with the cache.
         last: what gates have read in this call, kept only if the caller may take a part of it back.
+        ids_BT: token ids (B, T) of this call; None where no gate reads text.
         real_BT: bool, true on the real tokens of this call; None where no gate reads tokens after the prompt.
         edited: hidden states after the edit by layer, kept only if the caller asked for hidden states.
         as_tuple: the caller asked for a tuple, which is made once the hidden states are replaced.
@@ -106,6 +107,7 @@ class CallContext:
     values: dict[Any, Tensor] = field(default_factory=dict)
     shut: set[str] = field(default_factory=set)
     running: dict[GateKey, Tensor] = field(default_factory=dict)
+    ids_BT: Tensor | None = None
     real_BT: Tensor | None = None
     of_prompts: dict[GateKey, Tensor] = field(default_factory=dict)
     last: dict[GateKey, Any] | None = None

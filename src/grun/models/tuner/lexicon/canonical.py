@@ -38,7 +38,9 @@ def _shapes() -> dict[int, str | None]:
 
     found: dict[int, str | None] = {ord(letter): shape for letter, shape in CAPITAL_SHAPES.items()}
     for letter, alike in confusables_data.items():
-        shape = next((one["c"] for one in alike if one["c"].isascii() and one["c"].isalpha() and len(one["c"]) == 1), None)
+        shape = next(
+            (one["c"] for one in alike if one["c"].isascii() and one["c"].isalpha() and len(one["c"]) == 1), None
+        )
         if len(letter) == 1 and not letter.isascii() and shape is not None:
             found[ord(letter)] = shape
     invisible = (code for code in range(0x80, sys.maxunicode) if unicodedata.category(chr(code)) == "Cf")

@@ -77,6 +77,12 @@ class LexicalGate(nn.Module):
         self.token_bytes = torch.tensor(list(b"".join(tokens)), dtype=torch.uint8, device=device)
         self._known = None
 
+    def make_room(self, spans: int, tokens: int, token_bytes: int) -> None:
+        """Take the sizes of another gate, before its tensors are loaded."""
+        for name, size in (("keys", spans), ("weights", spans), ("token_ends", tokens), ("token_bytes", token_bytes)):
+            setattr(self, name, getattr(self, name).new_zeros(size))
+        self._known = None
+
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Numbers of spans, of tokens and of their bytes."""
@@ -92,7 +98,7 @@ class LexicalGate(nn.Module):
         return self._known[1], self._known[2]
 
     def forward(self, ids_BT: Tensor, prompt_BT: Tensor, before_BS: Tensor | None = None) -> Tensor:
-        """The reading (B, 1 + 64), float64, of a part of each prompt; the arguments are those of `read`."""
+        """The reading (B, 1 + 64), float32, of a part of each prompt; the arguments are those of `read`."""
         return self.read(ids_BT, prompt_BT, None, before_BS)[0]
 
     @torch.no_grad()
@@ -108,7 +114,7 @@ class LexicalGate(nn.Module):
             prompt_BT, later_BT, before_BS: as of `Gate.read`.
 
         Returns:
-            The reading so far (B, 1 + 64), float64: the logit, minus infinity before the first token, and the last token ids,
+            The reading so far (B, 1 + 64), float32: the logit, minus infinity before the first token, and the last token ids,
             minus one where there were none; and the logits (B, T) up to every token.
         """
         device = ids_BT.device
@@ -118,7 +124,9 @@ class LexicalGate(nn.Module):
         for b, ids in enumerate(ids_BT.tolist()):
             prompt, later = (None if mask is None else mask[b] for mask in masks)
             columns = [t for t in range(len(ids)) if (prompt and prompt[t]) or (later and later[t])]
-            logit, tail = (-math.inf, []) if before is None else (before[b][0], [int(i) for i in before[b][1:] if i >= 0])
+            logit, tail = (
+                (-math.inf, []) if before is None else (before[b][0], [int(i) for i in before[b][1:] if i >= 0])
+            )
             ends_at = max((k for k, t in enumerate(columns) if prompt and prompt[t]), default=None)
             new = [ids[t] for t in columns]
             steps = self._logits(tail, new, ends_at)
@@ -130,7 +138,7 @@ class LexicalGate(nn.Module):
             tail = [*tail, *new][-TAIL:]
             readings.append([logit, *[-1.0] * (TAIL - len(tail)), *tail])
             logits.append(row)
-        found = [torch.tensor(values, dtype=torch.float64, device=device) for values in (readings, logits)]
+        found = [torch.tensor(values, dtype=torch.float32, device=device) for values in (readings, logits)]
         return found[0], found[1]
 
     def _logits(self, tail: list[int], new: list[int], ends_at: int | None) -> list[float]:
