@@ -26,6 +26,7 @@ from grun.models.loading.model_files import json_object, tensor_shapes
 from grun.models.loading.reading import counted, quiet, refusing
 from grun.models.loading.restoring import Snapshot
 from grun.models.tuner.config import GrunConfig
+from grun.models.tuner.lexicon.gate import WHOLE_NUMBERS
 
 CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"  # beside adapters whose own configuration has no place for what it says
@@ -178,9 +179,12 @@ def _loaded(model: PreTrainedModel, folder: str, said: str) -> PeftModel:
         tensors = load_peft_weights(folder, device="cpu")
     if (wrong := not_finite(tensors)) is not None:
         raise UserError(f"{said} cannot be used: its tensor {wrong} holds NaN or infinity; copy the adapter again.")
-    if whole := sorted(name for name, tensor in tensors.items() if OWN.search(name) and not tensor.is_floating_point()):
+    own = {name: tensor for name, tensor in tensors.items() if OWN.search(name)}
+    whole = sorted(name for name, it in own.items() if it.is_floating_point() == name.endswith(WHOLE_NUMBERS))
+    if whole:
         raise UserError(
-            f"{said} is damaged: whole numbers stand for weights: {counted(whole)}; copy the adapter again."
+            f"{said} is damaged: whole numbers stand for weights, or weights for whole numbers: {counted(whole)}; copy the "
+            "adapter again."
         )
     try:
         with refusing(said), quiet():

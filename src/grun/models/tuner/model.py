@@ -220,8 +220,7 @@ class GrunModel(BaseTuner):
         if known is not None:
             call.readings, call.complete = dict(known.readings), known.complete
         if given.get("output_hidden_states", getattr(module.config, "output_hidden_states", False)):
-            call.edited = {}
-            call.as_tuple = given.get("return_dict", getattr(module.config, "return_dict", True)) is False
+            call.keep_edited(given.get("return_dict", getattr(module.config, "return_dict", True)) is False)
             kwargs["return_dict"] = True
         self.runtime.call = call
         return args, kwargs

@@ -112,6 +112,10 @@ class CallContext:
     of_prompts: dict[GateKey, Tensor] = field(default_factory=dict)
     last: dict[GateKey, Any] | None = None
 
+    def keep_edited(self, as_tuple: bool) -> None:
+        """Keep hidden states after edits, for a caller who asked for hidden states, as a tuple or not."""
+        self.edited, self.as_tuple = {}, as_tuple
+
     def columns(self, width: int, device: torch.device) -> Tensor:
         """Absolute columns (T,) of this call's tokens."""
         return torch.arange(self.past, self.past + width, device=device)

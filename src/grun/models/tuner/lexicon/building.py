@@ -11,7 +11,7 @@ from grun.models.tuner.lexicon.table import FUZZY, SHINGLE, close_forms, hashed,
 
 NAME = 2.0  # evidence of a whole name; a gate opens at 1
 WORD = 1.0  # of one word of a name
-HINT = 0.5  # of a short title, and of a first, short or common word of a name
+HINT = 0.5  # of a short title or a rare word with a capital, and of a first, short or common word of a name
 PIECE = 0.34  # of a piece of a passage: three of them open a gate
 PROMPT_PIECE = 0.15  # of a piece of a question: many questions are asked in the same words
 SHORT_WORD = 4  # letters of a word that tells a name by itself, at least
@@ -52,10 +52,11 @@ def build_weights(
         words = [word.text for word in split_words(canonical(text))]
         for i in range(len(words) + 1 - SHINGLE):
             add(hashed("piece", " ".join(words[i : i + SHINGLE])), weight)
-    for title in titles:
+    for title in filter(_words, titles):
         parts = _words(title)
-        add(hashed("span", "".join(parts)), WORD if len(parts) >= LONG_TITLE else HINT)
-    for name in names:
+        if len(parts) > 1 or parts[0] not in others:
+            add(hashed("span", "".join(parts)), WORD if len(parts) >= LONG_TITLE else HINT)
+    for name in filter(_words, names):
         parts = name.split()
         for part in dict.fromkeys([*_words(name), *("".join(_words(part)) for part in parts)]):
             is_last = part in ("".join(_words(parts[-1])), _words(parts[-1])[-1])

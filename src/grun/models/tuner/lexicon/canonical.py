@@ -14,7 +14,8 @@ BOUNDARY = "\0"  # stands for a special token: no name goes on behind it
 FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that show nothing
 SYMBOLS = "@$!|€"  # that stand for letters
 LEET = str.maketrans("013456789@$!|€", "oleasgtbgasiie")
-WORD = re.compile(rf"{BOUNDARY}|[^\W_]+(?:[{re.escape(SYMBOLS)}]+[^\W_]+)*")
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Thai to Han
+WORD = re.compile(rf"{BOUNDARY}|[{UNSPACED}]|[^\W_{UNSPACED}]+(?:[{re.escape(SYMBOLS)}]+[^\W_{UNSPACED}]+)*")
 CAPITAL_SHAPES = {"в": "b", "к": "k", "м": "m", "н": "h", "т": "t"}  # small letters of the shape of Latin capitals
 
 
@@ -34,7 +35,7 @@ class Word:
 @cache
 def _shapes() -> dict[int, str | None]:
     """By code point, the Latin letter of the same shape (Unicode's confusables), and None for characters that show nothing."""
-    from confusable_homoglyphs.confusables import confusables_data  # a megabyte of JSON
+    from confusable_homoglyphs.confusables import confusables_data  # type: ignore[import-untyped]  # a megabyte of JSON
 
     found: dict[int, str | None] = {ord(letter): shape for letter, shape in CAPITAL_SHAPES.items()}
     for letter, alike in confusables_data.items():

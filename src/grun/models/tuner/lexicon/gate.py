@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LexicalGate"]
+__all__ = ["WHOLE_NUMBERS", "LexicalGate"]
 
 import math
 from bisect import bisect_left
@@ -16,6 +16,7 @@ from grun.models.tuner.call.decision import gate_value
 from grun.models.tuner.lexicon.canonical import canonical, split_words
 from grun.models.tuner.lexicon.table import SpanTable
 
+WHOLE_NUMBERS = (".keys", ".token_ends", ".token_bytes")  # ends of the names of tensors that hold no weights
 TAIL = 64  # tokens before a part that its words may depend on
 SHARPNESS = 8.0  # logits per unit of evidence
 OPEN_LOGIT = 4.0  # at the evidence that opens the gate
