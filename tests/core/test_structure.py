@@ -27,6 +27,7 @@ ORDER = (
     "data.benchmarks",
     "models.encoding",
     "models.tuner.call",
+    "models.tuner.lexicon",
     "models.tuner",
     "models.adaptations",
     "models",

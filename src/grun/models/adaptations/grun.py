@@ -15,6 +15,7 @@ from grun.models.tuner.config import GrunConfig
 
 COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
 DEFAULT: dict[str, Any] = COMMON | {
+    "gate": "lexical",
     "steps": 200,
     "learning_rate": 2e-2,
     "gate_reads": "prompt",

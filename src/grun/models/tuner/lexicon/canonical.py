@@ -14,7 +14,8 @@ BOUNDARY = "\0"  # stands for a special token: no name goes on behind it
 FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that show nothing
 SYMBOLS = "@$!|€"  # that stand for letters
 LEET = str.maketrans("013456789@$!|€", "oleasgtbgasiie")
-UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Thai to Han
+# Thai to Han.
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"{BOUNDARY}|[{UNSPACED}]|[^\W_{UNSPACED}]+(?:[{re.escape(SYMBOLS)}]+[^\W_{UNSPACED}]+)*")
 CAPITAL_SHAPES = {"в": "b", "к": "k", "м": "m", "н": "h", "т": "t"}  # small letters of the shape of Latin capitals
 
