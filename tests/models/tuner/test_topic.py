@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grun.models.tuner.topic import TopicGate
+from grun.models.tuner.readers.topic import TopicGate
 from support.adapter_kit import Padded, make_rows, pad, reference_state
 from support.plain_grun import plain_grun, plain_topic_logit
 from support.tiny_models import ARCHITECTURES, tiny_model

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from grun.core.errors import UserError
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.edit import Gate
-from grun.models.tuner.topic import TopicStack
+from grun.models.tuner.readers.topic import TopicStack
 from grun.requests.stack_files import write_stack
 from support.adapter_kit import make_rows, pad, randomise
 from support.tiny_models import ARCHITECTURES, tiny_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JobRows", "fit_all_gates", "make_room"]
+__all__ = ["JobRows", "fit_all_gates"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,6 @@ from torch import Tensor
 from grun.core.records import Example
 from grun.data.shipped_prompts import clashing, shipped_prompts
 from grun.models.encoding.encode import Encoded
-from grun.models.gates.background import background
 from grun.models.gates.calibration import OpenShare
 from grun.models.gates.features import (
     GateFeatures,
@@ -38,14 +37,15 @@ from grun.models.gates.fitting import (
     fit_gates,
     set_thresholds,
 )
-from grun.models.gates.lexical_fitting import fit_lexical_gate, texts_of
 from grun.models.gates.recognition import Judged, Recognition
-from grun.models.gates.topic_fitting import KeptPrompts, fit_topic_gate, withheld_logits
+from grun.models.gates.text.fitting import fit_lexical_gate, texts_of
+from grun.models.gates.topics.background import background
+from grun.models.gates.topics.fitting import KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.call.decision import is_open
-from grun.models.tuner.lexicon.gate import LexicalGate
-from grun.models.tuner.lexicon.vocabulary import token_bytes
-from grun.models.tuner.topic import TopicGate
+from grun.models.tuner.readers.lexical import LexicalGate
+from grun.models.tuner.readers.topic import TopicGate
+from grun.models.tuner.readers.vocabulary import token_bytes
 
 TOPICS_RATE = 4.0  # times the rate of ordinary prompts: many shipped topics are neighbours of what is to be forgotten
 LEAST_RECALL = 0.5  # of withheld rows to forget; a gate for topics that recognises fewer opens by chance
@@ -169,19 +169,17 @@ class _Fit:
         return fit_gates(self.model, forget, *together, seed=seed, only=[self.names[k] for k in learnt])
 
     def fit_text(self, parts: Mapping[str, JobRows], shut_for: Sequence[Sequence[GateFeatures]]) -> None:
-        """Fit the gates that read text, of every second prompt on other topics and all that gates for names are fitted on."""
+        """Fit the gate that reads text, on every second prompt on other topics and all that gates for names are fitted on."""
+        tokens = token_bytes(self.rows.tokenizer)
+        normal = [part for kind, part in self.to_fit.items() if kind != "forget"]
+        normal += [self.to_judge["topics"].halves()[0]] if "topics" in self.to_judge else []
         for k, i in enumerate(self.names):
             (layer, name), gate = held_gates(self.model)[i], self.gates[i]
-            if not isinstance(gate, LexicalGate):
-                continue
-            tokens = token_bytes(self.rows.tokenizer)
-            features = [part.names[k] for kind, part in self.to_fit.items() if kind != "forget"]
-            if "topics" in self.to_judge:
-                features.append(self.to_judge["topics"].halves()[0].names[k])
-            features += [part[i] for part in shut_for]
-            normal = [text for part in features for text in texts_of(part, tokens)]
-            normal += [row.answer for row in parts["retain"].examples] if "retain" in parts else []
-            layer.configs[name].lexicon = fit_lexical_gate(gate, self.rows.tokenizer, parts["forget"].examples, normal)
+            if isinstance(gate, LexicalGate):
+                features = [*(part.names[k] for part in normal), *(part[i] for part in shut_for)]
+                texts = [text for part in features for text in texts_of(part.ids(), tokens)]
+                texts += [row.answer for row in parts["retain"].examples] if "retain" in parts else []
+                layer.configs[name].lexicon = fit_lexical_gate(gate, tokens, parts["forget"].examples, texts)
 
     def fit_topics(self, shut_for: Sequence[Sequence[GateFeatures]], rate: float, seed: int) -> KeptPrompts:
         """Fit the gate for topics.
@@ -322,21 +320,3 @@ def fit_all_gates(
     kept = None if fit.topic is None else fit.fit_topics(shut, false_positive_rate or 0.0, seed)
     found = found if false_positive_rate is None else _thresholds(fit, kept, false_positive_rate, found)
     return replace(found, open_rows={kind: fit.open_rows(part) for kind, part in read.items()})
-
-
-def make_room(model: Any, kept: Mapping[str, Sequence[int]], lexicon: Mapping[str, Sequence[int]]) -> None:
-    """Give gates the sizes that they had when they were fitted, before a checkpoint is loaded into them.
-
-    Args:
-        model: PEFT model with a gated adapter.
-        kept: numbers of prompts that the gate for topics of each adapter keeps, by the adapter's name.
-        lexicon: sizes of the lexical gate of each adapter, likewise.
-    """
-    for layer, part in held_gates(model):
-        gate = layer.gates[part]
-        if isinstance(gate, LexicalGate):
-            layer.configs[part].lexicon = list(lexicon[part])
-            gate.make_room(*lexicon[part])
-        if isinstance(gate, TopicGate):
-            layer.configs[part].topic_kept = list(kept[part])
-            gate.keep(*(gate.offset.new_zeros(size, len(gate.offset)) for size in kept[part]))

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.models.tuner.lexicon.gate import LexicalGate
-from grun.models.tuner.topic import TopicGate
+from grun.models.tuner.readers.lexical import LexicalGate
+from grun.models.tuner.readers.topic import TopicGate
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class GateFeatures:
         """The first state (N, D) of every prompt: of prompts for a gate for topics, their embeddings."""
         return self.h_UD[self.at_NP[:, 0]]
 
+    def ids(self) -> list[list[int]]:
+        """The token ids of the prompts, of features for a lexical gate."""
+        return [self.row(i)[:, 0].long().tolist() for i in range(len(self.at_NP))]
+
     def logits(self, gate: Any, x_UK: Tensor | None = None) -> Tensor:
         """Gate logits (N,) of the prompts, differentiable through the window of each that has the largest.
 
@@ -63,7 +67,7 @@ class GateFeatures:
         if isinstance(gate, TopicGate):
             return gate.logits(self.first_ND)
         if isinstance(gate, LexicalGate):
-            return gate.logits([self.row(i)[:, 0].long().tolist() for i in range(len(self.at_NP))]).to(self.h_UD.device)
+            return gate.logits(self.ids()).to(self.h_UD.device)
         x_UK = gate.detect(self.h_UD) if x_UK is None else x_UK
         nothing, before = len(x_UK), gate.window - 1
         x_UK = torch.cat([x_UK, x_UK.new_zeros(1, x_UK.shape[1])])

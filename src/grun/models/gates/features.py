@@ -14,6 +14,7 @@ __all__ = [
     "joined",
     "load_features",
     "logit_of_prompt",
+    "make_room",
     "readings_of_gates",
     "save_features",
     "thresholds_of",
@@ -41,8 +42,8 @@ from grun.models.gates.distinct_states import DistinctStates, GateFeatures, conc
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.call.prompt_position import PromptSpan, from_prompt_lengths
 from grun.models.tuner.layer import GrunLayer
-from grun.models.tuner.lexicon.gate import LexicalGate
-from grun.models.tuner.topic import TopicGate, embedding
+from grun.models.tuner.readers.lexical import LexicalGate
+from grun.models.tuner.readers.topic import TopicGate, embedding
 
 # Layer, whether its output (not its input), last token only, size of a state; of a gate for topics also its head.
 Reading = tuple[Any, ...]
@@ -246,3 +247,21 @@ def _recording(points: Mapping[tuple[int, bool], GrunLayer]) -> Iterator[dict[tu
     finally:
         for handle in handles:
             handle.remove()
+
+
+def make_room(model: Any, kept: Mapping[str, Sequence[int]], lexicon: Mapping[str, Sequence[int]]) -> None:
+    """Give gates the sizes that they had when they were fitted, before a checkpoint is loaded into them.
+
+    Args:
+        model: PEFT model with a gated adapter.
+        kept: numbers of prompts that the gate for topics of each adapter keeps, by the adapter's name.
+        lexicon: sizes of the lexical gate of each adapter, likewise.
+    """
+    for layer, part in held_gates(model):
+        gate = layer.gates[part]
+        if isinstance(gate, LexicalGate):
+            layer.configs[part].lexicon = list(lexicon[part])
+            gate.make_room(*lexicon[part])
+        if isinstance(gate, TopicGate):
+            layer.configs[part].topic_kept = list(kept[part])
+            gate.keep(*(gate.offset.new_zeros(size, len(gate.offset)) for size in kept[part]))

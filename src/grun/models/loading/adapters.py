@@ -26,7 +26,7 @@ from grun.models.loading.model_files import json_object, tensor_shapes
 from grun.models.loading.reading import counted, quiet, refusing
 from grun.models.loading.restoring import Snapshot
 from grun.models.tuner.config import GrunConfig
-from grun.models.tuner.lexicon.gate import WHOLE_NUMBERS
+from grun.models.tuner.readers.lexical import WHOLE_NUMBERS
 
 CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"  # beside adapters whose own configuration has no place for what it says

@@ -1,8 +1,16 @@
-"""What a GRUN adapter needs to know of the base model that it is attached to."""
+"""What a GRUN adapter needs to know of the base model that it is attached to, and PEFT of it."""
 
 from __future__ import annotations
 
-__all__ = ["check_writes_text", "decoder_layers", "layer_index", "parsed_layer", "text_config", "token_ids"]
+__all__ = [
+    "MethodName",
+    "check_writes_text",
+    "decoder_layers",
+    "layer_index",
+    "parsed_layer",
+    "text_config",
+    "token_ids",
+]
 
 from typing import Any
 
@@ -10,6 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from grun.core.errors import UserError
+
+
+class MethodName(str):
+    """Name of the PEFT method; PEFT's messages ask for the value of a member of its enumeration."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

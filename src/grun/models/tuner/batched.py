@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.models.tuner.edit import Gate, LowRankEdit, compute_dtype, either, orthonormal, pooled, windowed
+from grun.models.tuner.call.decision import compute_dtype
+from grun.models.tuner.edit import Gate, LowRankEdit, either, orthonormal, pooled, windowed
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from peft.utils import TaskType
 from torch import nn
 
 from grun.core.errors import UserError, nearest
-from grun.models.tuner.base_model import layer_index
+from grun.models.tuner.base_model import MethodName, layer_index
 
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
 DEFAULT_WINDOW = 4
@@ -28,14 +28,6 @@ CHOICES = {
     "gate_reads": ("last", "prompt"),
     "edit_from": ("last_prompt_only", "last_prompt_on"),
 }
-
-
-class _MethodName(str):
-    """Name of the PEFT method; PEFT's messages ask for the value of a member of its enumeration."""
-
-    @property
-    def value(self) -> str:
-        return str(self)
 
 
 @dataclass
@@ -104,7 +96,7 @@ class GrunConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = _MethodName("GRUN")
+        self.peft_type = MethodName("GRUN")
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         for name, choices in CHOICES.items():
             value = getattr(self, name)
@@ -153,10 +145,8 @@ class GrunConfig(PeftConfig):
             raise UserError(f"lexicon is {sizes!r}, expected three numbers of at least 0.")
         self.lexicon = list(sizes)
         if self.gate == "lexical" and (self.gate_reads != "prompt" or self.gate_layer is None):
-            raise UserError(
-                f"a lexical gate reads all tokens and serves all edits, but gate_reads is {self.gate_reads} and gate_layer "
-                f"{self.gate_layer}; expected prompt and a layer."
-            )
+            found = f"gate_reads is {self.gate_reads} and gate_layer {self.gate_layer}; expected prompt and a layer."
+            raise UserError(f"a lexical gate reads all tokens and serves all edits, but {found}")
 
     @property
     def parts(self) -> dict[str, GrunConfig]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = [
     "Gate",
     "LowRankEdit",
-    "compute_dtype",
     "either",
     "orthonormal",
     "pooled",
@@ -19,12 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.models.tuner.call.decision import gate_value
-
-
-def compute_dtype(h: Tensor) -> torch.dtype:
-    """The dtype in which gates and edits compute: float32, or the dtype of the hidden states if it is wider."""
-    return torch.promote_types(torch.float32, h.dtype)
+from grun.models.tuner.call.decision import compute_dtype, gate_value
 
 
 def orthonormal(free_DR: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from grun.core.errors import UserError
 from grun.models.tuner.batched import EditStack
 from grun.models.tuner.call.context import CallContext, Runtime
-from grun.models.tuner.call.decision import beside, largest_value
+from grun.models.tuner.call.decision import beside, compute_dtype, largest_value
 from grun.models.tuner.call.prompt_position import NO_BOUNDARY
 from grun.models.tuner.config import GrunConfig
-from grun.models.tuner.edit import LowRankEdit, compute_dtype
+from grun.models.tuner.edit import LowRankEdit
+from grun.models.tuner.readers.topic import TopicGate
 from grun.models.tuner.reading import GateReading, gate_of
-from grun.models.tuner.topic import TopicGate
 
 
 class GrunLayer(GateReading, nn.Module, BaseTunerLayer):

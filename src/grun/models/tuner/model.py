@@ -37,8 +37,8 @@ from grun.models.tuner.call.prompt_position import (
 )
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.layer import GrunLayer
-from grun.models.tuner.lexicon.gate import LexicalGate
-from grun.models.tuner.topic import TopicGate
+from grun.models.tuner.readers.lexical import LexicalGate
+from grun.models.tuner.readers.topic import TopicGate
 
 
 class GrunModel(BaseTuner):

@@ -18,8 +18,8 @@ from grun.models.tuner.call.decision import GateLogits, any_open
 from grun.models.tuner.call.prompt_position import NO_BOUNDARY, last_prompt_states
 from grun.models.tuner.config import GrunConfig
 from grun.models.tuner.edit import Gate
-from grun.models.tuner.lexicon.gate import LexicalGate
-from grun.models.tuner.topic import TopicGate, TopicStack
+from grun.models.tuner.readers.lexical import LexicalGate
+from grun.models.tuner.readers.topic import TopicGate, TopicStack
 
 
 def gate_of(config: GrunConfig) -> Gate | LexicalGate:

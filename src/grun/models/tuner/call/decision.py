@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GateLogits", "any_open", "beside", "gate_value", "is_open", "largest_value"]
+__all__ = ["GateLogits", "any_open", "beside", "compute_dtype", "gate_value", "is_open", "largest_value"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,11 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+
+
+def compute_dtype(h: Tensor) -> torch.dtype:
+    """The dtype in which gates and edits compute: float32, or the dtype of the hidden states if it is wider."""
+    return torch.promote_types(torch.float32, h.dtype)
 
 
 def is_open(logits: Tensor, threshold: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grun.models.tuner.topic import TopicGate
+from grun.models.tuner.readers.topic import TopicGate
 
 MOST_KEPT = 2048  # normal prompts: those closest to prompts to forget, and as many others at random
 SHARPNESS = 40.0  # logits per unit of cosine similarity

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from grun.models.gates.prompt_states import PromptStates
-from grun.models.tuner.topic import TopicHead
+from grun.models.gates.topics.prompt_states import PromptStates
+from grun.models.tuner.readers.topic import TopicHead
 
 STEPS = 400
 TOPICS, TEXTS = 64, 4  # of a batch, and of each of its topics

@@ -5,46 +5,41 @@ from __future__ import annotations
 __all__ = ["fit_lexical_gate", "texts_of"]
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from grun.core.records import Example
-from grun.data.spans import telling_spans
-from grun.models.gates.distinct_states import GateFeatures
-from grun.models.tuner.lexicon.building import build_weights
-from grun.models.tuner.lexicon.canonical import BOUNDARY
-from grun.models.tuner.lexicon.gate import LexicalGate
-from grun.models.tuner.lexicon.vocabulary import token_bytes
+from grun.models.gates.text.spans import telling_spans
+from grun.models.tuner.readers.building import build_weights
+from grun.models.tuner.readers.canonical import BOUNDARY
+from grun.models.tuner.readers.lexical import LexicalGate
 
 SHORTEST = 4  # letters of a token that counts as a word that many texts hold
 
 
-def fit_lexical_gate(gate: LexicalGate, tokenizer: Any, forget: Sequence[Example], normal: Iterable[str]) -> list[int]:
+def fit_lexical_gate(
+    gate: LexicalGate, tokens: Sequence[bytes], forget: Sequence[Example], normal: Iterable[str]
+) -> list[int]:
     """Build the table of a gate. Nothing is learnt by steps.
 
     Args:
         gate: the gate.
-        tokenizer: of the model.
+        tokens: of the model's tokenizer (see `token_bytes`).
         forget: rows to forget.
         normal: normal texts; whatever they hold counts for nothing, whole names apart.
 
     Returns:
         The sizes of the gate, as `GrunConfig.lexicon` records them.
     """
-    normal, tokens = list(normal), token_bytes(tokenizer)
+    normal = list(normal)
     spans = telling_spans(forget, normal)
     weights = build_weights(spans.names, spans.titles, spans.passages, spans.prompts, normal, _words_of(tokens))
     gate.keep(weights, tokens)
     return list(gate.sizes)
 
 
-def texts_of(features: GateFeatures, tokens: Sequence[bytes]) -> list[str]:
-    """The texts of prompts whose token ids are features of a lexical gate."""
-    found = []
-    for i in range(len(features.at_NP)):
-        ids = features.row(i)[:, 0].long().tolist()
-        text = b"".join(tokens[number] for number in ids if number < len(tokens)).decode(errors="replace")
-        found.append(text.replace(BOUNDARY, "\n"))
-    return found
+def texts_of(rows: Iterable[Sequence[int]], tokens: Sequence[bytes]) -> list[str]:
+    """The texts of rows of token ids."""
+    whole = (b"".join(tokens[number] for number in ids if number < len(tokens)) for ids in rows)
+    return [text.decode(errors="replace").replace(BOUNDARY, "\n") for text in whole]
 
 
 def _words_of(tokens: Sequence[bytes]) -> list[str]:

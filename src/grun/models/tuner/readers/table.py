@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
-from grun.models.tuner.lexicon.canonical import BOUNDARY, Word, leet
+from grun.models.tuner.readers.canonical import BOUNDARY, Word, leet
 
 SHINGLE = 4  # words of a piece of a passage
 WINDOW = 24  # words over which evidence adds up

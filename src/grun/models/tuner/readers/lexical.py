@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from grun.models.tuner.call.decision import gate_value
-from grun.models.tuner.lexicon.canonical import canonical, split_words
-from grun.models.tuner.lexicon.table import SpanTable
+from grun.models.tuner.readers.canonical import canonical, split_words
+from grun.models.tuner.readers.table import SpanTable
 
 WHOLE_NUMBERS = (".keys", ".token_ends", ".token_bytes")  # ends of the names of tensors that hold no weights
 TAIL = 64  # tokens before a part that its words may depend on

@@ -23,11 +23,11 @@ from grun.core.records import Example
 from grun.core.storage.cache import keep, read_kept
 from grun.data.shipped_prompts import shipped_prompts
 from grun.models.encoding.encode import Encoded, encode
-from grun.models.gates.prompt_states import PromptStates, read_prompts
-from grun.models.gates.topic_head import learnt_head
+from grun.models.gates.topics.head import learnt_head
+from grun.models.gates.topics.prompt_states import PromptStates, read_prompts
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.layer import GrunLayer
-from grun.models.tuner.topic import TopicHead, embedding
+from grun.models.tuner.readers.topic import TopicHead, embedding
 
 logger = logging.getLogger("grun")
 VERSION = 2  # of how the head is learnt; a change makes kept ones useless

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.models.tuner.call.decision import gate_value
-from grun.models.tuner.edit import compute_dtype
+from grun.models.tuner.call.decision import compute_dtype, gate_value
 
 SUMMARY = 2  # columns before the weighted sum in what was read: the largest attention logit, and the sum of weights
 

@@ -6,8 +6,8 @@ __all__ = ["build_weights"]
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from grun.models.tuner.lexicon.canonical import alike, canonical, split_words
-from grun.models.tuner.lexicon.table import FUZZY, SHINGLE, close_forms, hashed, spans_at
+from grun.models.tuner.readers.canonical import alike, canonical, split_words
+from grun.models.tuner.readers.table import FUZZY, SHINGLE, close_forms, hashed, spans_at
 
 NAME = 2.0  # evidence of a whole name; a gate opens at 1
 WORD = 1.0  # of one word of a name
