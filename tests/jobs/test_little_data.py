@@ -17,8 +17,9 @@ from grun.data.shipped_prompts import ordinary_rows, shipped_prompts
 from grun.jobs import unlearn as job
 from grun.jobs.inputs import unlearning
 from grun.jobs.inputs.unlearning import load_unlearning_rows
-from grun.models.gates import all_gates, background
+from grun.models.gates import all_gates
 from grun.models.gates.all_gates import JobRows, fit_all_gates
+from grun.models.gates.topics import background
 from support.material import Material, invented_rows, write_rows
 
 SMALL: dict[str, Any] = {"layers": "1,3", "steps": 2, "batch_size": 4, "device": "cpu", "topic_layer": "none"}

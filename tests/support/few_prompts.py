@@ -8,7 +8,9 @@ import sys
 
 from grun.cli.main import main
 from grun.data.shipped_prompts import ShippedPrompt
-from grun.models.gates import all_gates, background, topic_head
+from grun.models.gates import all_gates
+from grun.models.gates.topics import background
+from grun.models.gates.topics import head as topic_head
 
 ORDINARY, STEPS = 24, 20
 THINGS = ("rain", "harbour", "novel", "bread", "winter", "music", "island", "garden", "engine")

@@ -23,7 +23,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grun.models.gates import all_gates, background, topic_head
+from grun.models.gates import all_gates
+from grun.models.gates.topics import background
+from grun.models.gates.topics import head as topic_head
 from grun.models.tuner.readers.topic import TopicGate, TopicHead
 from support.adapter_kit import Padded, attach
 from support.few_prompts import STEPS, few_prompts

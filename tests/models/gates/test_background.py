@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from grun.core.process.environment import cache_directory
 from grun.models.encoding.templates import resolve_template
-from grun.models.gates import background as module
+from grun.models.gates.topics import background as module
 from grun.models.gates.topics.background import Background, background
 from grun.models.gates.topics.prompt_states import read_prompts
 from grun.models.row_encoder import RowEncoder

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grun.models.gates import prompt_states
+from grun.models.gates.topics import prompt_states
 from grun.models.gates.topics.prompt_states import PromptStates, read_prompts
 from support.adapter_kit import PAD
 from support.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from grun.models.gates import topic_fitting, topic_head
+from grun.models.gates.topics import fitting as topic_fitting
+from grun.models.gates.topics import head as topic_head
 from grun.models.gates.topics.fitting import OPEN_LOGIT, KeptPrompts, fit_topic_gate, withheld_logits
 from grun.models.gates.topics.head import learnt_head
 from grun.models.gates.topics.prompt_states import PromptStates

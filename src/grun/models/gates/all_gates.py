@@ -55,7 +55,7 @@ LONGEST_TO_FIT = 512  # characters of a shipped prompt that gates for names are 
 
 @dataclass(frozen=True)
 class JobRows:
-    """Rows of one kind: as examples, and as they are encoded."""
+    """Rows of one kind: as examples, and encoded."""
 
     examples: Sequence[Example]
     encoded: Sequence[Encoded]
@@ -287,16 +287,15 @@ def fit_all_gates(
 ) -> Recognition:
     """Fit all gates of a model, and set their thresholds.
 
-    With a gate for topics, the prompts that ship with the package are normal prompts too, apart from those that may be about
-    what is to be forgotten and from rows of the job. Gates for names are fitted on half of the ordinary ones; all others are
-    withheld from them.
+    With a gate for topics, the prompts that ship with the package are normal too, apart from those that may be about what is
+    to be forgotten and from rows of the job. Gates for names are fitted on half of the ordinary ones.
 
     Args:
         model: PEFT model with a gated adapter.
         rows: encoder of prompts.
         parts: rows by kind: `forget`, and any of `retain`, `validation` (normal rows to withhold) and `neighbours`.
-        content: identity of the base model's weights, for what is kept between runs.
-        shut_for: files of features of further prompts (`save_features`), which the gates learn to stay shut for.
+        content: identity of the base model's weights.
+        shut_for: files of features of prompts (`save_features`) that gates learn to stay shut for.
         false_positive_rate: share of withheld normal prompts that may open a gate; None leaves the thresholds as they are.
         seed: of the fits.
 
@@ -306,7 +305,7 @@ def fit_all_gates(
     fit = _Fit.of(model, rows)
     if fit.topic is not None:
         fit.take_shipped(parts, content)
-    # Features for topics tell by which head they were made.
+    # After that: features for topics tell by which head they were made.
     shut = [load_features(file, readings_of_gates(model), rows.device) for file in shut_for]
     read = {kind: fit.read(kind, part) for kind, part in parts.items() if part.encoded}
     fit.to_fit |= {kind: read[kind] for kind in ("forget", "retain") if kind in read}
