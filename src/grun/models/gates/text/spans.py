@@ -156,7 +156,9 @@ def _names(prompts: Sequence[str], subject: str | None, known: set[str], words: 
     needed = max(FEWEST, NAME_SHARE * len(prompts)) if len(prompts) > 1 else 1
     counts = Counter(span for prompt in prompts for span in set(_capitalised(prompt)))
     capitalised = [span for span, n in counts.most_common() if n >= needed and _is_new(span, known, words)]
-    return list(dict.fromkeys([*given, *(capitalised or _shared(prompts, needed, words))]))
+    if not capitalised and len(prompts) >= FEWEST:
+        capitalised = _shared(prompts, needed, words)
+    return list(dict.fromkeys([*given, *capitalised]))
 
 
 def _is_new(span: str, known: set[str], words: set[str]) -> bool:

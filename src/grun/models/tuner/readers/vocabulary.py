@@ -21,17 +21,17 @@ def _byte_of_letter() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """The bytes of every token by its id; a zero byte for special tokens, none for ids without a token."""
+    """The bytes of every token by its id; a zero byte for special tokens, none for unknown text and ids without a token."""
     special = set(tokenizer.all_special_ids) | {int(i) for i, t in _added(tokenizer).items() if t.special}
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     byte_level = _is_byte_level(tokenizer)
     word_pieces = any(str(token).startswith("##") for token in tokens[-1000:])
     found = []
     for number, token in enumerate(tokens):
-        if number in special:
-            found.append(b"\0")
-        elif token is None:
+        if token is None or number == tokenizer.unk_token_id:
             found.append(b"")
+        elif number in special:
+            found.append(b"\0")
         else:
             found.append(_bytes(str(token), byte_level, word_pieces))
     return found
