@@ -220,7 +220,7 @@ def test_evidence_of_far_apart_words_does_not_add_up() -> None:
 
 
 def attached(**options: Any) -> Any:
-    model = get_peft_model(
+    model: Any = get_peft_model(
         tiny_model(), GrunConfig(rank=2, layers=[1, 3], gate="lexical", gate_layer=0, **options)
     ).eval()
     layer = model.base_model.runtime.layers[0]

@@ -244,9 +244,8 @@ def _thresholds(fit: _Fit, kept: KeptPrompts | None, rate: float, found: Recogni
     judged = {kind: fit.judged(part, kept) for kind, part in fit.to_judge.items()}
     normal = [part for kind, part in judged.items() if kind in ("ordinary", "validation")]
     if normal:
-        judged = {"normal": Judged.of(normal)} | {
-            kind: judged[kind] for kind in ("topics", "neighbours") if kind in judged
-        }
+        others = {kind: judged[kind] for kind in ("topics", "neighbours") if kind in judged}
+        judged = {"normal": Judged.of(normal)} | others
     rates = {"normal": rate, "topics": TOPICS_RATE * rate, "neighbours": NEIGHBOUR_RATE}
     bounds = [(part.logits_NG, rates[kind]) for kind, part in judged.items()]
     threshold_G = set_thresholds(fit.model, forget.logits_NG, bounds, fit.places).cpu()
