@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 CURVES = HERE / "curves.json"
 STEPS = 20
 QUANTITIES = ("loss", "loss_forget", "loss_retain", "loss_gate", "grad_norm")
-EARLIER_GATES = ("--topic-layer", "none", "--false-positive-rate", "0.01")  # the defaults of the earlier version
+# The defaults of the earlier version.
+EARLIER_GATES = ("--gate", "mlp", "--topic-layer", "none", "--false-positive-rate", "0.01")
 TOGETHER = ("--no-fit-gate-first", "--no-calibrate")
 SLOWER = (
     "--learning-rate",

@@ -162,7 +162,7 @@ def test_a_sweep_measures_every_run_once_and_grows(memorised: Material, tmp_path
 
 def test_runs_of_an_older_version_are_done(memorised: Material, tmp_path: Path) -> None:
     config = settings(memorised, tmp_path / "sweep", vary={"adapt": "grun"})
-    config = replace(config, set=config.set | {"layers": "1,3", "topic_layer": "none"})
+    config = replace(config, set=config.set | {"layers": "1,3", "topic_layer": "none", "gate": "mlp"})
     sweep(config)
     for job, names in (("unlearn", ("gate_reads", "shut_for")), ("evaluation", ("quantize", "before"))):
         file = tmp_path / "sweep" / "runs" / "adapt=grun" / job / "settings.json"

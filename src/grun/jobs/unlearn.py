@@ -180,6 +180,8 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
             f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
             f"--topic-layer {NO_TOPICS}."
         )
+    if config.gate == "lexical" and not config.fit_gate_first:
+        raise UserError("--gate is lexical, but such a gate is never trained: give --fit-gate-first, or --gate mlp.")
     if config.topic is not None and topic is None:
         # Refuses a directory that holds something else, before anything is written about the topic.
         open_run(config, None)

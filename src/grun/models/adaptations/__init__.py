@@ -48,7 +48,7 @@ def base_name(config: UnlearnConfig) -> str | None:
 def with_presets(config: UnlearnConfig) -> UnlearnConfig:
     """The configuration, with every setting that was left open filled in from the preset.
 
-    A preset's gate for topics is left out where other settings rule it out.
+    A preset's gate for topics is left out where other settings rule it out; a gate that reads text gives way to `mlp`.
 
     Raises:
         UserError: for an unknown way of adapting, an unknown preset, or a setting that this way does not have.
@@ -74,9 +74,16 @@ def with_presets(config: UnlearnConfig) -> UnlearnConfig:
         preset.update(presets[config.preset].get(UNTIL_DONE, {}))
     missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
     filled = dataclasses.replace(config, **missing)
+    if config.gate is None and filled.gate == "lexical" and not _may_read_text(filled):
+        filled = dataclasses.replace(filled, gate="mlp")
     if config.topic_layer is None and filled.topic_layer is not None and not _may_read_topics(filled):
         return dataclasses.replace(filled, topic_layer=NO_TOPICS)
     return filled
+
+
+def _may_read_text(config: UnlearnConfig) -> bool:
+    """Check whether there is a shared gate, fitted first, that reads all tokens."""
+    return bool(config.fit_gate_first) and config.gate_reads == "prompt" and config.gate_layer != -1
 
 
 def _may_read_topics(config: UnlearnConfig) -> bool:
