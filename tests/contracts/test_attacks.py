@@ -63,7 +63,7 @@ def test_probes_belong_to_rows(entry: Entry[Any]) -> None:
         assert probe.example.prompt.strip()
         assert probe.example.paraphrased_prompts == ()
         if isinstance(probe.example, Begun) or row.raw_text:
-            assert row.answer.endswith(probe.example.answer)
+            assert f"{row.prompt} {row.answer}".endswith(probe.example.answer)
         else:
             assert probe.example.answer == row.answer
         assert (probe.example.prompt, probe.example.turns) != (row.prompt, row.turns) or isinstance(
