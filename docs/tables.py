@@ -1,4 +1,4 @@
-"""Writes the tables of objectives, metrics and benchmarks in the documents from what these register about themselves.
+"""Writes the tables of objectives, metrics, benchmarks and attacks in the documents from what these register about themselves.
 
 python docs/tables.py
 
@@ -17,11 +17,16 @@ from typing import Any
 
 from grun.core.registry import Entry
 from grun.data.benchmarks import benchmarks
+from grun.evaluation.attacks import NEEDS, attacks
 from grun.evaluation.metrics import metrics, summaries
 from grun.training.objectives import objectives, retain_losses
 
 FOLDER = Path(__file__).parent
-DOCUMENTS = {"method.md": ("objectives", "retain losses"), "metrics.md": ("metrics", "benchmarks")}
+DOCUMENTS = {
+    "method.md": ("objectives", "retain losses"),
+    "metrics.md": ("metrics", "benchmarks"),
+    "attacks.md": ("attacks",),
+}
 BLIND_SPOT = "Blind spot: "
 BETTER = {"lower": "lower is better", "higher": "higher is better", None: "–"}
 Row = Sequence[str]
@@ -69,7 +74,16 @@ def benchmark_rows() -> Iterable[Row]:
         yield f"`{entry.name}`", " ".join(paragraphs(entry)), "; ".join(options), files
 
 
+def attack_rows() -> Iterable[Row]:
+    """Name, what it measures, docstring, needs and source of every attack."""
+    yield "`--attacks`", "measures", "what it asks", "needs", "source"
+    for entry in attacks:
+        needs = "; ".join(NEEDS[need] for need in entry.info["needs"]) or "–"
+        yield f"`{entry.name}`", entry.info["measures"], " ".join(paragraphs(entry)), needs, entry.info["source"]
+
+
 TABLES = {
+    "attacks": attack_rows,
     "objectives": objective_rows,
     "retain losses": retain_loss_rows,
     "metrics": metric_rows,

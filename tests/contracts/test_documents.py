@@ -15,6 +15,7 @@ import pytest
 
 from grun.core.registry import Entry
 from grun.data.benchmarks import benchmarks
+from grun.evaluation.attacks import attacks
 from grun.evaluation.metrics import metrics, summaries
 from grun.models.adaptations import adaptations
 from grun.training.objectives import objectives, retain_losses
@@ -45,7 +46,7 @@ def tables() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("document", ["method.md", "metrics.md"])
+@pytest.mark.parametrize("document", ["method.md", "metrics.md", "attacks.md"])
 def test_tables_are_as_what_is_registered(document: str) -> None:
     script = tables()
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")
@@ -86,5 +87,5 @@ def test_adaptations_are_listed_for_a_stranger() -> None:
     command = [sys.executable, "-m", "grun", "list"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    for entry in (*objectives, *retain_losses, *adaptations, *metrics, *benchmarks):
+    for entry in (*objectives, *retain_losses, *adaptations, *metrics, *benchmarks, *attacks):
         assert re.search(rf"^  {entry.name} +\S", shown, re.MULTILINE), f"{entry.name} has no line with a summary"

@@ -76,6 +76,15 @@ def dummy_summary(splits, *, utility):
     """A dummy summary."""
     return Score(float(len(splits)), len(splits))
 '''
+ATTACK = '''
+from grun.evaluation.attacks import attacks
+from grun.evaluation.attacks.asking import asked_otherwise
+
+@attacks.register("dummy", measures="leak", source="none", needs=())
+def dummy(material, *, more: str = "!"):
+    """A dummy attack."""
+    return asked_otherwise(material, lambda prompt, name, draw: {"": prompt + more})
+'''
 ENGINE = '''
 import subprocess
 
@@ -98,6 +107,7 @@ LEAVES = {
     "data/benchmarks/dummy.py": BENCHMARK,
     "evaluation/metrics/dummy.py": METRIC,
     "evaluation/metrics/dummy_summary.py": SUMMARY,
+    "evaluation/attacks/wording/dummy.py": ATTACK,
     "jobs/engines/dummy.py": ENGINE,
 }
 
@@ -141,7 +151,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 
 def test_there_is_a_dummy_of_every_kind() -> None:
     folders = {kind.package.removeprefix("grun.").replace(".", "/") for kind in KINDS.values()}
-    assert folders == {name.rpartition("/")[0] for name in LEAVES}
+    assert folders == {folder for name in LEAVES for folder in folders if name.startswith(f"{folder}/")}
 
 
 def test_new_leaves_are_listed_and_named_in_help(copy: Copy) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from grun.core import choices
 from grun.core.choices import KINDS, declared
-from grun.core.config import jobs, requests
+from grun.core.config import attacking, jobs, requests
 from grun.core.config.schema import GROUPS, flag, option
 from grun.core.errors import UserError
 
-CONFIGS = [getattr(module, name) for module in (jobs, requests) for name in module.__all__]
+CONFIGS = [getattr(module, name) for module in (attacking, jobs, requests) for name in module.__all__]
 
 
 def registry_of(name: str):
@@ -139,7 +139,12 @@ def test_settings_name_the_registry_of_their_flag(config_class: Any) -> None:
     for name, field in fields.items():
         registry = field.metadata["choices_from"]
         assert registry is None or KINDS[registry].flag == flag(name)
-        assert registry is None or field.default is None or field.default in declared(registry) or name == "metrics"
+        assert (
+            registry is None
+            or field.default is None
+            or field.default in declared(registry)
+            or name in ("metrics", "attacks")
+        )
     assert set(config_class.MAIN) <= fields.keys()
     assert len(config_class.MAIN) <= 5
 

@@ -40,6 +40,10 @@ ORDER = (
     "training.forward_engines.prefix",
     "training.forward_engines",
     "training",
+    "evaluation.attacks",
+    "evaluation.attacks.wording",
+    "evaluation.attacks.conversation",
+    "evaluation.attacks.damage",
     "evaluation.metrics",
     "evaluation.measuring",
     "evaluation",
@@ -56,7 +60,16 @@ ORDER = (
 )
 ENTRIES = 12  # of a folder, at most
 LONGEST, MEDIAN = 64, 10  # lines of a function with its docstring; they go down only
-LEAVES = ("training.objectives", "evaluation.metrics", "data.benchmarks", "models.adaptations", "jobs.engines")
+LEAVES = (
+    "training.objectives",
+    "evaluation.metrics",
+    "data.benchmarks",
+    "evaluation.attacks.wording",
+    "evaluation.attacks.conversation",
+    "evaluation.attacks.damage",
+    "models.adaptations",
+    "jobs.engines",
+)
 
 
 def package_of(module: str) -> str:

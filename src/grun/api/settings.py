@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
+from grun.core.config.attacking import AttackConfig
 from grun.core.config.jobs import (
     ChatConfig,
     DemoConfig,
@@ -49,6 +50,7 @@ CONFIGS: tuple[type, ...] = (
     ExpandConfig,
     CompareConfig,
     LedgerConfig,
+    AttackConfig,
 )
 NUMBERS = (int, float)
 FLAG = re.compile(r"--(no-)?([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")

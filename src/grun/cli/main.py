@@ -209,7 +209,7 @@ def lm_eval(context: typer.Context) -> None:
 
 @app.command("list")
 def list_leaves() -> Any:
-    """Show what can be chosen: objectives, adaptations, benchmarks and metrics."""
+    """Show what can be chosen: objectives, adaptations, benchmarks, metrics and attacks."""
     document = leaves_document()
     with current_output().answering():
         for registry, found in document.items():

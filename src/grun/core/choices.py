@@ -62,6 +62,7 @@ KINDS = {
     "adaptations": Kind("adaptation", "adaptations", "grun.models.adaptations", "--adapt"),
     "benchmarks": Kind("benchmark", "benchmarks", "grun.data.benchmarks", "--benchmark"),
     "metrics": Kind("metric", "metrics", "grun.evaluation.metrics", "--metrics"),
+    "attacks": Kind("attack", "attacks", "grun.evaluation.attacks", "--attacks"),
     "engines": Kind("engine", "engines", "grun.jobs.engines", "--engine"),
 }
 
@@ -116,10 +117,9 @@ def _files_of(module: str) -> list[Path]:
 
 @cache
 def _declarations(package: str) -> tuple[Found, ...]:
-    """All registrations in the modules of a package, with any registry."""
+    """All registrations in the modules of a package and of the packages in it, with any registry."""
     folder = CODE.joinpath(*package.split(".")[1:])
-    files = [file for file in folder.glob("*.py") if file.name != "__init__.py"] + [*folder.glob("*/__init__.py")]
-    return _declared_in(files)
+    return _declared_in(file for file in folder.rglob("*.py") if file != folder / "__init__.py")
 
 
 def _declared_in(files: Iterable[Path]) -> tuple[Found, ...]:

@@ -118,7 +118,7 @@ class Registry(Generic[T]):
             return
         self._scanned = True
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+        for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
+            importlib.import_module(module.name)
         for point in metadata.entry_points(group=f"grun.{self.package.rpartition('.')[2]}"):
             point.load()

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 __all__ = [
     "Batch",
+    "Begun",
     "Benchmark",
     "Evidence",
     "Example",
@@ -39,6 +40,6 @@ __all__ = [
     "Signals",
 ]
 
-from grun.core.records.data import Benchmark, Example
+from grun.core.records.data import Begun, Benchmark, Example
 from grun.core.records.evidence import Evidence, RowEvidence, Score
 from grun.core.records.training import Batch, LossTerms, SideSignals, Signals

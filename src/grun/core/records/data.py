@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Benchmark", "Example"]
+__all__ = ["Begun", "Benchmark", "Example"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -49,6 +49,17 @@ class Example:
             IndexError: if the row has no such paraphrase.
         """
         return replace(self, prompt=self.paraphrased_prompts[which], paraphrased_prompts=())
+
+
+@dataclass(frozen=True)
+class Begun(Example):
+    """A row whose asker has written the beginning of the answer; `answer` is the rest of it.
+
+    Attributes:
+        begin: what stands between the prompt and the answer, white space at its end included.
+    """
+
+    begin: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grun.core.errors import UserError
-from grun.core.records import Example, RowEvidence
+from grun.core.records import Begun, Example, RowEvidence
 from grun.core.storage.atomic_files import write_text
 from grun.core.storage.cache import keep, read_kept
 
@@ -164,7 +164,8 @@ ADDED = ("gate_thresholds",)  # entries that earlier versions did not write
 
 def row_key(example: Example) -> str:
     """Hash of a row's prompt and answer."""
-    content = json.dumps([example.turns, example.prompt, example.answer], ensure_ascii=False)
+    begun = [example.begin] if isinstance(example, Begun) else []
+    content = json.dumps([example.turns, example.prompt, *begun, example.answer], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

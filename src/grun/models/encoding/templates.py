@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from grun.core.errors import UserError
-from grun.core.records import Example
+from grun.core.records import Begun, Example
 
 QA = "Question: {prompt} \nAnswer: "  # the form that arXiv 2502.17823 uses for TOFU, spaces included
 _MARK = "grunanswermark"
@@ -49,6 +49,8 @@ class Template:
             text, separator = _chat_text(example, tokenizer), self.separator
         else:
             text, separator = _pattern_text(example, self.pattern), ""
+        if isinstance(example, Begun):
+            text, separator = text + separator + example.begin, ""
         stripped = text.rstrip(" ")
         return stripped, text[len(stripped) :] + separator
 

@@ -1,0 +1,61 @@
+"""The configuration of `grun attack`; see `grun.core.config.jobs`."""
+
+from __future__ import annotations
+
+__all__ = ["AttackConfig"]
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grun.core.config.schema import option
+from grun.core.config.shared import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(DataConfig):
+    """Settings of `grun attack`: ask for what was forgotten in many ways, and for ordinary things beside it."""
+
+    MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "forget", "attacks", "output")
+
+    output: str = option("attacked", "Directory to write attacks.json and the table to.", group="run", form="path")
+    model: str = option("", "Hub id or folder of the base (target) model.", group="measuring", form="path")
+    adapter: str | None = option(
+        None,
+        "Adapter directory, or the folder of a whole model that was made to forget.",
+        group="measuring",
+        form="path",
+    )
+    forget: list[str] = option(
+        [], "Files or hub ids of the rows that were to be forgotten, with true answers.", group="data", form="path"
+    )
+    retain: list[str] = option(
+        [],
+        "Files or hub ids of ordinary rows, to see what attacks do to other answers. Default: ordinary prompts that come "
+        "with grun, with the model's own answers.",
+        group="data",
+        form="path",
+    )
+    retain_only: str | None = option(
+        None,
+        "Hub id or folder of a model that was trained without the rows to forget: what it gives away is no leak.",
+        group="measuring",
+        form="path",
+    )
+    attacks: list[str] = option([], "Only these attacks. Default: all.", group="measuring", choices_from="attacks")
+    rows: int = option(
+        40,
+        "Rows of either kind to attack with, at equal distances.",
+        group="measuring",
+        minimum=1,
+        maximum=1_000_000,
+    )
+    max_new_tokens: int = option(64, "Longest answer, in tokens.", group="measuring", minimum=1, maximum=100_000)
+    tokens_per_batch: int = option(
+        2048, "Most tokens of a forward pass, padding included.", group="machine", minimum=1, maximum=10_000_000
+    )
+    cache: bool = option(
+        True,
+        "Look up measurements that were made before of the same model, adapter, probes and settings, and keep new ones, in "
+        "GRUN_CACHE_DIR or ~/.cache/grun.",
+        group="machine",
+    )

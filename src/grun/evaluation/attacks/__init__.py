@@ -1,0 +1,84 @@
+"""Attacks: ways of asking a model for what it was made to forget, and of asking for something else beside it.
+
+An attack is a pure function `(AttackMaterial, *, settings) -> list[Probe]` of text, so that it runs against any model, also
+one behind an address. The keyword-only arguments of an attack are its configuration. It registers with information about
+itself:
+
+    source       paper or code that describes it
+    measures     `leak` (the probes ask for forgotten answers) or `damage` (they ask for something else)
+    needs        what the rows must have, of `NEEDS`; where all rows lack it, the attack is skipped
+    access       `prompt`, what everybody has who may ask, or `answer`, if the asker writes the beginning of the answer as well
+"""
+
+from __future__ import annotations
+
+__all__ = ["NEEDS", "Attack", "AttackMaterial", "Probe", "attacks", "missing_need"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from grun.core.records import Example
+from grun.core.registry import Registry
+
+NEEDS = {
+    "names": "a prompt with the name of its subject in it (a column subject helps to find names)",
+    "questions": "rows that are questions or instructions, not running text",
+    "passages": "rows of running text (a column text)",
+    "paraphrases": "a column paraphrased_question",
+    "ordinary": "ordinary rows (--retain)",
+    "several": "at least two rows to forget",
+}
+
+
+@dataclass(frozen=True)
+class AttackMaterial:
+    """What attacks are made of.
+
+    Attributes:
+        forget: rows to forget, with true answers.
+        ordinary: normal rows, with answers.
+        names: for each row to forget the name of its subject, which its prompt may hold or not; empty where none is known.
+        seed: of everything that is drawn.
+    """
+
+    forget: tuple[Example, ...]
+    ordinary: tuple[Example, ...] = ()
+    names: tuple[str, ...] = ()
+    seed: int = 0
+
+    def name_of(self, row: int) -> str:
+        """The name of the subject of a row; empty where none is known."""
+        return self.names[row] if row < len(self.names) else ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One prompt of an attack.
+
+    Attributes:
+        example: prompt, earlier turns and the answer that is looked for.
+        row: number of the row that the answer belongs to, from 0: of the forget rows, or for `damage` of the ordinary ones.
+        variant: name of the form, of an attack that has several.
+    """
+
+    example: Example
+    row: int
+    variant: str = ""
+
+
+Attack = Callable[..., list[Probe]]
+attacks: Registry[Attack] = Registry("attack", "grun.evaluation.attacks")
+
+
+def missing_need(needs: Sequence[str], material: AttackMaterial) -> str | None:
+    """What an attack needs and no row has, in words; None if nothing is missing."""
+    rows = material.forget
+    has = {
+        "names": any(name and name in row.prompt for row, name in zip(rows, material.names, strict=False)),
+        "questions": any(not row.raw_text for row in rows),
+        "passages": any(row.raw_text for row in rows),
+        "paraphrases": any(row.paraphrased_prompts for row in rows),
+        "ordinary": bool(material.ordinary),
+        "several": len(rows) > 1,
+    }
+    return next((NEEDS[need] for need in needs if not has[need]), None)

@@ -1,0 +1,1 @@
+"""Ordinary questions beside what was forgotten, whose answers must stay."""
