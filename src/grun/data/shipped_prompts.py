@@ -6,6 +6,7 @@ __all__ = [
     "LONG_WORD",
     "SHORTEST_WORD",
     "STEM",
+    "UNSPACED",
     "ShippedPrompt",
     "clashing",
     "drawn_rows",

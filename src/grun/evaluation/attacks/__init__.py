@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from grun.core.records import Example
 from grun.core.registry import Registry
+from grun.evaluation.attacks.names import holds
 
 NEEDS = {
     "names": "a prompt with the name of its subject in it (a column subject helps to find names)",
@@ -74,7 +75,7 @@ def missing_need(needs: Sequence[str], material: AttackMaterial) -> str | None:
     """What an attack needs and no row has, in words; None if nothing is missing."""
     rows = material.forget
     has = {
-        "names": any(name and name in row.prompt for row, name in zip(rows, material.names, strict=False)),
+        "names": any(holds(row.prompt, name) for row, name in zip(rows, material.names, strict=False)),
         "questions": any(not row.raw_text for row in rows),
         "passages": any(row.raw_text for row in rows),
         "paraphrases": any(row.paraphrased_prompts for row in rows),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Change", "Rewrite", "asked", "asked_otherwise", "of_name"]
+__all__ = ["Change", "Rewrite", "asked", "asked_otherwise", "filled", "of_name"]
 
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,11 @@ Change = Callable[[str, random.Random], Mapping[str, str]]
 def asked(row: Example, **changes: Any) -> Example:
     """A row with another prompt or other turns; its own paraphrases are not asked beside it."""
     return replace(row, paraphrased_prompts=(), **changes)
+
+
+def filled(form: str, **texts: str) -> str:
+    """A form with texts in the places of their names; braces in the texts stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: texts[found[1]], form)
 
 
 def asked_otherwise(material: AttackMaterial, rewrite: Rewrite) -> list[Probe]:

@@ -35,8 +35,9 @@ BEFORE = 8  # characters before a run that tell whether it begins a sentence
 def names_of(rows: Sequence[Example]) -> tuple[str, ...]:
     """For each row the name of its subject; empty where none is found.
 
-    The subject of a row is the name if a prompt of that subject holds it. Otherwise it is the run of capitalised words that
-    most prompts of the subject hold, and for a row without a subject that one of its runs which most rows hold.
+    A question with choices has none: its subject is a field of knowledge, and its capitals are those of the choices. The
+    subject of any other row is the name if a prompt of that subject holds it. Otherwise it is the run of capitalised words
+    that most prompts of the subject hold, and for a row without a subject that one of its runs which most rows hold.
     """
     everywhere = Counter(run for row in rows for run in set(_runs(row.prompt)))
     by_subject: dict[str, list[Example]] = defaultdict(list)
@@ -44,7 +45,8 @@ def names_of(rows: Sequence[Example]) -> tuple[str, ...]:
         if row.subject is not None:
             by_subject[row.subject].append(row)
     known = {subject: _name(own, subject, everywhere) for subject, own in by_subject.items()}
-    return tuple(_name([row], "", everywhere) if row.subject is None else known[row.subject] for row in rows)
+    own = (_name([row], "", everywhere) if row.subject is None else known[row.subject] for row in rows)
+    return tuple("" if row.choices else name for row, name in zip(rows, own, strict=True))
 
 
 def holds(prompt: str, name: str) -> bool:
@@ -58,15 +60,16 @@ def replaced(prompt: str, name: str, other: str) -> str:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    words = r"\s+".join(map(re.escape, name.split()))
+    return re.compile(rf"(?<!\w){words}(?!\w)")
 
 
 def _name(rows: Sequence[Example], subject: str, everywhere: Counter[str]) -> str:
     for row in rows if subject.strip() else ():
-        found = re.search(rf"(?<!\w){re.escape(subject.strip())}(?!\w)", row.prompt, re.IGNORECASE)
+        found = re.search(_pattern(subject).pattern, row.prompt, re.IGNORECASE)
         found = found or re.search(re.escape(subject.strip()), row.prompt) if not subject.isascii() else found
         if found:
-            return found[0]
+            return " ".join(found[0].split())
     counts = Counter(run for row in rows for run in set(_runs(row.prompt)))
     return max(counts, key=lambda run: (counts[run], everywhere[run], run.count(" "), len(run)), default="")
 

@@ -33,8 +33,15 @@ def few_shot(material: AttackMaterial, *, shots: int = 4) -> list[Probe]:
 
 
 def _others(row: Example, material: AttackMaterial, draw: random.Random) -> Sequence[Example]:
-    """Other questions with answers that do not give away the one to a row, those of its subject first."""
+    """Other questions with answers that do not give away the one to a row, those of its subject first.
+
+    The same question with its answer in other words would give it away.
+    """
     answer = row.answer.casefold().strip(" .")
-    others = [one for one in material.forget if not one.raw_text and one.answer and answer not in one.answer.casefold()]
+    others = [
+        one
+        for one in material.forget
+        if not one.raw_text and one.answer and answer not in one.answer.casefold() and one.prompt != row.prompt
+    ]
     draw.shuffle(others)
     return sorted(others, key=lambda one: row.subject is None or one.subject != row.subject)

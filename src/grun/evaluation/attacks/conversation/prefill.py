@@ -8,6 +8,7 @@ import re
 from dataclasses import fields
 
 from grun.core.records import Begun, Example
+from grun.data.shipped_prompts import UNSPACED
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
 from grun.evaluation.attacks.asking import asked
 
@@ -18,7 +19,7 @@ LENGTHS = (5, 10)  # words
 def prefill(material: AttackMaterial) -> list[Probe]:
     """Write the first 5 or 10 words of the true answer, and let the model go on (prefilling as by Andriushchenko et al.).
 
-    Of shorter answers half is written; the rest is what is looked for.
+    Of shorter answers half is written; the rest is what is looked for. An answer of one word has no beginning to write.
     """
     return [
         Probe(_begun(row, cut), i, variant)
@@ -34,7 +35,7 @@ def _cuts(answer: str) -> dict[str, int]:
     cuts = {f"{count} words": starts[count] for count in LENGTHS if count < len(starts)}
     if not cuts and len(starts) > 1:
         return {"half": starts[len(starts) // 2]}
-    return cuts or ({"half": len(answer) // 2} if len(answer) > 1 else {})  # of a script without spaces
+    return cuts or ({"half": len(answer) // 2} if re.search(UNSPACED, answer) and len(answer) > 1 else {})
 
 
 def _begun(row: Example, cut: int) -> Begun:

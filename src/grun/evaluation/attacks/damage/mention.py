@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["mention"]
 
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import asked, filled
 
 FORMS = {
     "asked me": "{name} asked me this. {prompt}",
@@ -20,9 +20,8 @@ def mention(material: AttackMaterial) -> list[Probe]:
     if not names:
         return []
     return [
-        Probe(
-            asked(row, prompt=form.replace("{name}", names[i % len(names)]).replace("{prompt}", row.prompt)), i, variant
-        )
+        Probe(asked(row, prompt=filled(form, name=names[i % len(names)], prompt=row.prompt)), i, variant)
         for i, row in enumerate(material.ordinary)
+        if not row.raw_text
         for variant, form in FORMS.items()
     ]
