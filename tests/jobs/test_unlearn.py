@@ -66,7 +66,7 @@ def test_the_base_model_is_as_it_was_and_the_adapter_does_what_training_saw(
     assert all(torch.equal(after[k], before[k]) for k in before)
     assert set(load_file(result / "adapter_model.safetensors")) == {
         *(f"base_model.model.model.layers.{i}.grun_edit.{p}" for i in (1, 3) for p in ("rotation", "weight", "bias")),
-        *(f"base_model.model.model.layers.0.grun_gate.layers.{i}.{p}" for i in (0, 1) for p in ("weight", "bias")),
+        *(f"base_model.model.model.layers.0.grun_gate.{p}" for p in ("keys", "weights", "token_bytes", "token_ends")),
         "base_model.model.model.layers.0.grun_gate.threshold",
     }
 

@@ -171,17 +171,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
     recipe = recipe_of(config)
     adaptations.get(config.adapt).info.get("check", lambda config: None)(config)
     parsed_settings(config.trainer)
-    if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
-        raise UserError(
-            "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
-        )
-    if config.topic_layer not in (None, NO_TOPICS) and not config.fit_gate_first:
-        raise UserError(
-            f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
-            f"--topic-layer {NO_TOPICS}."
-        )
-    if config.gate == "lexical" and not config.fit_gate_first:
-        raise UserError("--gate is lexical, but such a gate is never trained: give --fit-gate-first, or --gate mlp.")
+    _check_gates(config)
     if config.topic is not None and topic is None:
         # Refuses a directory that holds something else, before anything is written about the topic.
         open_run(config, None)
@@ -214,6 +204,25 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
         run.mark_complete(time.monotonic() - started)
     wait()
     return target
+
+
+def _check_gates(config: UnlearnConfig) -> None:
+    """Check that gates that are fitted first are, with presets filled in.
+
+    Raises:
+        UserError: for settings that need a gate that is fitted first, where there is none.
+    """
+    if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
+        raise UserError(
+            "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
+        )
+    if config.topic_layer not in (None, NO_TOPICS) and not config.fit_gate_first:
+        raise UserError(
+            f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
+            f"--topic-layer {NO_TOPICS}."
+        )
+    if config.gate == "lexical" and not config.fit_gate_first:
+        raise UserError("--gate is lexical, but such a gate is never trained: give --fit-gate-first, or --gate mlp.")
 
 
 def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
