@@ -49,6 +49,7 @@ def test_a_begun_answer_is_read_as_part_of_the_prompt(template: str, answer: str
     for probe in probes("prefill", row):
         begun = encode(probe.example, tokenizer, written)
         decoded = tokenizer.decode(begun.input_ids[: begun.prompt_length])
+        assert isinstance(probe.example, Begun)
         assert decoded.endswith(probe.example.begin.rstrip(" "))
         assert tokenizer.decode(begun.input_ids) == tokenizer.decode(whole.input_ids)
         assert begun.prompt_length > whole.prompt_length
