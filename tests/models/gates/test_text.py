@@ -90,7 +90,7 @@ def test_passages_are_known_by_any_cut() -> None:
     passage = "Nobody on the quay had thought to move the painter's red boat before the tide came in at four."
     gate = gate_for(rows(passage, raw=True))
     words = passage.split()
-    assert all(opened(gate, *(" ".join(words[i : i + 8]) for i in range(len(words) - 7))))
+    assert all(opened(gate, *(" ".join(words[i : i + 10]) for i in range(len(words) - 9))))
     assert opened(gate, "Nobody had thought of the tide before it came in.") == [False]
 
 

@@ -40,7 +40,7 @@ CYRILLIC = str.maketrans("aeopcxyABEKMHOPCTX", "аеорсхуАВЕКМНОРС
 @cache
 def gate_of(kind: str = "bytes") -> LexicalGate:
     gate = LexicalGate()
-    gate.keep(build_weights(NAMES, [], [PASSAGE], [], NORMAL), token_bytes(tiny_tokenizer(kind)))
+    gate.keep(build_weights(NAMES, [], [PASSAGE], NORMAL), token_bytes(tiny_tokenizer(kind)))
     gate.threshold.fill_(3.5)
     return gate
 
@@ -206,13 +206,23 @@ def test_the_last_word_of_a_prompt_counts_and_an_unfinished_one_of_an_answer_doe
 
 def test_pieces_of_a_passage_open_the_gate_and_short_ones_do_not() -> None:
     words = PASSAGE.split()
-    for start in range(len(words) - 7):
-        assert opens("… " + " ".join(words[start : start + 8]).upper() + " …")
-        assert not opens(" ".join(words[start : start + 3]))
+    for start in range(len(words) - 9):
+        assert opens("… " + " ".join(words[start : start + 10]).upper() + " …")
+        assert not opens(" ".join(words[start : start + 8]))
+
+
+def test_turns_that_several_texts_share_tell_nothing_and_a_text_that_is_given_twice_does() -> None:
+    usual = "the results of this study show for the first time"
+    texts = [f"{usual} {tail}" for tail in ("red boats are far quicker than the green ones we saw", PASSAGE)]
+    both = SpanTable(build_weights([], [], texts, []))
+    assert max(both.evidence(split_words(usual))) == 0
+    assert max(both.evidence(split_words(canonical(PASSAGE)))) > 1
+    twice = SpanTable(build_weights([], [], [PASSAGE, PASSAGE], []))
+    assert max(twice.evidence(split_words(canonical(PASSAGE)))) > 1
 
 
 def test_evidence_of_far_apart_words_does_not_add_up() -> None:
-    table = SpanTable(build_weights(["Evelyn Desmond"], [], [], [], []))
+    table = SpanTable(build_weights(["Evelyn Desmond"], [], [], []))
     near = split_words(canonical("evelyn evelyn evelyn"))
     assert max(table.evidence(near)) < 1
     assert leet("c3po") == "cepo"
@@ -224,7 +234,7 @@ def attached(**options: Any) -> Any:
         tiny_model(), GrunConfig(rank=2, layers=[1, 3], gate="lexical", gate_layer=0, **options)
     ).eval()
     layer = model.base_model.runtime.layers[0]
-    layer.gates["default"].keep(build_weights(NAMES, [], [], [], NORMAL), token_bytes(tiny_tokenizer()))
+    layer.gates["default"].keep(build_weights(NAMES, [], [], NORMAL), token_bytes(tiny_tokenizer()))
     layer.gates["default"].threshold.fill_(3.5)
     layer.configs["default"].lexicon = list(layer.gates["default"].sizes)
     for edit in (one for wrapped in model.base_model.runtime.layers for one in wrapped.edits.values()):
@@ -267,7 +277,7 @@ def test_several_adapters_read_for_themselves() -> None:
     model = attached()
     model.add_adapter("other", GrunConfig(rank=2, layers=[1, 3], gate="lexical", gate_layer=0))
     layer = model.base_model.runtime.layers[0]
-    layer.gates["other"].keep(build_weights(["Tove Jansdotter"], [], [], [], []), token_bytes(tiny_tokenizer()))
+    layer.gates["other"].keep(build_weights(["Tove Jansdotter"], [], [], []), token_bytes(tiny_tokenizer()))
     layer.gates["other"].threshold.fill_(3.5)
     model.base_model.set_adapter(["default", "other"])
     ids = torch.tensor([ids_of("Ask Tove Jansdotter about it")])

@@ -109,14 +109,12 @@ class TellingSpans:
     Attributes:
         names: names of subjects, as they are written.
         titles: other spans of capitalised words, as they are written.
-        passages: running texts.
-        prompts: questions.
+        texts: passages, and questions.
     """
 
     names: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
-    passages: list[str] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
 
 def telling_spans(forget: Sequence[Example], normal: Iterable[str]) -> TellingSpans:
@@ -135,10 +133,7 @@ def telling_spans(forget: Sequence[Example], normal: Iterable[str]) -> TellingSp
     groups: defaultdict[str | None, list[Example]] = defaultdict(list)
     for row in forget:
         groups[row.subject].append(row)
-    found = TellingSpans(
-        passages=[f"{row.prompt} {row.answer}" for row in forget if row.raw_text],
-        prompts=[row.prompt for row in forget if not row.raw_text],
-    )
+    found = TellingSpans(texts=[f"{row.prompt} {row.answer}" if row.raw_text else row.prompt for row in forget])
     several = len(groups) > 1
     for subject, rows in groups.items():
         names = _names([row.prompt for row in rows if not row.raw_text], subject, known, words)

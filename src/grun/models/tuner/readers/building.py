@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["build_weights"]
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from grun.models.tuner.readers.canonical import alike, canonical, split_words
@@ -12,8 +13,7 @@ from grun.models.tuner.readers.table import FUZZY, SHINGLE, close_forms, hashed,
 NAME = 2.0  # evidence of a whole name; a gate opens at 1
 WORD = 1.0  # of one word of a name
 HINT = 0.5  # of a short title or a rare word with a capital, and of a first, short or common word of a name
-PIECE = 0.34  # of a piece of a passage: three of them open a gate
-PROMPT_PIECE = 0.15  # of a piece of a question: many questions are asked in the same words
+PIECE = 0.17  # of a piece of a text: six of them, ten words in a row, open a gate
 SHORT_WORD = 4  # letters of a word that tells a name by itself, at least
 LONG_TITLE = 3  # words of a title that opens a gate by itself, at least
 
@@ -21,8 +21,7 @@ LONG_TITLE = 3  # words of a title that opens a gate by itself, at least
 def build_weights(
     names: Sequence[str],
     titles: Sequence[str],
-    passages: Sequence[str],
-    prompts: Sequence[str],
+    texts: Sequence[str],
     normal: Iterable[str],
     known: Iterable[str] = (),
 ) -> dict[int, float]:
@@ -33,8 +32,7 @@ def build_weights(
     Args:
         names: names, as they are written.
         titles: other telling spans.
-        passages: running texts, whose pieces count.
-        prompts: questions, whose pieces count less.
+        texts: passages and questions, whose pieces count. Pieces that several of them share are usual turns, and do not.
         normal: normal texts.
         known: words that many texts hold. None of them is taken for another word's misspelling; one in small letters is but
             a hint where it stands in a name.
@@ -48,10 +46,8 @@ def build_weights(
         if key not in held:
             found[key] = max(weight, found.get(key, 0.0))
 
-    for text, weight in [*((text, PIECE) for text in passages), *((text, PROMPT_PIECE) for text in prompts)]:
-        words = [word.text for word in split_words(canonical(text))]
-        for i in range(len(words) + 1 - SHINGLE):
-            add(hashed("piece", " ".join(words[i : i + SHINGLE])), weight)
+    for piece in _own_pieces(texts):
+        add(hashed("piece", piece), PIECE)
     for title in filter(_words, titles):
         parts = _words(title)
         if len(parts) > 1 or parts[0] not in others:
@@ -72,6 +68,17 @@ def build_weights(
         whole = "".join(_words(name))
         found[hashed("span", whole)] = found[hashed("leet", alike(whole))] = NAME
     return found
+
+
+def _own_pieces(texts: Sequence[str]) -> Iterator[str]:
+    """Pieces of texts, each without those that others share, unless it shares most of its own: it is given twice then."""
+    pieces = [
+        {" ".join(words[i : i + SHINGLE]) for i in range(len(words) + 1 - SHINGLE)} for words in map(_words, texts)
+    ]
+    counts = Counter(piece for own in pieces for piece in own)
+    for own in pieces:
+        alone = {piece for piece in own if counts[piece] == 1}
+        yield from sorted(alone if 2 * len(alone) >= len(own) else own)
 
 
 def _words(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from grun.models.tuner.readers.canonical import BOUNDARY, Word, leet
 
-SHINGLE = 4  # words of a piece of a passage
+SHINGLE = 5  # words of a piece of a text
 WINDOW = 24  # words over which evidence adds up
 JOINED = 5  # most words that are joined to a name
 SPACED = 24  # most single letters that are joined to a name
