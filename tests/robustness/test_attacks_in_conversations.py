@@ -46,9 +46,10 @@ def test_a_begun_answer_is_read_as_part_of_the_prompt(template: str, answer: str
     whole = encode(row, tokenizer, written)
     for probe in probes("prefill", row):
         begun = encode(probe.example, tokenizer, written)
-        decoded = tokenizer.decode(begun.input_ids[: begun.prompt_length])
-        assert decoded.endswith(probe.example.begin.rstrip(" "))  # type: ignore[attr-defined]
-        assert tokenizer.decode(begun.input_ids) == tokenizer.decode(whole.input_ids)
+        assert isinstance(probe.example, Begun)
+        read = str(tokenizer.decode(list(begun.input_ids[: begun.prompt_length])))
+        assert read.endswith(probe.example.begin.rstrip(" "))
+        assert tokenizer.decode(list(begun.input_ids)) == tokenizer.decode(list(whole.input_ids))
         assert begun.prompt_length > whole.prompt_length
 
 
