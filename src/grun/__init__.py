@@ -9,6 +9,7 @@ from grun.api.deferred_registration import register_when_peft_is_imported
 from grun.core import __version__
 
 __all__ = [
+    "AttackResult",
     "CalibrateResult",
     "CompareResult",
     "EvaluateResult",
@@ -24,6 +25,7 @@ __all__ = [
     "UnlearnResult",
     "UserError",
     "__version__",
+    "attack",
     "calibrate",
     "compare",
     "evaluate",
@@ -33,7 +35,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from grun.api.jobs import calibrate, compare, evaluate, expand, finetune, unlearn
+    from grun.api.attacking import AttackResult
+    from grun.api.jobs import attack, calibrate, compare, evaluate, expand, finetune, unlearn
     from grun.api.ledger import Ledger
     from grun.api.results import (
         CalibrateResult,
@@ -49,7 +52,8 @@ if TYPE_CHECKING:
     from grun.models.tuner.model import GrunModel
 
 _HOMES = {
-    "grun.api.jobs": ("calibrate", "compare", "evaluate", "expand", "finetune", "unlearn"),
+    "grun.api.attacking": ("AttackResult",),
+    "grun.api.jobs": ("attack", "calibrate", "compare", "evaluate", "expand", "finetune", "unlearn"),
     "grun.api.ledger": ("Ledger",),
     "grun.api.results": (
         "CalibrateResult",

@@ -100,9 +100,10 @@ def test_no_other_file_of_the_package_draws_bars() -> None:
 def test_messages_do_not_break_a_bar_on_a_real_terminal() -> None:
     code = """
 import logging
-from grun.cli.main import _quiet
+from grun.cli.output import MessageHandler
+from grun.cli.process.messages import quiet
 from grun.core.process.progress import Progress
-_quiet()
+quiet(MessageHandler())
 with Progress("unlearn", 3, "step") as progress:
     progress.update()
     logging.getLogger("grun").warning("a message")

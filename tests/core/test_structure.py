@@ -52,6 +52,7 @@ ORDER = (
     "jobs.inputs",
     "jobs.inputs.expansion",
     "jobs",
+    "jobs.attacks",
     "jobs.demos",
     "requests",
     "api",

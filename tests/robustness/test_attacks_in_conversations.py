@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,15 +41,15 @@ def test_a_begun_answer_and_its_rest_are_the_answer(words: list[str]) -> None:
 @pytest.mark.parametrize("template", ["auto", "qa", "Q: {prompt}\\nA:"])
 @pytest.mark.parametrize("answer", ["one two three four five six seven", "one two", "abcdef"])
 def test_a_begun_answer_is_read_as_part_of_the_prompt(template: str, answer: str) -> None:
-    tokenizer: Any = tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
     written, row = resolve_template(template, tokenizer), Example("Where was it?", answer)
     whole = encode(row, tokenizer, written)
     for probe in probes("prefill", row):
         begun = encode(probe.example, tokenizer, written)
-        decoded = tokenizer.decode(begun.input_ids[: begun.prompt_length])
         assert isinstance(probe.example, Begun)
-        assert decoded.endswith(probe.example.begin.rstrip(" "))
-        assert tokenizer.decode(begun.input_ids) == tokenizer.decode(whole.input_ids)
+        read = str(tokenizer.decode(list(begun.input_ids[: begun.prompt_length])))
+        assert read.endswith(probe.example.begin.rstrip(" "))
+        assert tokenizer.decode(list(begun.input_ids)) == tokenizer.decode(list(whole.input_ids))
         assert begun.prompt_length > whole.prompt_length
 
 

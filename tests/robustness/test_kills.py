@@ -22,7 +22,7 @@ from grun.core.storage.directories.written import LIST
 from support.forked import Ended, Forks, described
 from support.job_commands import CHANGES, COMMANDS, SLOW, Places
 
-KILLS = int(os.environ.get("GRUN_KILLS", "12"))
+KILLS = int(os.environ.get("GRUN_KILLS", "13"))
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "peak_memory_mib", "when")
 
 

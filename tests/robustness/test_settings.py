@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import grun.api.jobs
 import grun.api.ledger
-import grun.jobs.chat
+import grun.jobs.demos.chat
 import grun.jobs.demos.demo
 import grun.jobs.import_reference
 import grun.jobs.sweep
@@ -28,15 +28,16 @@ from grun.core.errors import UserError
 from support.wrong_values import ALL, COMMANDS, WRONG_IN_FILES, Setting, anything, kind_of, settings_of, wrong_texts
 
 JOBS = {
-    grun.api.jobs: ("finetune", "unlearn", "expand", "evaluate", "calibrate"),
+    grun.api.jobs: ("finetune", "unlearn", "expand", "evaluate", "attack", "calibrate"),
     grun.api.ledger.Ledger: ("add", "calibrate"),
     grun.jobs.sweep: ("sweep",),
-    grun.jobs.chat: ("chat",),
+    grun.jobs.demos.chat: ("chat",),
     grun.jobs.demos.demo: ("demo",),
     grun.jobs.import_reference: ("import_reference",),
 }
 PATHS = {
     "output", "model", "adapter", "data", "forget", "retain", "neighbours", "normal", "writer", "refusals", "shut_for",
+    "retain_only",
     "cache_dir", "data_dir", "retain_log", "ledger", "checkpoint", "runs",
 }  # fmt: skip
 

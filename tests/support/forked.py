@@ -110,6 +110,7 @@ def _serve() -> None:
     import grun.cli.main
     import grun.cli.process.program
     import grun.evaluation.report.figures
+    import grun.jobs.attacks.attack
     import grun.jobs.calibrate
     import grun.jobs.compare
     import grun.jobs.demos.demo

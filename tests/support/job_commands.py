@@ -78,6 +78,12 @@ def _evaluate(places: Places, name: str) -> list[str]:
     return ["evaluate", *_shared(places, name), *sources, *settings]
 
 
+def _attack(places: Places, name: str) -> list[str]:
+    rows = flags(forget=places.material.forget, retain=places.material.retain, rows=3)
+    settings = flags(adapter=places.adapter, attacks="case,few_shot,mention", max_new_tokens=3)
+    return ["attack", *_shared(places, name), *rows, *settings]
+
+
 def _calibrate(places: Places, name: str) -> list[str]:
     settings = flags(adapter=places.adapter, normal=places.normal, alpha=0.2, forget=places.material.forget)
     return ["calibrate", *_shared(places, name), *settings]
@@ -125,6 +131,7 @@ COMMANDS: dict[str, Callable[[Places, str], list[str]]] = {
     "finetune from scratch": _scratch,
     "finetune": _further,
     "evaluate": _evaluate,
+    "attack": _attack,
     "calibrate": _calibrate,
     "import": _import,
     "request add": _request,

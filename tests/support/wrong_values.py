@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
+from grun.core.config.attacking import AttackConfig
 from grun.core.config.jobs import (
     ChatConfig,
     DemoConfig,
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[type, list[str], tuple[str, ...]]] = {
     "unlearn": (UnlearnConfig, [], ()),
     "expand": (ExpandConfig, [], ()),
     "evaluate": (EvaluateConfig, [], ()),
+    "attack": (AttackConfig, [], ()),
     "calibrate": (CalibrateConfig, [], ()),
     "import": (ImportConfig, [], ()),
     "sweep": (SweepConfig, [], ()),

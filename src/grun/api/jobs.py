@@ -1,13 +1,14 @@
-"""The jobs as functions: `unlearn`, `expand`, `evaluate`, `finetune`, `calibrate`, `compare`."""
+"""The jobs as functions: `unlearn`, `expand`, `evaluate`, `attack`, `finetune`, `calibrate`, `compare`."""
 
 from __future__ import annotations
 
-__all__ = ["calibrate", "compare", "evaluate", "expand", "finetune", "unlearn"]
+__all__ = ["attack", "calibrate", "compare", "evaluate", "expand", "finetune", "unlearn"]
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grun.api.attacking import attack
 from grun.api.documentation import with_settings
 from grun.api.objects import ModelLike, RowsLike, Standing, as_it_was, named_model, named_rows
 from grun.api.results import (

@@ -70,6 +70,16 @@ def _evaluate(run: Path, facts: Facts) -> dict[str, Any]:
     return {"table": run.absolute() / "table.md", "splits": splits, "summaries": summaries}
 
 
+def _attack(run: Path, _: Facts) -> dict[str, Any]:
+    facts = _read(run / "attacks.json")
+    figures = {
+        name: {metric: _values(found) for metric, found in one["figures"].items()}
+        for name, one in facts.get("attacks", {}).items()
+    }
+    worst = {metric: _values(found) for metric, found in facts.get("worst_case", {}).items()}
+    return {"table": run.absolute() / "table.md", "attacks": figures, "worst_case": worst, **_chosen(facts, "skipped")}
+
+
 def _values(found: Facts) -> dict[str, Any]:
     """Values by subject."""
     return {subject: one["value"] for subject, one in found.items()}
@@ -98,6 +108,7 @@ _FOUND: dict[str, Callable[[Path, Facts], dict[str, Any]]] = {
     "unlearn": _unlearn,
     "expand": _expand,
     "evaluate": _evaluate,
+    "attack": _attack,
     "calibrate": _calibrate,
     "import": _import,
     "sweep": _sweep,

@@ -6,10 +6,7 @@ __all__ = ["app", "main"]
 
 import importlib
 import importlib.util
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,10 +21,12 @@ from grun.cli.failures import FAILED, kind_of, told
 from grun.cli.help_pages import WIDEST, CommandList, settings_command
 from grun.cli.options import command_for
 from grun.cli.output import MessageHandler, add_output_options, current_output, new_output, say
+from grun.cli.process.messages import quiet
 from grun.cli.process.program import process
 from grun.cli.process.signals import Listener, stopped
 from grun.cli.requests import requests_app
 from grun.core.choices import KINDS
+from grun.core.config.attacking import AttackConfig
 from grun.core.config.jobs import (
     ChatConfig,
     DemoConfig,
@@ -41,7 +40,6 @@ from grun.core.config.requests import CalibrateConfig, ImportConfig
 from grun.core.errors import UserError
 from grun.core.process.environment import is_first_process
 from grun.core.process.libraries import quiet_libraries
-from grun.core.process.progress import can_draw_bars
 from grun.core.process.terminal import one_line
 from grun.core.process.threads import automatic_threads, wait_passively
 
@@ -94,7 +92,7 @@ def _function(name: str, product: str, after: str, **more: Any) -> Callable[[Any
 
 def _chat(config: Any) -> None:
     with quiet_libraries():
-        chat = importlib.import_module("grun.jobs.chat").chat
+        chat = importlib.import_module("grun.jobs.demos.chat").chat
         chat(config, partial(current_output().document, one_of_several=True) if current_output().json else None)
 
 
@@ -137,6 +135,17 @@ _add(
         show=True,
     ),
     "Measure a model before and after, on every split of a benchmark or of your own files.",
+)
+_add(
+    "attack",
+    AttackConfig,
+    _function(
+        "attack",
+        "path",
+        "Everything is in {result}: attacks.json, probes.jsonl (every answer) and table.md.",
+        show=True,
+    ),
+    "Ask in many ways for what was forgotten, and for ordinary things beside it, before and after.",
 )
 _add(
     "calibrate",
@@ -252,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         return process(lambda: main(sys.argv[1:]), sys.argv[1:])
     given = list(arguments)
-    _quiet()
+    quiet(MessageHandler())
     wait_passively()
     with new_output(given), automatic_threads():
         try:
@@ -290,29 +299,3 @@ def _failed(message: str, code: int) -> int:
     typer.echo("grun: " + one_line(message), err=True)
     current_output().failure(kind_of(code), message, code)
     return code
-
-
-class _SafeFormatter(logging.Formatter):
-    """Messages in one line each, in which what came from data is shown as text."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        record.message = one_line(record.message)
-        return super().formatMessage(record)
-
-
-def _quiet() -> None:
-    """Show own messages as plain lines on standard error, and no messages of libraries about themselves."""
-    logger = logging.getLogger("grun")
-    handler = MessageHandler()
-    handler.setFormatter(_SafeFormatter("grun: %(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
-    logger.propagate = False
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast and every missing kernel
-    for name in ("TRANSFORMERS_VERBOSITY", "HF_DATASETS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "0" if can_draw_bars() else "1")  # of libraries; see `Progress`
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|peft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["evaluate"]
+__all__ = ["EVIDENCE", "evaluate", "loaded_for", "subjects_of"]
 
 import logging
 import time
@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from grun.core.config.attacking import AttackConfig
 from grun.core.config.jobs import EvaluateConfig
 from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
@@ -110,10 +111,8 @@ def _prepared(
     config: EvaluateConfig, data: ToMeasure, needs: frozenset[str], run: RunDirectory
 ) -> tuple[Sequence[Subject], MeasureSettings, Splits]:
     """The models, loaded, the settings for all of them, and the splits with all answers. No result is written."""
-    base = _loaded(config.model, config)
+    base = loaded_for(config.model, config)
     splits = {name: with_own_answers(base, rows) for name, rows in data.splits.items()}
-    model, tokenizer = base.model, base.tokenizer
-    content = base.content if config.cache else None
     settings = MeasureSettings(
         template=base.template,
         needs=needs,
@@ -122,30 +121,48 @@ def _prepared(
         answer_tokens=data.answer_tokens if config.max_new_tokens is None else {},
         max_length=base.max_length,
     )
+    return subjects_of(config, base, run.path, config.adapter, before=config.before), settings, splits
+
+
+def subjects_of(
+    config: EvaluateConfig | AttackConfig, base: LoadedModel, folder: Path, adapter: str | None, *, before: bool = True
+) -> list[Subject]:
+    """The model before and after unlearning, each with a store of its evidence.
+
+    Args:
+        config: what else decides on measurements, and whether they are looked up in the cache.
+        base: the model.
+        folder: directory of the run.
+        adapter: directory of the adapter, or folder of a whole model; without it there is nothing after unlearning, unless the
+            caller's own model has one.
+        before: measure the model without the adapter as well.
+    """
+    model, tokenizer = base.model, base.tokenizer
+    content = base.content if config.cache else None
     decisive = {
-        "template": settings.template,
-        "max_length": settings.max_length,
+        "template": base.template,
+        "max_length": base.max_length,
         "dtype": config.dtype,
         "quantize": config.quantize,
         "device": model.device.type,
     }
 
     def store(name: str, *contents: str | None) -> EvidenceStore:
-        return EvidenceStore(run.path / EVIDENCE / name, subject_folder([content, *contents], decisive))
+        return EvidenceStore(folder / EVIDENCE / name, subject_folder([content, *contents], decisive))
 
-    before = store("before")
-    adapted, own_content = _adapted(config, model)
+    adapted, own_content = _adapted(config, model, adapter)
     subjects = []
-    if config.before or adapted is None:
+    if before or adapted is None:
         plain = adapted if isinstance(adapted, PeftModel) else model  # an adapter was put into the model itself
-        subjects.append(Subject(plain, tokenizer, "before", adapters=False, store=before))
+        subjects.append(Subject(plain, tokenizer, "before", adapters=False, store=store("before")))
     if adapted is not None:
         other = None if isinstance(adapted, PeftModel) else model
         subjects.append(Subject(adapted, tokenizer, "after", base=other, store=store("after", own_content)))
-    return subjects, settings, splits
+    return subjects
 
 
-def _loaded(name: str, config: EvaluateConfig) -> LoadedModel:
+def loaded_for(name: str, config: EvaluateConfig | AttackConfig) -> LoadedModel:
+    """A model as the settings ask for it."""
     return load(name, config, template=config.template, max_length=config.max_length, quantize=config.quantize)
 
 
@@ -186,18 +203,20 @@ def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
     return EvidenceStore(folder, is_foreign=True)
 
 
-def _adapted(config: EvaluateConfig, model: Any) -> tuple[nn.Module | None, str | None]:
+def _adapted(
+    config: EvaluateConfig | AttackConfig, model: Any, adapter: str | None
+) -> tuple[nn.Module | None, str | None]:
     """The model with the adapter, or the whole model that the folder holds (full fine-tuning); and its content.
 
-    Without an adapter in the settings there is none, unless the caller's own model has one.
+    Without the name of an adapter there is none, unless the caller's own model has one.
     """
-    if config.adapter is None:
+    if adapter is None:
         return (model if isinstance(model, PeftModel) else None), None
-    folder = Path(str(config.adapter))
+    folder = Path(adapter)
     holds_adapter = any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter"))
     for whole in (folder, folder / "model"):
         if (whole / "config.json").is_file() and not holds_adapter:
-            other = _loaded(str(whole), config)
+            other = loaded_for(str(whole), config)
             return other.model, other.content if config.cache else None
-    content = content_of_path(adapter_folder(str(config.adapter))) if config.cache else None
-    return load_adapter(model, str(config.adapter)), content
+    content = content_of_path(adapter_folder(adapter)) if config.cache else None
+    return load_adapter(model, adapter), content

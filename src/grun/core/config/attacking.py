@@ -25,6 +25,12 @@ class AttackConfig(DataConfig):
         group="measuring",
         form="path",
     )
+    ledger: str | None = option(
+        None,
+        "Directory of a ledger instead of an adapter: everything in force is attacked.",
+        group="request",
+        form="path",
+    )
     forget: list[str] = option(
         [], "Files or hub ids of the rows that were to be forgotten, with true answers.", group="data", form="path"
     )
@@ -41,13 +47,24 @@ class AttackConfig(DataConfig):
         group="measuring",
         form="path",
     )
-    attacks: list[str] = option([], "Only these attacks. Default: all.", group="measuring", choices_from="attacks")
+    attacks: list[str] = option(
+        [],
+        "Only these attacks, also as a,b. Default: all that the rows allow.",
+        group="measuring",
+        choices_from="attacks",
+    )
     rows: int = option(
         40,
         "Rows of either kind to attack with, at equal distances.",
         group="measuring",
         minimum=1,
         maximum=1_000_000,
+    )
+    quantize: str | None = option(
+        None,
+        "Quantise the base model's weights with bitsandbytes: 8bit or 4bit (NF4).",
+        group="machine",
+        choices=("8bit", "4bit"),
     )
     max_new_tokens: int = option(64, "Longest answer, in tokens.", group="measuring", minimum=1, maximum=100_000)
     tokens_per_batch: int = option(

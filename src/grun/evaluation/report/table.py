@@ -46,7 +46,9 @@ class Answered:
     answers: Mapping[str, str]
 
 
-def before_after_table(results: Subjects, title: str | None = None, to_forget: Collection[str] = ()) -> Table:
+def before_after_table(
+    results: Subjects, title: str | None = None, to_forget: Collection[str] = (), heading: str = "split"
+) -> Table:
     """Scores of one or more subjects side by side: a block of lines per split, one line per subject.
 
     Metrics that have no value anywhere are left out and named, with the reason, below the table.
@@ -59,8 +61,8 @@ def before_after_table(results: Subjects, title: str | None = None, to_forget: C
     shown, left_out = _columns(results)
     above, below = (None if text is None else plain_text(text) for text in (title, _note(left_out)))
     table = Table(title=above, caption=below, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    for heading in ("split", ""):
-        table.add_column(heading, no_wrap=True)
+    for name in (heading, ""):
+        table.add_column(name, no_wrap=True)
     for metric in shown:
         label = metric_label(metric)
         table.add_column(plain_text(label), justify="right", min_width=max(map(len, label.split())))
@@ -113,10 +115,10 @@ def number(value: float, sign: bool = False) -> str:
     return format(value, ("+" if sign else "") + (".3f" if abs(value) < LARGE else ".2e"))
 
 
-def to_markdown(results: Subjects, to_forget: Collection[str] = ()) -> str:
-    """Scores as a Markdown table, with the number of rows of each split; `to_forget` as of `before_after_table`."""
+def to_markdown(results: Subjects, to_forget: Collection[str] = (), heading: str = "split") -> str:
+    """Scores as a Markdown table, with the number of rows of each split; arguments as of `before_after_table`."""
     shown, left_out = _columns(results)
-    head = ["split", "rows", "", *map(metric_label, shown)]
+    head = [heading, "rows", "", *map(metric_label, shown)]
     lines = [escaped_line(head), escaped_line(["---", "---:", "---", *["---:"] * len(shown)])]
     for split, subjects in _by_split(results).items():
         for subject, scores in subjects.items():

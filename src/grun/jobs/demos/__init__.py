@@ -1,1 +1,1 @@
-"""What `grun demo` shows."""
+"""What `grun demo` and `grun chat` show."""

@@ -8,6 +8,7 @@ __all__ = [
     "fits_gates",
     "load_unlearning_rows",
     "open_run",
+    "ordinary_beside",
     "other_answers",
     "say_kept",
     "usual_settings",
@@ -109,7 +110,7 @@ def load_unlearning_rows(config: UnlearnConfig, expand: Callable[[], TopicRows] 
     _check_neighbours(neighbours, forget)
     _check_enough(config, forget)
     if not config.retain and not config.benchmark:
-        retain = _ordinary(forget, config.seed)
+        retain = ordinary_beside(forget, config.seed)
     shared = check_disjoint(forget, retain)
     if shared:
         logger.warning("%d rows are in both --forget and --retain; they are forgotten.", shared)
@@ -118,7 +119,7 @@ def load_unlearning_rows(config: UnlearnConfig, expand: Callable[[], TopicRows] 
     return UnlearningRows(forget, *withhold(retain, config.withhold, config.seed), neighbours)
 
 
-def _ordinary(forget: Sequence[Example], seed: int) -> list[Example]:
+def ordinary_beside(forget: Sequence[Example], seed: int) -> list[Example]:
     """Ordinary rows that come with the package, without those that may be about what is to be forgotten."""
     rows = drawn_rows(len(ordinary_rows()), seed)
     dropped = clashing([row.prompt for row in rows], [f"{row.prompt} {row.answer}" for row in forget])

@@ -80,6 +80,7 @@ LAYOUTS: Mapping[str, Layout] = {
         r"(metrics|samples)\.json|rows\.jsonl|table\.md|figures/(forget_utility|gates|truth_ratio)\.(png|svg)|"
         r"evidence/(before|after)/[^/]+\.jsonl"
     ),
+    "attack": Layout(r"attacks\.json|probes\.jsonl|table\.md|evidence/(before|after|retain_only)/[^/]+\.jsonl"),
     "calibrate": Layout(rf"calibration\.json|adapter/({_ADAPTER})"),
     "import": Layout(rf"adapter/({_ADAPTER})"),
     "expand": Layout(rf"metrics\.json|{_ROWS}", rows=_ROWS),

@@ -1,0 +1,1 @@
+"""`grun attack`: rows asked in many ways, measured, and what that says."""

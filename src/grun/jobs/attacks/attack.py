@@ -1,0 +1,118 @@
+"""`grun attack`: ask in many ways for what was forgotten, and for ordinary things beside it."""
+
+from __future__ import annotations
+
+__all__ = ["attack"]
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from grun.core.config.attacking import AttackConfig
+from grun.core.distributed import is_main, join_processes, wait
+from grun.core.errors import UserError
+from grun.core.records import Evidence
+from grun.core.storage.claims import claims_output, keeps
+from grun.core.storage.content_hash import content_of_path, subject_folder
+from grun.core.storage.fingerprints import fingerprint
+from grun.core.storage.run_directory import RunDirectory
+from grun.evaluation.attacks import AttackMaterial
+from grun.evaluation.measuring.evidence_store import EvidenceStore
+from grun.evaluation.measuring.measure import measure
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
+from grun.evaluation.scores import needs_of_metrics
+from grun.jobs.attacks.figures import METRICS, Figures
+from grun.jobs.attacks.material import Prepared, check_needs, chosen_attacks, load_material, prepared
+from grun.jobs.attacks.records import write_found
+from grun.jobs.evaluate import EVIDENCE, loaded_for, subjects_of
+from grun.jobs.inputs.first_checks import MISSING_MODEL
+from grun.models.loading.loaded import LoadedModel, content_if_given
+from grun.models.loading.pretrained import adapter_folder
+
+RETAIN_ONLY = "retain_only"
+Measured = list[tuple[Subject, MeasureSettings]]
+
+
+@keeps("the attacks that are measured are kept")
+@claims_output
+def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = True) -> Path:
+    """Run attacks: measure the model before unlearning and after it on the probes of every attack.
+
+    Writes `attacks.json` (figures with 95 % intervals, and what was left out), `probes.jsonl` (every probe with its answers),
+    `table.md` and `evidence/`, from which an interrupted run goes on.
+
+    Args:
+        config: of the job.
+        adapter: directory of an adapter that stands for the ledger which the settings name.
+        show: print the table.
+
+    Returns:
+        The directory of the run.
+
+    Raises:
+        UserError: for wrong input.
+    """
+    if not config.model:
+        raise UserError(MISSING_MODEL)
+    if config.adapter is not None and config.ledger is not None:
+        raise UserError("--adapter and --ledger were both given; attack one of them.")
+    named = config.adapter if adapter is None else str(adapter)
+    chosen, material = chosen_attacks(config), load_material(config)
+    check_needs(config, chosen, material)
+    join_processes(config.device)
+    run = RunDirectory.open(config.output, config, "attack", config.overwrite, data=_content(config, material, named))
+    wait()
+    if run.is_complete:
+        return run.path
+    started = time.monotonic()
+    base = loaded_for(config.model, config)
+    asked = prepared(config, chosen, material, base)
+    subjects = _subjects(config, base, run.path, named)
+    if is_main():
+        run.start()
+    wait()
+    found = Figures(asked.asked, _measured(subjects, asked))
+    if is_main():
+        facts = {name: getattr(config, name) for name in ("model", "adapter", "ledger", "retain_only")}
+        shown = write_found(run.path, found, asked, facts, config.seed)
+        run.mark_complete(time.monotonic() - started)
+        if show:
+            shown()
+    wait()
+    return run.path
+
+
+def _content(config: AttackConfig, material: AttackMaterial, adapter: str | None) -> str:
+    """A fingerprint of the rows, their names, the adapter, and a model that was given as an object."""
+    rows = fingerprint({"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()})
+    edits = "" if adapter is None else content_of_path(adapter_folder(adapter)) or adapter
+    given = (content_if_given(name) for name in (config.model, config.retain_only) if name is not None)
+    return rows + edits + "".join(given)
+
+
+def _subjects(config: AttackConfig, base: LoadedModel, folder: Path, adapter: str | None) -> Measured:
+    """The models that are measured, each with the settings for it."""
+    found = [(one, _settings(config, base)) for one in subjects_of(config, base, folder, adapter)]
+    if config.retain_only is not None:
+        other = loaded_for(config.retain_only, config)
+        content = other.content if config.cache else None
+        decisive = {"template": other.template, "max_length": other.max_length, "dtype": config.dtype}
+        decisive |= {"quantize": config.quantize, "device": other.device.type}
+        store = EvidenceStore(folder / EVIDENCE / RETAIN_ONLY, subject_folder([content], decisive))
+        subject = Subject(other.model, other.tokenizer, RETAIN_ONLY, adapters=False, store=store)
+        found.append((subject, _settings(config, other)))
+    return found
+
+
+def _settings(config: AttackConfig, model: LoadedModel) -> MeasureSettings:
+    return MeasureSettings(
+        template=model.template,
+        needs=needs_of_metrics(METRICS),
+        tokens_per_batch=config.tokens_per_batch,
+        max_new_tokens=config.max_new_tokens,
+        max_length=model.max_length,
+    )
+
+
+def _measured(subjects: Sequence[tuple[Subject, MeasureSettings]], asked: Prepared) -> dict[str, dict[str, Evidence]]:
+    return {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}

@@ -1,0 +1,179 @@
+"""What an attack works with: rows, names, and the probes of every attack that the rows allow."""
+
+from __future__ import annotations
+
+__all__ = ["ORDINARY", "PLAIN", "Asked", "Prepared", "check_needs", "chosen_attacks", "load_material", "prepared"]
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from grun.core.config.attacking import AttackConfig
+from grun.core.errors import UserError
+from grun.core.records import Example
+from grun.core.registry import Entry
+from grun.data.benchmarks import load_benchmark
+from grun.data.examples import read_examples
+from grun.evaluation.attacks import Attack, AttackMaterial, Probe, attacks, missing_need
+from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.names import names_of
+from grun.jobs.inputs.own_answers import with_own_answers
+from grun.jobs.inputs.unlearning import ordinary_beside
+from grun.models.encoding.encode import encode
+from grun.models.loading.loaded import LoadedModel
+
+logger = logging.getLogger("grun")
+PLAIN, ORDINARY = "plain", "ordinary"  # the rows to forget and the ordinary ones, asked as they are
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The probes of one attack.
+
+    Attributes:
+        name: of the attack, or `PLAIN` or `ORDINARY`.
+        measures: `leak` or `damage`.
+        access: what an attacker must have, as registered.
+        probes: those that fit into the model.
+        left_out: number of those that do not.
+    """
+
+    name: str
+    measures: str
+    access: str
+    probes: tuple[Probe, ...]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is asked, plain questions first.
+
+    Attributes:
+        asked: probes by name.
+        skipped: reason why an attack is not asked, by its name.
+    """
+
+    asked: dict[str, Asked]
+    skipped: dict[str, str]
+
+    @property
+    def splits(self) -> dict[str, tuple[Example, ...]]:
+        """The rows of all probes, by name."""
+        return {name: tuple(probe.example for probe in one.probes) for name, one in self.asked.items()}
+
+
+def chosen_attacks(config: AttackConfig) -> list[Entry[Attack]]:
+    """The attacks that were asked for, or all of them.
+
+    Raises:
+        UserError: for an unknown name, with the nearest one.
+    """
+    names = [name.strip() for given in config.attacks for name in given.split(",")]
+    return [attacks.get(name) for name in dict.fromkeys(names)] or [*attacks]
+
+
+def load_material(config: AttackConfig) -> AttackMaterial:
+    """The rows to attack with, as many as were asked for; answers may be missing still.
+
+    Names are found in all rows, also those that are not asked.
+
+    Raises:
+        UserError: for missing or contradictory settings, or rows that cannot be read.
+    """
+    if config.benchmark and (config.forget or config.retain):
+        raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
+    if config.benchmark:
+        data = load_benchmark(
+            config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
+        )
+        forget, ordinary = list(data.splits[data.forget]), list(data.splits[data.retain])
+    elif config.forget:
+        forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
+        ordinary = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
+    else:
+        raise UserError("--forget is missing: give a file of what was to be forgotten, or --benchmark.")
+    if not config.retain and not config.benchmark:
+        ordinary = ordinary_beside(forget, config.seed)
+    numbers, names = _spread(len(forget), config.rows), names_of(forget)
+    return AttackMaterial(
+        tuple(forget[i] for i in numbers),
+        tuple(ordinary[i] for i in _spread(len(ordinary), config.rows)),
+        tuple(names[i] for i in numbers),
+        config.seed,
+    )
+
+
+def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material: AttackMaterial) -> dict[str, str]:
+    """Reasons why attacks cannot be asked with these rows, by name.
+
+    Raises:
+        UserError: for an attack that was asked for by name.
+    """
+    reasons = {}
+    for entry in chosen:
+        missing = missing_need(entry.info["needs"], material)
+        if missing is not None and config.attacks:
+            raise UserError(f"--attacks: '{entry.name}' needs {missing}, and no row that is attacked has that.")
+        if missing is not None:
+            reasons[entry.name] = f"needs {missing}"
+    return reasons
+
+
+def prepared(
+    config: AttackConfig, chosen: Sequence[Entry[Attack]], material: AttackMaterial, base: LoadedModel
+) -> Prepared:
+    """The probes of all attacks that are possible, those left out that do not fit into the model.
+
+    Args:
+        config: of the job.
+        chosen: the attacks.
+        material: the rows.
+        base: the model before unlearning, whose own answers stand where rows have none.
+
+    Raises:
+        UserError: for an attack that was asked for by name and that the rows do not allow, or a row that is too long as it is.
+    """
+    skipped = check_needs(config, chosen, material)
+    material = replace(
+        material,
+        forget=tuple(with_own_answers(base, material.forget)),
+        ordinary=tuple(with_own_answers(base, material.ordinary)),
+    )
+    found = {
+        PLAIN: Asked(PLAIN, "leak", "prompt", _as_they_are(material.forget, base)),
+        ORDINARY: Asked(ORDINARY, "damage", "prompt", _as_they_are(material.ordinary, base)),
+    }
+    for entry in (one for one in chosen if one.name not in skipped):
+        probes = entry.target(material)
+        fitting, reason = _fitting(probes, base)
+        if fitting:
+            measures, access = entry.info["measures"], entry.info["access"]
+            found[entry.name] = Asked(entry.name, measures, access, fitting, len(probes) - len(fitting))
+        else:
+            skipped[entry.name] = reason or "no row gives a probe"
+    return Prepared({name: one for name, one in found.items() if one.probes}, skipped)
+
+
+def _as_they_are(rows: Sequence[Example], base: LoadedModel) -> tuple[Probe, ...]:
+    for row in rows:
+        encode(row, base.tokenizer, base.template, base.max_length)
+    return tuple(Probe(asked(row), i) for i, row in enumerate(rows))
+
+
+def _fitting(probes: Sequence[Probe], base: LoadedModel) -> tuple[tuple[Probe, ...], str]:
+    """The probes that the model can be asked, and why the first of the others cannot."""
+    fitting, reason = [], ""
+    for probe in probes:
+        try:
+            encode(probe.example, base.tokenizer, base.template, base.max_length)
+        except UserError as error:
+            reason = reason or str(error)
+        else:
+            fitting.append(probe)
+    return tuple(fitting), reason
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most so many numbers below `count`, at equal distances."""
+    return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))
