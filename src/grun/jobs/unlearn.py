@@ -19,7 +19,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from grun.core.config.jobs import UnlearnConfig
 from grun.core.distributed import is_main, join_processes, same_everywhere, wait, world
-from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output, keeps
@@ -33,13 +32,14 @@ from grun.jobs.inputs.topic_files import TopicRows, keep_topic
 from grun.jobs.inputs.unlearning import (
     OtherAnswers,
     UnlearningRows,
+    check_gates,
     fits_gates,
     load_unlearning_rows,
     open_run,
     other_answers,
     say_kept,
 )
-from grun.models.adaptations import NO_TOPICS, adaptations, with_presets
+from grun.models.adaptations import adaptations, with_presets
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import adapters_off
@@ -171,7 +171,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
     recipe = recipe_of(config)
     adaptations.get(config.adapt).info.get("check", lambda config: None)(config)
     parsed_settings(config.trainer)
-    _check_gates(config)
+    check_gates(config)
     if config.topic is not None and topic is None:
         # Refuses a directory that holds something else, before anything is written about the topic.
         open_run(config, None)
@@ -204,25 +204,6 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
         run.mark_complete(time.monotonic() - started)
     wait()
     return target
-
-
-def _check_gates(config: UnlearnConfig) -> None:
-    """Check that gates that are fitted first are, with presets filled in.
-
-    Raises:
-        UserError: for settings that need a gate that is fitted first, where there is none.
-    """
-    if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
-        raise UserError(
-            "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
-        )
-    if config.topic_layer not in (None, NO_TOPICS) and not config.fit_gate_first:
-        raise UserError(
-            f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
-            f"--topic-layer {NO_TOPICS}."
-        )
-    if config.gate == "lexical" and not config.fit_gate_first:
-        raise UserError("--gate is lexical, but such a gate is never trained: give --fit-gate-first, or --gate mlp.")
 
 
 def _trained(job: _Job, target: Path, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "check_gates",
     "OtherAnswers",
     "UnlearningRows",
     "fits_gates",
@@ -137,6 +138,25 @@ def fits_gates(config: UnlearnConfig) -> bool:
     """True if gates are fitted before the edit is trained."""
     wanted = with_presets(config)
     return bool(wanted.fit_gate_first) and wanted.gate != "none"
+
+
+def check_gates(config: UnlearnConfig) -> None:
+    """Check that gates that are fitted first are, with presets filled in.
+
+    Raises:
+        UserError: for settings that need a gate that is fitted first, where there is none.
+    """
+    if (config.shut_for or config.keep_features or config.neighbours) and not fits_gates(config):
+        raise UserError(
+            "--shut-for, --keep-features and --neighbours need a gate that is fitted first: --adapt grun, --fit-gate-first."
+        )
+    if config.topic_layer not in (None, NO_TOPICS) and not config.fit_gate_first:
+        raise UserError(
+            f"--topic-layer is {config.topic_layer}, but a gate for topics is always fitted first: give --fit-gate-first, or "
+            f"--topic-layer {NO_TOPICS}."
+        )
+    if config.gate == "lexical" and not config.fit_gate_first:
+        raise UserError("--gate is lexical, but such a gate is never trained: give --fit-gate-first, or --gate mlp.")
 
 
 def _check_enough(config: UnlearnConfig, forget: Sequence[Example]) -> None:
