@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["KEPT", "METRICS", "WORST", "Figures", "statistic_of"]
+__all__ = ["AFTER", "KEPT", "METRICS", "WORST", "Figures", "statistic_of"]
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,9 +40,7 @@ class Figures:
     def probes(self) -> dict[str, dict[str, dict[str, Score]]]:
         """Scores with one value per probe, by subject, name and metric."""
         return {
-            subject: {
-                name: {metric: metrics.get(metric).target(one) for metric in METRICS} for name, one in own.items()
-            }
+            subject: {name: {metric: _scored(metric, one) for metric in METRICS} for name, one in own.items()}
             for subject, own in self.evidence.items()
         }
 
@@ -115,6 +113,13 @@ class Figures:
 def statistic_of(metric: str) -> dict[str, Callable[..., float]]:
     """What an interval needs to know of a figure; see `grun.evaluation.intervals`."""
     return {"statistic": _ratio} if metric == KEPT else {}
+
+
+def _scored(metric: str, evidence: Evidence) -> Score:
+    entry = metrics.get(metric)
+    if "token_logps" in entry.info["needs"] and not any(row.token_logps for row in evidence.rows):
+        return missing("an address gives no probabilities", len(evidence.rows))
+    return entry.target(evidence)
 
 
 def _ratio(pairs: Any) -> float:
