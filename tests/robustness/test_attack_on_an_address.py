@@ -59,7 +59,7 @@ def test_a_model_behind_an_address_is_asked_and_its_answers_count(rows: Path, tm
     assert found["attacks"]["case"]["variants"]["upper"]["rouge_l_recall"]["after"] > 0.7
     assert found["plain"]["figures"]["rouge_l_recall"]["after"]["value"] == 0.0
     assert found["worst_case"]["rouge_l_recall"]["after"]["value"] > 0.7
-    assert figures["probability"]["after"]["reason"] == "an address gives no probabilities"
+    assert figures["probability"]["after"]["reason"] == "nothing but answers was looked at"
 
 
 def test_the_target_beside_the_address(memorised: Material, tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ class AttackConfig(DataConfig):
         group="measuring",
         choices_from="attacks",
     )
+    samples: int = option(
+        0,
+        "Answers that are drawn to every plain question besides, of which the one that says most counts. 0: none.",
+        group="measuring",
+        minimum=0,
+        maximum=1_000,
+    )
+    temperature: float = option(
+        1.0, "Temperature of answers that are drawn.", group="measuring", minimum=0.01, maximum=100.0
+    )
     rows: int = option(
         40,
         "Rows of either kind to attack with, at equal distances.",

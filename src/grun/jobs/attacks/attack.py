@@ -21,6 +21,7 @@ from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.scores import needs_of_metrics
+from grun.jobs.attacks.drawing import DRAWN, drawn_evidence, drawn_probes
 from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
 from grun.jobs.attacks.records import write_found
@@ -72,6 +73,10 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
         run.start()
     wait()
     evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
+    if config.samples:
+        asked = drawn_probes(config, asked)
+        for one, settings in subjects:
+            evidence[one.label][DRAWN] = drawn_evidence(one, asked, settings, config)
     if is_main():
         if served is not None:
             store = EvidenceStore(run.path / EVIDENCE / AFTER)
@@ -155,5 +160,7 @@ def _check(config: AttackConfig) -> None:
         raise UserError(f"--{given[0]} and --{given[1]} were both given; attack one of them.")
     if config.address is None and config.served_model is not None:
         raise UserError("--served-model was given without --address; give both, or neither.")
+    if config.samples and config.address is not None:
+        raise UserError("--samples was given with --address, whose answers are not drawn; leave one of them out.")
     if config.retain_only is not None and not config.model:
         raise UserError("--retain-only needs --model, the model that it is compared with.")

@@ -106,7 +106,8 @@ class Figures:
         found = {}
         for metric, score in scores.items():
             values = _by_row(self.asked[name].probes, score)
-            found[metric] = mean_score([_mean([own]) for _, own in sorted(values.items())]) if values else score
+            of_row = max if self.asked[name].best else _mean_of
+            found[metric] = mean_score([of_row(own) for _, own in sorted(values.items())]) if values else score
         return found
 
 
@@ -117,8 +118,8 @@ def statistic_of(metric: str) -> dict[str, Callable[..., float]]:
 
 def _scored(metric: str, evidence: Evidence) -> Score:
     entry = metrics.get(metric)
-    if "token_logps" in entry.info["needs"] and not any(row.token_logps for row in evidence.rows):
-        return missing("an address gives no probabilities", len(evidence.rows))
+    if "generated" not in entry.info["needs"] and not any(row.token_logps for row in evidence.rows):
+        return missing("nothing but answers was looked at", len(evidence.rows))
     return entry.target(evidence)
 
 
@@ -147,5 +148,8 @@ def _by_row(probes: Sequence[Probe], score: Score) -> dict[int, list[float]]:
 
 def _mean(values: Iterable[Sequence[float]]) -> float:
     """The mean over rows of the mean over their probes."""
-    means = [sum(own) / len(own) for own in values]
-    return sum(means) / len(means)
+    return _mean_of([_mean_of(own) for own in values])
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

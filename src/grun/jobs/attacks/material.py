@@ -36,6 +36,7 @@ class Asked:
         access: what an attacker must have, as registered.
         probes: those that fit into the model.
         left_out: number of those that do not.
+        best: the highest value over a row's probes counts, not their mean.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Asked:
     access: str
     probes: tuple[Probe, ...]
     left_out: int = 0
+    best: bool = False
 
 
 @dataclass(frozen=True)
