@@ -263,3 +263,24 @@ def test_the_document_has_the_figures(memorised: Material, tmp_path: Path, capsy
     assert document["attacks"]["case"]["probability"]["before"] > 0
     assert document["worst_case"]["probability"]["before"] > 0
     assert Path(document["table"]).is_file()
+
+
+def test_of_drawn_answers_the_best_counts(memorised: Material, adapter: Path, tmp_path: Path, capsys: Any) -> None:
+    wanted = {"adapter": adapter, "attacks": "case", "samples": 5, "rows": 3, "max_new_tokens": 8}
+    assert main(command(memorised, tmp_path / "run", temperature=2, **wanted)) == 0
+    own = found_in(tmp_path / "run")["attacks"]["sampling"]
+    drawn = [one for one in probes_in(tmp_path / "run") if one["attack"] == "sampling"]
+    assert (own["rows"], own["probes"], len(drawn)) == (3, 15, 15)
+    assert len({one["before"]["answer"] for one in drawn}) > 3
+    for subject in ("before", "after"):
+        best = [max(one[subject]["rouge_l_recall"] for one in drawn if one["row"] == row) for row in (1, 2, 3)]
+        assert own["figures"]["rouge_l_recall"][subject]["value"] == pytest.approx(sum(best) / 3)
+    assert own["figures"]["probability"]["after"]["reason"] == "nothing but answers was looked at"
+    assert main(command(memorised, tmp_path / "again", "--no-cache", temperature=2, **wanted)) == 0
+    assert (tmp_path / "again" / "probes.jsonl").read_bytes() == (tmp_path / "run" / "probes.jsonl").read_bytes()
+    assert main(command(memorised, tmp_path / "cold", temperature=0.01, **wanted)) == 0
+    cold = [one for one in probes_in(tmp_path / "cold") if one["attack"] in ("sampling", "plain")]
+    for row in (1, 2, 3):
+        assert len({one["before"]["answer"] for one in cold if one["row"] == row}) == 1
+    assert main(command(memorised, tmp_path / "other", address="http://127.0.0.1:9", samples=2)) == 2
+    assert "--samples was given with --address" in capsys.readouterr().err

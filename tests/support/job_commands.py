@@ -80,7 +80,7 @@ def _evaluate(places: Places, name: str) -> list[str]:
 
 def _attack(places: Places, name: str) -> list[str]:
     rows = flags(forget=places.material.forget, retain=places.material.retain, rows=3)
-    settings = flags(adapter=places.adapter, attacks="case,few_shot,mention", max_new_tokens=3)
+    settings = flags(adapter=places.adapter, attacks="case,few_shot,mention", max_new_tokens=3, samples=2)
     return ["attack", *_shared(places, name), *rows, *settings]
 
 

@@ -58,7 +58,7 @@ class AttackResult(RunResult):
 @with_settings(AttackConfig)
 @quiet_libraries()
 def attack(
-    model: ModelLike,
+    model: ModelLike | None = None,
     forget: RowsLike = None,
     retain: RowsLike = None,
     *,
@@ -72,7 +72,7 @@ def attack(
 
     Args:
         model: hub id, path, loaded model, or pair of a loaded model and its tokenizer. A loaded `peft.PeftModel` is measured
-            with its adapter and without.
+            with its adapter and without. None with `address=...`, of a model whose target is not at hand.
         forget: rows that were to be forgotten, as `grun.unlearn` takes them.
         retain: ordinary rows, likewise; None for ordinary prompts that come with the package.
         adapter: directory of an adapter, or the result of `grun.unlearn`.
@@ -89,7 +89,7 @@ def attack(
     with naming_parameters():
         standing = Standing()
         values = {
-            "model": named_model(model, tokenizer, standing),
+            "model": "" if model is None else named_model(model, tokenizer, standing),
             "forget": named_rows(forget, "forget", standing),
             "retain": named_rows(retain, "retain", standing),
             "adapter": str(adapter.path if isinstance(adapter, RunResult) else adapter)
@@ -106,7 +106,7 @@ def attack(
 @contextmanager
 def _in_force(config: AttackConfig) -> Iterator[Path | None]:
     """A directory of the adapter with everything in force in the ledger that the settings name; None if they name none."""
-    if config.ledger is None or config.adapter is not None:
+    if config.ledger is None or config.adapter is not None or config.address is not None:  # the job refuses both
         yield None
         return
     from grun.requests.operations import export

@@ -32,7 +32,10 @@ class TrainingDiverged(RuntimeError):
 
 
 class RunsFailed(RuntimeError):
-    """Some runs of a sweep failed: the command line prints the message and exits with code 1. The message names them."""
+    """Some of several parts failed: the command line prints the message and exits with code 1.
+
+    The message names them: runs of a sweep, or the address that stopped answering.
+    """
 
 
 class NotWritten(RuntimeError):

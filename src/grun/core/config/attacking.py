@@ -31,6 +31,19 @@ class AttackConfig(DataConfig):
         group="request",
         form="path",
     )
+    address: str | None = option(
+        None,
+        "Address of an OpenAI-compatible server that runs the model after unlearning (http://localhost:8000/v1); --model is "
+        "then the target, and may be left out.",
+        group="measuring",
+        pattern=(r"https?://[^\s/?#]+(/[^\s?#]*)?", "http://host:port/v1"),
+    )
+    served_model: str | None = option(
+        None, "Name of the model at --address. Default: the first that it lists.", group="measuring"
+    )
+    timeout: float = option(
+        120.0, "Seconds to wait for one answer of --address.", group="machine", above=0.0, maximum=86_400
+    )
     forget: list[str] = option(
         [], "Files or hub ids of the rows that were to be forgotten, with true answers.", group="data", form="path"
     )
@@ -52,6 +65,16 @@ class AttackConfig(DataConfig):
         "Only these attacks, also as a,b. Default: all that the rows allow.",
         group="measuring",
         choices_from="attacks",
+    )
+    samples: int = option(
+        0,
+        "Answers that are drawn to every plain question besides, of which the one that says most counts. 0: none.",
+        group="measuring",
+        minimum=0,
+        maximum=1_000,
+    )
+    temperature: float = option(
+        1.0, "Temperature of answers that are drawn.", group="measuring", minimum=0.01, maximum=100.0
     )
     rows: int = option(
         40,

@@ -40,6 +40,7 @@ VARIABLES = (
         "HF_HOME", "Folder of models and data sets of the hub. Default: ~/.cache/huggingface.", ("model", "data_dir")
     ),
     Variable("HF_HUB_OFFLINE", "1: take models and data sets from that folder only.", ("model", "data_dir")),
+    Variable("GRUN_API_KEY", "Key for the server at --address.", ("served_model",)),
     Variable(
         "OMP_NUM_THREADS",
         "Threads on the processor. Default: one for a small model, else one per core.",

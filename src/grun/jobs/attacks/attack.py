@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["attack"]
 
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from grun.core.config.attacking import AttackConfig
@@ -21,15 +21,18 @@ from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.scores import needs_of_metrics
-from grun.jobs.attacks.figures import METRICS, Figures
-from grun.jobs.attacks.material import Prepared, check_needs, chosen_attacks, load_material, prepared
+from grun.jobs.attacks.drawing import DRAWN, drawn_evidence, drawn_probes
+from grun.jobs.attacks.figures import AFTER, METRICS, Figures
+from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
 from grun.jobs.attacks.records import write_found
+from grun.jobs.attacks.served import Served, served_evidence
 from grun.jobs.evaluate import EVIDENCE, loaded_for, subjects_of
 from grun.jobs.inputs.first_checks import MISSING_MODEL
 from grun.models.loading.loaded import LoadedModel, content_if_given
 from grun.models.loading.pretrained import adapter_folder
 
 RETAIN_ONLY = "retain_only"
+Evidences = dict[str, dict[str, Evidence]]
 Measured = list[tuple[Subject, MeasureSettings]]
 
 
@@ -52,10 +55,7 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
     Raises:
         UserError: for wrong input.
     """
-    if not config.model:
-        raise UserError(MISSING_MODEL)
-    if config.adapter is not None and config.ledger is not None:
-        raise UserError("--adapter and --ledger were both given; attack one of them.")
+    _check(config)
     named = config.adapter if adapter is None else str(adapter)
     chosen, material = chosen_attacks(config), load_material(config)
     check_needs(config, chosen, material)
@@ -65,15 +65,24 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
     if run.is_complete:
         return run.path
     started = time.monotonic()
-    base = loaded_for(config.model, config)
+    base = loaded_for(config.model, config) if config.model else None
     asked = prepared(config, chosen, material, base)
-    subjects = _subjects(config, base, run.path, named)
+    subjects = [] if base is None else _subjects(config, base, run.path, named)
+    served = None if config.address is None else _reached(config, asked)
     if is_main():
         run.start()
     wait()
-    found = Figures(asked.asked, _measured(subjects, asked))
+    evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
+    if config.samples:
+        asked = drawn_probes(config, asked)
+        for one, settings in subjects:
+            evidence[one.label][DRAWN] = drawn_evidence(one, asked, settings, config)
     if is_main():
-        facts = {name: getattr(config, name) for name in ("model", "adapter", "ledger", "retain_only")}
+        if served is not None:
+            store = EvidenceStore(run.path / EVIDENCE / AFTER)
+            asked, evidence = _answered_by_all(asked, evidence | {AFTER: served_evidence(served, asked.splits, store)})
+        found = Figures(asked.asked, evidence)
+        facts = {name: getattr(config, name) for name in ("model", "adapter", "ledger", "address", "retain_only")}
         shown = write_found(run.path, found, asked, facts, config.seed)
         run.mark_complete(time.monotonic() - started)
         if show:
@@ -114,5 +123,44 @@ def _settings(config: AttackConfig, model: LoadedModel) -> MeasureSettings:
     )
 
 
-def _measured(subjects: Sequence[tuple[Subject, MeasureSettings]], asked: Prepared) -> dict[str, dict[str, Evidence]]:
-    return {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
+def _answered_by_all(asked: Prepared, evidence: Evidences) -> tuple[Prepared, Evidences]:
+    """Probes and evidence without what the address refused, which others may have answered.
+
+    Raises:
+        UserError: if it refused all plain questions.
+    """
+    kept = {
+        name: [i for i in range(len(rows)) if all(own[name].rows[i].generated is not None for own in evidence.values())]
+        for name, rows in asked.splits.items()
+    }
+    if not kept[PLAIN]:
+        raise UserError("--address refuses every question as it is; look at the server's log for the reason.")
+    left = {
+        subject: {
+            name: replace(one, rows=tuple(one.rows[i] for i in kept[name])) for name, one in own.items() if kept[name]
+        }
+        for subject, own in evidence.items()
+    }
+    return asked.only(kept), left
+
+
+def _reached(config: AttackConfig, asked: Prepared) -> Served:
+    """The model at the address, once it has taken a question, before anything is written."""
+    served = Served.of(config)
+    served.answer(asked.splits[PLAIN][0])
+    return served
+
+
+def _check(config: AttackConfig) -> None:
+    """Refuse settings that contradict each other."""
+    if not config.model and config.address is None:
+        raise UserError(MISSING_MODEL)
+    given = [name for name in ("adapter", "ledger", "address") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} were both given; attack one of them.")
+    if config.address is None and config.served_model is not None:
+        raise UserError("--served-model was given without --address; give both, or neither.")
+    if config.samples and config.address is not None:
+        raise UserError("--samples was given with --address, whose answers are not drawn; leave one of them out.")
+    if config.retain_only is not None and not config.model:
+        raise UserError("--retain-only needs --model, the model that it is compared with.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["KEPT", "METRICS", "WORST", "Figures", "statistic_of"]
+__all__ = ["AFTER", "KEPT", "METRICS", "WORST", "Figures", "statistic_of"]
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,9 +40,7 @@ class Figures:
     def probes(self) -> dict[str, dict[str, dict[str, Score]]]:
         """Scores with one value per probe, by subject, name and metric."""
         return {
-            subject: {
-                name: {metric: metrics.get(metric).target(one) for metric in METRICS} for name, one in own.items()
-            }
+            subject: {name: {metric: _scored(metric, one) for metric in METRICS} for name, one in own.items()}
             for subject, own in self.evidence.items()
         }
 
@@ -108,13 +106,21 @@ class Figures:
         found = {}
         for metric, score in scores.items():
             values = _by_row(self.asked[name].probes, score)
-            found[metric] = mean_score([_mean([own]) for _, own in sorted(values.items())]) if values else score
+            of_row = max if self.asked[name].best else _mean_of
+            found[metric] = mean_score([of_row(own) for _, own in sorted(values.items())]) if values else score
         return found
 
 
 def statistic_of(metric: str) -> dict[str, Callable[..., float]]:
     """What an interval needs to know of a figure; see `grun.evaluation.intervals`."""
     return {"statistic": _ratio} if metric == KEPT else {}
+
+
+def _scored(metric: str, evidence: Evidence) -> Score:
+    entry = metrics.get(metric)
+    if "generated" not in entry.info["needs"] and not any(row.token_logps for row in evidence.rows):
+        return missing("nothing but answers was looked at", len(evidence.rows))
+    return entry.target(evidence)
 
 
 def _ratio(pairs: Any) -> float:
@@ -142,5 +148,8 @@ def _by_row(probes: Sequence[Probe], score: Score) -> dict[int, list[float]]:
 
 def _mean(values: Iterable[Sequence[float]]) -> float:
     """The mean over rows of the mean over their probes."""
-    means = [sum(own) / len(own) for own in values]
-    return sum(means) / len(means)
+    return _mean_of([_mean_of(own) for own in values])
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

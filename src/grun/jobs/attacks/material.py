@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["ORDINARY", "PLAIN", "Asked", "Prepared", "check_needs", "chosen_attacks", "load_material", "prepared"]
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from grun.core.config.attacking import AttackConfig
@@ -36,6 +36,7 @@ class Asked:
         access: what an attacker must have, as registered.
         probes: those that fit into the model.
         left_out: number of those that do not.
+        best: the highest value over a row's probes counts, not their mean.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Asked:
     access: str
     probes: tuple[Probe, ...]
     left_out: int = 0
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class Prepared:
 
     asked: dict[str, Asked]
     skipped: dict[str, str]
+
+    def only(self, kept: Mapping[str, Sequence[int]]) -> Prepared:
+        """The same with these probes alone, by name; what has none left is skipped."""
+        asked = {
+            name: replace(
+                one,
+                probes=tuple(one.probes[i] for i in kept[name]),
+                left_out=one.left_out + len(one.probes) - len(kept[name]),
+            )
+            for name, one in self.asked.items()
+        }
+        refused = {name: "the address refuses every probe" for name, one in asked.items() if not one.probes}
+        return Prepared({name: one for name, one in asked.items() if one.probes}, self.skipped | refused)
 
     @property
     def splits(self) -> dict[str, tuple[Example, ...]]:
@@ -113,15 +128,17 @@ def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material:
     reasons = {}
     for entry in chosen:
         missing = missing_need(entry.info["needs"], material)
-        if missing is not None and config.attacks:
-            raise UserError(f"--attacks: '{entry.name}' needs {missing}, and no row that is attacked has that.")
         if missing is not None:
-            reasons[entry.name] = f"needs {missing}"
+            reasons[entry.name] = f"needs {missing}, and no row that is attacked has that"
+        elif entry.info["access"] == "answer" and config.address is not None:
+            reasons[entry.name] = "writes the beginning of the answer, which no --address takes"
+        if entry.name in reasons and config.attacks:
+            raise UserError(f"--attacks: '{entry.name}' {reasons[entry.name]}.")
     return reasons
 
 
 def prepared(
-    config: AttackConfig, chosen: Sequence[Entry[Attack]], material: AttackMaterial, base: LoadedModel
+    config: AttackConfig, chosen: Sequence[Entry[Attack]], material: AttackMaterial, base: LoadedModel | None
 ) -> Prepared:
     """The probes of all attacks that are possible, those left out that do not fit into the model.
 
@@ -129,17 +146,14 @@ def prepared(
         config: of the job.
         chosen: the attacks.
         material: the rows.
-        base: the model before unlearning, whose own answers stand where rows have none.
+        base: the model before unlearning, whose own answers stand where rows have none; None if it is not known: then rows
+            without answers are not asked.
 
     Raises:
         UserError: for an attack that was asked for by name and that the rows do not allow, or a row that is too long as it is.
     """
+    material = _answered(material, base)
     skipped = check_needs(config, chosen, material)
-    material = replace(
-        material,
-        forget=tuple(with_own_answers(base, material.forget)),
-        ordinary=tuple(with_own_answers(base, material.ordinary)),
-    )
     found = {
         PLAIN: Asked(PLAIN, "leak", "prompt", _as_they_are(material.forget, base)),
         ORDINARY: Asked(ORDINARY, "damage", "prompt", _as_they_are(material.ordinary, base)),
@@ -155,14 +169,32 @@ def prepared(
     return Prepared({name: one for name, one in found.items() if one.probes}, skipped)
 
 
-def _as_they_are(rows: Sequence[Example], base: LoadedModel) -> tuple[Probe, ...]:
-    for row in rows:
-        encode(row, base.tokenizer, base.template, base.max_length)
+def _answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMaterial:
+    """The material with answers to all rows.
+
+    Raises:
+        UserError: if a row to forget has none, and there is no model to ask.
+    """
+    if base is not None:
+        forget, ordinary = (with_own_answers(base, rows) for rows in (material.forget, material.ordinary))
+        return replace(material, forget=tuple(forget), ordinary=tuple(ordinary))
+    lacking = next((row for row in material.forget if not row.answer), None)
+    if lacking is not None:
+        raise UserError(f"{lacking.source or '--forget'}: the row has no answer; give one, or --model to answer it.")
+    return replace(material, ordinary=tuple(row for row in material.ordinary if row.answer))
+
+
+def _as_they_are(rows: Sequence[Example], base: LoadedModel | None) -> tuple[Probe, ...]:
+    if base is not None:
+        for row in rows:
+            encode(row, base.tokenizer, base.template, base.max_length)
     return tuple(Probe(asked(row), i) for i, row in enumerate(rows))
 
 
-def _fitting(probes: Sequence[Probe], base: LoadedModel) -> tuple[tuple[Probe, ...], str]:
-    """The probes that the model can be asked, and why the first of the others cannot."""
+def _fitting(probes: Sequence[Probe], base: LoadedModel | None) -> tuple[tuple[Probe, ...], str]:
+    """The probes that the model can be asked, and why the first of the others cannot; all of them where it is not known."""
+    if base is None:
+        return tuple(probes), ""
     fitting, reason = [], ""
     for probe in probes:
         try:

@@ -65,6 +65,8 @@ def _line(found: Figures, name: str) -> str:
         return "plain questions"
     if name == ORDINARY:
         return "ordinary questions (damage)"
+    if found.asked[name].best:
+        return f"{name} (best answer)"
     kind = " (damage)" if found.asked[name].measures == "damage" else ""
     return f"{name}{kind}{' (says nothing)' if found.says_nothing(name) else ''}"
 
