@@ -1,0 +1,142 @@
+"""Attacks on what was forgotten: full fine-tuning, LoRA, GRUN as published, and GRUN with a learnt gate and one that reads text.
+
+    python experiments/robustness.py --output runs/robustness [--data fictional tofu topics] [--data-dir "$GRUN_TOFU_DIR"]
+
+Trains a target model per seed (`topics` has a real one, SmolLM2), unlearns in every way with the same objective, and attacks
+each with `grun attack`. Writes `docs/results/robustness.json` and `.md` from everything that is there. Every part is a run
+directory of its own: killed and started again it continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import write_results
+
+from grun.core.config.attacking import AttackConfig
+from grun.core.config.jobs import FinetuneConfig, UnlearnConfig
+from grun.jobs.attacks.attack import attack
+from grun.jobs.finetune import finetune
+from grun.jobs.unlearn import unlearn
+
+OBJECTIVE = "idk"
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {"adapt": "full"},
+    "lora": {"adapt": "lora"},
+    "grun (paper)": {"preset": "paper"},
+    "grun, learnt gate": {"gate": "mlp"},
+    "grun": {},
+}
+SEEDS = {"fictional": (0, 1, 2), "tofu": (0, 1, 2), "topics": (0,)}
+OPTIONS = {"fictional": {}, "tofu": {"retain_rows": "400"}, "topics": {"topic": "beethoven"}}
+TARGETS: dict[str, dict[str, Any]] = {
+    "fictional": {},
+    "tofu": {"hidden_size": 256, "layers": 5, "learning_rate": 1.5e-3, "epochs": 24.0, "stop_loss": 0.06},
+}
+ROWS = {"fictional": 40, "tofu": 40, "topics": 12}
+LONGEST_ANSWER = {"fictional": 32, "tofu": 48, "topics": 24}  # tokens
+
+
+def parts(data: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Data, seed and way of every part."""
+    for name in data:
+        for seed in SEEDS[name]:
+            for way in WAYS:
+                if not (name == "topics" and way == "full"):  # more than a CPU has time for
+                    yield name, seed, way
+
+
+def one(output: Path, data_dir: str | None, part: tuple[str, int, str]) -> dict[str, Any]:
+    """The record of the attacks of one part; it runs unless it has run before."""
+    name, seed, way = part
+    shared: dict[str, Any] = {"benchmark": name, "benchmark_options": OPTIONS[name]}
+    shared |= {"data_dir": data_dir} if name == "tofu" else {}
+    model = "smollm2"
+    if name in TARGETS:
+        target = FinetuneConfig(output=str(output / f"{name}-{seed}-target"), seed=seed, **shared, **TARGETS[name])
+        model = str(finetune(target))
+    run = output / f"{name}-{seed}-{way.replace(' ', '-').replace(',', '')}"
+    settings = {"output": str(run), "model": model, "objective": OBJECTIVE, "seed": seed}
+    adapted = unlearn(UnlearnConfig(**settings, **shared, **WAYS[way]))
+    attacked = attack(
+        AttackConfig(
+            output=f"{run}-attacked",
+            model=model,
+            adapter=str(adapted),
+            rows=ROWS[name],
+            max_new_tokens=LONGEST_ANSWER[name],
+            seed=seed,
+            **shared,
+        ),
+        show=False,
+    )
+    return dict(json.loads((attacked / "attacks.json").read_text(encoding="utf-8")))
+
+
+def value(record: dict[str, Any], figure: str, side: str = "after") -> float | None:
+    """A figure of one attack, such as the probability of the true answers after unlearning."""
+    found = record["figures"].get(figure, {}).get(side)
+    return None if found is None else found["value"]
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The attacks of a record by name, with the plain questions, the worst case and ordinary questions."""
+    return {
+        "plain questions": record["plain"],
+        **record["attacks"],
+        "worst case": record["worst_case"],
+        "ordinary questions": record["ordinary"],
+    }
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """Mean over seeds, and standard deviation if there are several."""
+    known = [one for one in values if one is not None]
+    if not known:
+        return "–"
+    return f"{statistics.mean(known):.3f}" + (f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else "")
+
+
+def table(name: str, found: dict[tuple[str, int, str], dict[str, Any]]) -> str:
+    """One line per attack: the target, then for every way the share of open gates and the probability or what is kept."""
+    own = {part: rows_of(record) for part, record in found.items() if part[0] == name}
+    ways = list(dict.fromkeys(part[2] for part in own))
+    lines = [["attack", "target", *ways], ["---"] * (2 + len(ways))]
+    for attacked in dict.fromkeys(key for rows in own.values() for key in rows):
+        having = {part: rows[attacked] for part, rows in own.items() if attacked in rows}
+        damage = next(iter(having.values()))["measures"] == "damage"
+        target = cell([value(row, "probability", "before") for part, row in having.items() if part[2] == ways[0]])
+        line = [f"{attacked} (kept)" if damage else attacked, target]
+        for way in ways:
+            rows = [row for part, row in having.items() if part[2] == way]
+            figures = cell([value(row, "kept" if damage else "probability") for row in rows])
+            gates = cell([value(row, "gate_open") for row in rows])
+            line.append(figures if gates == "–" else f"{figures} (open {gates})")
+        lines.append(line)
+    return f"## `{name}`\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Run all parts and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/robustness"))
+    parser.add_argument("--data", nargs="+", choices=tuple(SEEDS), default=list(SEEDS))
+    parser.add_argument("--data-dir")
+    given = parser.parse_args()
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for part in parts(given.data):
+        found[part] = one(given.output, given.data_dir, part)
+        runs = [{"data": data, "seed": seed, "way": way, **record} for (data, seed, way), record in found.items()]
+        text = f"Objective {OBJECTIVE}. Probability of the true answers, of damage the share that is kept.\n\n"
+        write_results(
+            "robustness", runs, text + "\n".join(table(name, found) for name in dict.fromkeys(p[0] for p in found))
+        )
+
+
+if __name__ == "__main__":
+    main()
