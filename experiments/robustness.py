@@ -1,4 +1,4 @@
-"""Attacks on what was forgotten: full fine-tuning, LoRA, GRUN as published, and GRUN with a learnt gate and one that reads text.
+"""Attacks on what was forgotten: full fine-tuning, LoRA, GRUN as published, with a learnt gate, and with one that reads text.
 
     python experiments/robustness.py --output runs/robustness [--data fictional tofu topics] [--data-dir "$GRUN_TOFU_DIR"]
 
@@ -33,7 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "grun": {},
 }
 SEEDS = {"fictional": (0, 1, 2), "tofu": (0, 1, 2), "topics": (0,)}
-OPTIONS = {"fictional": {}, "tofu": {"retain_rows": "400"}, "topics": {"topic": "beethoven"}}
+OPTIONS: dict[str, dict[str, str]] = {"fictional": {}, "tofu": {"retain_rows": "400"}, "topics": {"topic": "beethoven"}}
 TARGETS: dict[str, dict[str, Any]] = {
     "fictional": {},
     "tofu": {"hidden_size": 256, "layers": 5, "learning_rate": 1.5e-3, "epochs": 24.0, "stop_loss": 0.06},
@@ -61,7 +61,7 @@ def one(output: Path, data_dir: str | None, part: tuple[str, int, str]) -> dict[
         target = FinetuneConfig(output=str(output / f"{name}-{seed}-target"), seed=seed, **shared, **TARGETS[name])
         model = str(finetune(target))
     run = output / f"{name}-{seed}-{way.replace(' ', '-').replace(',', '')}"
-    settings = {"output": str(run), "model": model, "objective": OBJECTIVE, "seed": seed}
+    settings: dict[str, Any] = {"output": str(run), "model": model, "objective": OBJECTIVE, "seed": seed}
     adapted = unlearn(UnlearnConfig(**settings, **shared, **WAYS[way]))
     attacked = attack(
         AttackConfig(
