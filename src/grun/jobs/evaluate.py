@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EVIDENCE", "evaluate", "loaded_for", "subjects_of"]
+__all__ = ["EVIDENCE", "evaluate", "loaded_for", "store_of", "subjects_of"]
 
 import logging
 import time
@@ -138,18 +138,7 @@ def subjects_of(
         before: measure the model without the adapter as well.
     """
     model, tokenizer = base.model, base.tokenizer
-    content = base.content if config.cache else None
-    decisive = {
-        "template": base.template,
-        "max_length": base.max_length,
-        "dtype": config.dtype,
-        "quantize": config.quantize,
-        "device": model.device.type,
-    }
-
-    def store(name: str, *contents: str | None) -> EvidenceStore:
-        return EvidenceStore(folder / EVIDENCE / name, subject_folder([content, *contents], decisive))
-
+    store = store_of(config, base, folder)  # a hash of the model as it is before an adapter is put into it
     adapted, own_content = _adapted(config, model, adapter)
     subjects = []
     if before or adapted is None:
@@ -159,6 +148,29 @@ def subjects_of(
         other = None if isinstance(adapted, PeftModel) else model
         subjects.append(Subject(adapted, tokenizer, "after", base=other, store=store("after", own_content)))
     return subjects
+
+
+def store_of(config: EvaluateConfig | AttackConfig, model: LoadedModel, folder: Path) -> Callable[..., EvidenceStore]:
+    """A function that gives stores of evidence of a model, by name and the contents of what was put into it.
+
+    Args:
+        config: what else decides on measurements, and whether they are looked up in the cache.
+        model: the model.
+        folder: directory of the run.
+    """
+    content = model.content if config.cache else None
+    decisive = {
+        "template": model.template,
+        "max_length": model.max_length,
+        "dtype": config.dtype,
+        "quantize": config.quantize,
+        "device": model.device.type,
+    }
+
+    def store(name: str, *contents: str | None) -> EvidenceStore:
+        return EvidenceStore(folder / EVIDENCE / name, subject_folder([content, *contents], decisive))
+
+    return store
 
 
 def loaded_for(name: str, config: EvaluateConfig | AttackConfig) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["attack"]
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from grun.core.distributed import is_main, join_processes, wait
 from grun.core.errors import UserError
 from grun.core.records import Evidence
 from grun.core.storage.claims import claims_output, keeps
-from grun.core.storage.content_hash import content_of_path, subject_folder
+from grun.core.storage.content_hash import content_of_path
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.evaluation.attacks import AttackMaterial
@@ -26,11 +27,12 @@ from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
 from grun.jobs.attacks.records import write_found
 from grun.jobs.attacks.served import Served, served_evidence
-from grun.jobs.evaluate import EVIDENCE, loaded_for, subjects_of
+from grun.jobs.evaluate import EVIDENCE, loaded_for, store_of, subjects_of
 from grun.jobs.inputs.first_checks import MISSING_MODEL
 from grun.models.loading.loaded import LoadedModel, content_if_given
 from grun.models.loading.pretrained import adapter_folder
 
+logger = logging.getLogger("grun")
 RETAIN_ONLY = "retain_only"
 Evidences = dict[str, dict[str, Evidence]]
 Measured = list[tuple[Subject, MeasureSettings]]
@@ -63,6 +65,7 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
     run = RunDirectory.open(config.output, config, "attack", config.overwrite, data=_content(config, material, named))
     wait()
     if run.is_complete:
+        logger.info("%s is complete already; nothing to do.", run.path)
         return run.path
     started = time.monotonic()
     base = loaded_for(config.model, config) if config.model else None
@@ -104,10 +107,7 @@ def _subjects(config: AttackConfig, base: LoadedModel, folder: Path, adapter: st
     found = [(one, _settings(config, base)) for one in subjects_of(config, base, folder, adapter)]
     if config.retain_only is not None:
         other = loaded_for(config.retain_only, config)
-        content = other.content if config.cache else None
-        decisive = {"template": other.template, "max_length": other.max_length, "dtype": config.dtype}
-        decisive |= {"quantize": config.quantize, "device": other.device.type}
-        store = EvidenceStore(folder / EVIDENCE / RETAIN_ONLY, subject_folder([content], decisive))
+        store = store_of(config, other, folder)(RETAIN_ONLY)
         subject = Subject(other.model, other.tokenizer, RETAIN_ONLY, adapters=False, store=store)
         found.append((subject, _settings(config, other)))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["ORDINARY", "PLAIN", "Asked", "Prepared", "check_needs", "chosen_attacks", "load_material", "prepared"]
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,6 @@ from grun.jobs.inputs.unlearning import ordinary_beside
 from grun.models.encoding.encode import encode
 from grun.models.loading.loaded import LoadedModel
 
-logger = logging.getLogger("grun")
 PLAIN, ORDINARY = "plain", "ordinary"  # the rows to forget and the ordinary ones, asked as they are
 
 
