@@ -122,3 +122,10 @@ def test_a_benchmark_gives_both_sides() -> None:
 
 def test_epochs_replace_steps() -> None:
     assert with_presets(UnlearnConfig(epochs=2.0)).steps is None
+
+
+def test_the_card_of_an_adapter_says_what_it_does_not_protect_against(config: UnlearnConfig) -> None:
+    card = (unlearn(replace(config, layers="1,3")) / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "does and does not protect against" in card
+    assert "access control, not erasure" in card

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from grun.cli.main import main
 from grun.core.errors import UserError
 from grun.models.loading.pretrained import load_adapter
+from grun.models.tuner.readers.vocabulary import token_bytes
 from grun.requests.stack_files import read_adapter, write_stack
 from support.adapter_kit import attach
 from support.damage import ADAPTER_DAMAGE, Bomb, Damage, content, edit_json, edit_tensors, first_value, pickled
@@ -44,6 +45,17 @@ LORA_DAMAGE: dict[str, Damage] = {
 }
 
 
+LEXICAL_DAMAGE = {
+    "weights for whole numbers": edit_tensors(A, lambda t: {k: v.float() for k, v in t.items()}),
+    "whole numbers for weights": edit_tensors(A, lambda t: {k: v.to(torch.int64) for k, v in t.items()}),
+    "other sizes": edit_json(S, lexicon=[3, 2, 1]),
+    "no sizes": edit_json(S, lexicon=[0, 0, 0]),
+    "sizes without end": edit_json(S, lexicon=[10**12, 10**12, 10**12]),
+    "NaN": edit_tensors(A, first_value("grun_gate.weights", float("nan"))),
+    "no spans": edit_tensors(A, lambda t: {k: v for k, v in t.items() if not k.endswith(".keys")}),
+}
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, two kinds of adapters on it, and rows; nobody may change it."""
@@ -51,6 +63,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     attach(topic_layer=1, topic_width=4).save_pretrained(folder / "grun")
+    lexical = attach(gate="lexical", gate_layer=0)
+    gate = lexical.base_model.runtime.layers[0].gates["default"]
+    gate.keep({1: 1.0, 2: 0.5}, token_bytes(tiny_tokenizer()))
+    lexical.peft_config["default"].lexicon = list(gate.sizes)
+    lexical.save_pretrained(folder / "lexical")
     settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(tiny_model(), settings).save_pretrained(str(folder / "lora"))
     write_rows(folder / "rows.jsonl", invented_rows("Lund", 40))
@@ -89,6 +106,14 @@ def refused(sound: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, mon
 def test_a_damaged_adapter_is_refused(sound: Path, refused: Refuse, tmp_path: Path, kind: str) -> None:
     shutil.copytree(sound / "grun", tmp_path / "adapter")
     ADAPTER_DAMAGE[kind](tmp_path / "adapter")
+    refused("chat")
+
+
+@pytest.mark.parametrize("kind", LEXICAL_DAMAGE)
+def test_a_damaged_adapter_that_reads_text_is_refused(sound: Path, refused: Refuse, tmp_path: Path, kind: str) -> None:
+    assert isinstance(load_adapter(tiny_model(), str(sound / "lexical")), PeftModel)
+    shutil.copytree(sound / "lexical", tmp_path / "adapter")
+    LEXICAL_DAMAGE[kind](tmp_path / "adapter")
     refused("chat")
 
 

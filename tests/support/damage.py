@@ -231,6 +231,7 @@ WRONG_SETTINGS: dict[str, tuple[Any, ...]] = {
     "gate_layer": (99, -3, "a"),
     "topic_layer": ("x", 99),
     "topic_kept": ([10**10, 10**10],),
+    "lexicon": ([1, 2], "x", [-1, 0, 0], [10**10, 1, 1]),
     "scale": ("big", float("nan"), float("inf"), -1),
     "gate_places": ("x", [float("nan")], [float("inf")]),
     "hidden_size": (64, "32"),

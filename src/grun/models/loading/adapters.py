@@ -8,9 +8,11 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights, set_peft_model_state_dict
@@ -31,6 +33,7 @@ from grun.models.tuner.readers.lexical import WHOLE_NUMBERS
 CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"  # beside adapters whose own configuration has no place for what it says
 MISMATCH = re.compile(r"size mismatch for (\S+): .*? torch\.Size\((.*?)\) .*? torch\.Size\((.*?)\)")
+CARD = files("grun.models.adaptations") / "model_card.md"
 OWN = re.compile(r"\.(grun|lora)_")  # tensors of our adapters and of LoRA; those of other methods may be indices
 ROOM = 1 << 16  # a size up to which there is room for a gate, whatever the weights hold
 SIDES = ("rank", "r", "topic_width", "num_virtual_tokens")  # settings that are the length of a side of some tensor
@@ -134,7 +137,7 @@ def _sizes(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     idle = {"topic_width"} if settings.get("topic_layer") is None else set()
     if settings.get("members") is not None:
         return
-    for name in ("gate_hidden", "topic_kept", *SIDES):
+    for name in ("gate_hidden", "topic_kept", "lexicon", *SIDES):
         value = settings.get(name)
         if name == "gate_hidden" and settings.get("gate", "mlp") != "mlp":
             continue
@@ -170,8 +173,18 @@ def save_adapter(adapted: PeftModel, folder: Path, **others: Any) -> None:
     """
     with quiet():  # PEFT warns where it cannot find the base model's vocabulary: for GGUF files
         adapted.save_pretrained(str(folder), **others)
+    if adapted.peft_type == "GRUN":
+        _write_card(folder)
     if adapted.peft_type != "GRUN" and (found := base_weights(adapted.get_base_model())) is not None:
         write_json(folder / BASE_FILE, {"base_weights": found})
+
+
+def _write_card(folder: Path) -> None:
+    """Put what a GRUN adapter does and does not protect against behind the metadata that PEFT has written."""
+    file = folder / "README.md"
+    card = ModelCard.load(file) if file.is_file() else ModelCard("")
+    card.text = CARD.read_text(encoding="utf-8")
+    card.save(file)
 
 
 def _loaded(model: PreTrainedModel, folder: str, said: str) -> PeftModel:
