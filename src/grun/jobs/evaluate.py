@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EVIDENCE", "evaluate", "loaded_for", "store_of", "subjects_of"]
+__all__ = ["EVIDENCE", "evaluate", "loaded_for", "store_of", "subjects_of", "whole_model"]
 
 import logging
 import time
@@ -215,6 +215,14 @@ def _retain_log(config: EvaluateConfig) -> EvidenceStore | None:
     return EvidenceStore(folder, is_foreign=True)
 
 
+def whole_model(directory: str) -> Path | None:
+    """The folder of the whole model in the result of a run (full fine-tuning); None where the result is an adapter."""
+    folder = Path(directory)
+    if any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter")):
+        return None
+    return next((part for part in (folder, folder / "model") if (part / "config.json").is_file()), None)
+
+
 def _adapted(
     config: EvaluateConfig | AttackConfig, model: Any, adapter: str | None
 ) -> tuple[nn.Module | None, str | None]:
@@ -224,11 +232,8 @@ def _adapted(
     """
     if adapter is None:
         return (model if isinstance(model, PeftModel) else None), None
-    folder = Path(adapter)
-    holds_adapter = any((part / "adapter_config.json").is_file() for part in (folder, folder / "adapter"))
-    for whole in (folder, folder / "model"):
-        if (whole / "config.json").is_file() and not holds_adapter:
-            other = loaded_for(str(whole), config)
-            return other.model, other.content if config.cache else None
+    if (whole := whole_model(adapter)) is not None:
+        other = loaded_for(str(whole), config)
+        return other.model, other.content if config.cache else None
     content = content_of_path(adapter_folder(adapter)) if config.cache else None
     return load_adapter(model, adapter), content

@@ -27,7 +27,7 @@ from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
 from grun.jobs.attacks.records import write_found
 from grun.jobs.attacks.served import Served, served_evidence
-from grun.jobs.evaluate import EVIDENCE, loaded_for, store_of, subjects_of
+from grun.jobs.evaluate import EVIDENCE, loaded_for, store_of, subjects_of, whole_model
 from grun.jobs.inputs.first_checks import MISSING_MODEL
 from grun.models.loading.loaded import LoadedModel, content_if_given
 from grun.models.loading.pretrained import adapter_folder
@@ -97,7 +97,7 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
 def _content(config: AttackConfig, material: AttackMaterial, adapter: str | None) -> str:
     """A fingerprint of the rows, their names, the adapter, and a model that was given as an object."""
     rows = fingerprint({"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()})
-    edits = "" if adapter is None else content_of_path(adapter_folder(adapter)) or adapter
+    edits = "" if adapter is None else content_of_path(whole_model(adapter) or adapter_folder(adapter)) or adapter
     given = (content_if_given(name) for name in (config.model, config.retain_only) if name is not None)
     return rows + edits + "".join(given)
 
