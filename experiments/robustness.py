@@ -109,7 +109,7 @@ def table(name: str, found: dict[tuple[str, int, str], dict[str, Any]]) -> str:
     lines = [["attack", "target", *ways], ["---"] * (2 + len(ways))]
     for attacked in dict.fromkeys(key for rows in own.values() for key in rows):
         having = {part: rows[attacked] for part, rows in own.items() if attacked in rows}
-        damage = next(iter(having.values()))["measures"] == "damage"
+        damage = next(iter(having.values())).get("measures") == "damage"
         target = cell([value(row, "probability", "before") for part, row in having.items() if part[2] == ways[0]])
         line = [f"{attacked} (kept)" if damage else attacked, target]
         for way in ways:

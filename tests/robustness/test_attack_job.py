@@ -284,3 +284,12 @@ def test_of_drawn_answers_the_best_counts(memorised: Material, adapter: Path, tm
         assert len({one["before"]["answer"] for one in cold if one["row"] == row}) == 1
     assert main(command(memorised, tmp_path / "other", address="http://127.0.0.1:9", samples=2)) == 2
     assert "--samples was given with --address" in capsys.readouterr().err
+
+
+def test_a_whole_model_is_attacked_as_well(memorised: Material, tmp_path: Path) -> None:
+    whole = tmp_path / "run" / "model"
+    shutil.copytree(memorised.model, whole)
+    for named in (whole, whole.parent):
+        words = ["attack", "--model", memorised.model, "--adapter", named, "--forget", memorised.forget, "--rows", 2]
+        words += ["--attacks", "case", "--device", "cpu", "--max-new-tokens", 2, "--output", tmp_path / f"out-{named.name}"]
+        assert main([str(word) for word in words]) == 0
