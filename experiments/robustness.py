@@ -89,7 +89,7 @@ def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         "plain questions": record["plain"],
         **record["attacks"],
-        "worst case": record["worst_case"],
+        "worst case": {"figures": record["worst_case"]},
         "ordinary questions": record["ordinary"],
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,5 +292,14 @@ def test_a_whole_model_is_attacked_as_well(memorised: Material, tmp_path: Path) 
     shutil.copytree(memorised.model, whole)
     for named in (whole, whole.parent):
         words = ["attack", "--model", memorised.model, "--adapter", named, "--forget", memorised.forget, "--rows", 2]
-        words += ["--attacks", "case", "--device", "cpu", "--max-new-tokens", 2, "--output", tmp_path / f"out-{named.name}"]
+        words += [
+            "--attacks",
+            "case",
+            "--device",
+            "cpu",
+            "--max-new-tokens",
+            2,
+            "--output",
+            tmp_path / f"out-{named.name}",
+        ]
         assert main([str(word) for word in words]) == 0

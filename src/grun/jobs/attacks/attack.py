@@ -97,7 +97,7 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
 def _content(config: AttackConfig, material: AttackMaterial, adapter: str | None) -> str:
     """A fingerprint of the rows, their names, the adapter, and a model that was given as an object."""
     rows = fingerprint({"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()})
-    edits = "" if adapter is None else content_of_path(whole_model(adapter) or adapter_folder(adapter)) or adapter
+    edits = "" if adapter is None else content_of_path(str(whole_model(adapter) or adapter_folder(adapter))) or adapter
     given = (content_if_given(name) for name in (config.model, config.retain_only) if name is not None)
     return rows + edits + "".join(given)
 
