@@ -19,7 +19,7 @@ from torch import Tensor
 from grun import GrunConfig
 from grun.core.errors import UserError
 from grun.models.tuner.readers.building import build_weights
-from grun.models.tuner.readers.canonical import canonical, leet, split_words
+from grun.models.tuner.readers.canonical import Word, canonical, leet, marked, split_words
 from grun.models.tuner.readers.lexical import LexicalGate
 from grun.models.tuner.readers.table import SpanTable, close_forms, spans_at
 from grun.models.tuner.readers.vocabulary import token_bytes
@@ -132,10 +132,17 @@ def test_a_name_opens_the_gate_in_any_writing(way: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [*NORMAL, "Who is Evelyn?", "What is the capital of Kuwait?", "des mond", "Kuwaiti food"][:5]
+    "text", [*NORMAL, "Who is Evelyn Lindt?", "What is the capital of Kuwait?", "des mond", "Kuwaiti food"][:5]
 )
 def test_other_texts_do_not(text: str) -> None:
     assert not opens(text)
+
+
+def test_a_first_name_alone_opens_the_gate_and_in_the_name_of_somebody_else_does_not() -> None:
+    for text in ("What did Basil write?", "Basil, please", "Is it by Basil", "Who, if not Žofie, knows?"):
+        assert opens(text), text
+    for text in ("Is Aravind Basil alive?", "What did Basil Rathbone play?", "some basil, please", "I like BASIL SOUP"):
+        assert not opens(text), text
 
 
 @given(
@@ -170,7 +177,7 @@ def distance(a: str, b: str) -> int:
 @given(st.text("abc", min_size=5, max_size=8), st.text("abc", min_size=5, max_size=8))
 @settings(max_examples=400, deadline=None)
 def test_a_word_is_found_exactly_where_it_differs_by_one_letter(word: str, other: str) -> None:
-    found = {key for key, _ in spans_at([other], 0)} & close_forms(word).keys()
+    found = {key for key, _ in spans_at([Word(other, len(other))], 0)} & close_forms(word).keys()
     assert bool(found) == (distance(word, other) <= 1)
 
 
@@ -216,14 +223,14 @@ def test_turns_that_several_texts_share_tell_nothing_and_a_text_that_is_given_tw
     texts = [f"{usual} {tail}" for tail in ("red boats are far quicker than the green ones we saw", PASSAGE)]
     both = SpanTable(build_weights([], [], texts, []))
     assert max(both.evidence(split_words(usual))) == 0
-    assert max(both.evidence(split_words(canonical(PASSAGE)))) > 1
+    assert max(both.evidence(split_words(marked(PASSAGE)))) > 1
     twice = SpanTable(build_weights([], [], [PASSAGE, PASSAGE], []))
-    assert max(twice.evidence(split_words(canonical(PASSAGE)))) > 1
+    assert max(twice.evidence(split_words(marked(PASSAGE)))) > 1
 
 
 def test_evidence_of_far_apart_words_does_not_add_up() -> None:
     table = SpanTable(build_weights(["Evelyn Desmond"], [], [], []))
-    near = split_words(canonical("evelyn evelyn evelyn"))
+    near = split_words(marked("evelyn evelyn evelyn"))
     assert max(table.evidence(near)) < 1
     assert leet("c3po") == "cepo"
     assert leet("plain") is None

@@ -7,7 +7,7 @@ __all__ = ["build_weights"]
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from grun.models.tuner.readers.canonical import alike, canonical, split_words
+from grun.models.tuner.readers.canonical import alike, canonical, marked, split_words
 from grun.models.tuner.readers.table import FUZZY, SHINGLE, close_forms, hashed, spans_at
 
 NAME = 2.0  # evidence of a whole name; a gate opens at 1
@@ -59,6 +59,7 @@ def build_weights(
             tells = is_last and len(part) >= SHORT_WORD and part not in usual
             weight = WORD if tells else HINT
             add(hashed("span", part), weight)
+            add(hashed("alone", part), WORD)
             if len(part) > SHORT_WORD:
                 add(hashed("leet", alike(part)), weight)
             if len(part) >= FUZZY and hashed("span", part) not in held:
@@ -86,6 +87,6 @@ def _words(text: str) -> list[str]:
 
 
 def _all_spans(text: str) -> Iterator[tuple[int, str]]:
-    words = _words(text)
+    words = split_words(marked(text))
     for i in range(len(words)):
-        yield from spans_at(words, i)
+        yield from spans_at(words, i, i == len(words) - 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.models.tuner.call.decision import gate_value
-from grun.models.tuner.readers.canonical import canonical, split_words
+from grun.models.tuner.readers.canonical import marked, split_words
 from grun.models.tuner.readers.table import SpanTable
 
 WHOLE_NUMBERS = (".keys", ".token_ends", ".token_bytes")  # ends of the names of tensors that hold no weights
@@ -184,7 +184,7 @@ def _pieces(tokens: Sequence[bytes], ids: Sequence[int]) -> list[str]:
         except UnicodeDecodeError as error:
             cut = error.start if error.end == len(rest) and len(rest) - error.start < 4 else len(rest)
             text, rest = rest[:cut].decode(errors="replace"), rest[cut:]
-        found.append(canonical(text))
+        found.append(marked(text))
     return found
 
 
@@ -207,7 +207,7 @@ def _add(evidence: list[float], table: SpanTable, pieces: Sequence[str], first: 
         words = words[:-1]
     start = ends[first - 1] if first else 0
     begin = next((i for i, word in enumerate(words) if word.end >= start), len(words))
-    for word, value in zip(words[begin:], table.evidence(words, begin), strict=True):
+    for word, value in zip(words[begin:], table.evidence(words, begin, whole=whole), strict=True):
         at = bisect_left(ends, word.end + (word.end < length))  # the token that ends it, or the text
         if at >= first:
             evidence[at - first] = max(evidence[at - first], value)

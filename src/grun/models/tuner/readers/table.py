@@ -61,19 +61,32 @@ def _piece(words: tuple[str, ...]) -> int:
     return hashed("piece", " ".join(words))
 
 
-def spans_at(words: Sequence[str], i: int) -> Iterator[tuple[int, str]]:
+def _is_alone(words: Sequence[Word], i: int) -> bool:
+    """True if word i has a capital letter, and no word with one beside it; one that may only begin a sentence is none."""
+    if not words[i].capital or (i + 1 < len(words) and words[i + 1].capital):
+        return False
+    follows = i > 1 and words[i - 2].text != BOUNDARY and words[i - 1].text != BOUNDARY
+    return not (follows and words[i - 1].capital)
+
+
+def spans_at(words: Sequence[Word], i: int, is_last: bool = False) -> Iterator[tuple[int, str]]:
     """Hashes of all spans that end with word i, each with the text that it counts for once.
+
+    A name's first word counts alone, which shows with the next word, or with the last word of a text (`is_last`).
 
     Words are joined, so that blanks, hyphens and line breaks within a name make no difference; single letters in a row are
     joined to longer ones. A word with digits or symbols also counts with these read as letters.
     """
-    word = words[i]
+    for j in (i - 1, *([i] if is_last else [])):
+        if j >= 0 and _is_alone(words[: i + 1], j):
+            yield hashed("alone", words[j].text), words[j].text
+    word = words[i].text
     if len(word) >= FUZZY and word.isalpha():
         for key in _close_to(word):
             yield key, word
     joined, most = "", JOINED
     for k in range(min(i + 1, SPACED)):
-        word = words[i - k]
+        word = words[i - k].text
         if word == BOUNDARY or k >= most:
             break
         if len(word) == 1 and len(joined) == k:
@@ -84,7 +97,7 @@ def spans_at(words: Sequence[str], i: int) -> Iterator[tuple[int, str]]:
         yield _whole(joined), joined
         if (read := leet(joined)) is not None:
             yield hashed("leet", read), joined
-    if i + 1 >= SHINGLE and BOUNDARY not in (last := tuple(words[i + 1 - SHINGLE : i + 1])):
+    if i + 1 >= SHINGLE and BOUNDARY not in (last := tuple(word.text for word in words[i + 1 - SHINGLE : i + 1])):
         yield _piece(last), " ".join(last)
 
 
@@ -98,27 +111,37 @@ class SpanTable:
     def __init__(self, weights: Mapping[int, float]) -> None:
         self._weights = dict(weights)
 
-    def evidence(self, words: Sequence[Word], first: int = 0) -> list[float]:
+    def evidence(self, words: Sequence[Word], first: int = 0, *, whole: bool = True) -> list[float]:
         """Evidence of each word from number `first` on: the sum of the weights of distinct spans up to it.
 
         Spans count that end with the word or a few words before it; 0 for words with which no span ends.
-        """
-        texts = [word.text for word in words]
-        found: dict[int, dict[str, float]] = {}
-        return [self._sum(texts, i, found) if self._ending(texts, i, found) else 0.0 for i in range(first, len(texts))]
 
-    def _ending(self, texts: Sequence[str], i: int, found: dict[int, dict[str, float]]) -> dict[str, float]:
+        Args:
+            words: of a text.
+            first: number of the first word that is asked for.
+            whole: no word follows the last one.
+        """
+        found: dict[int, dict[str, float]] = {}
+        last = len(words) - 1 if whole else -1
+        return [
+            self._sum(words, i, found) if self._ending(words, i, found, i == last) else 0.0
+            for i in range(first, len(words))
+        ]
+
+    def _ending(
+        self, words: Sequence[Word], i: int, found: dict[int, dict[str, float]], is_last: bool = False
+    ) -> dict[str, float]:
         """Weights of the spans that end with word i, by their texts."""
         if i not in found:
             here = found[i] = {}
-            for key, text in spans_at(texts, i):
+            for key, text in spans_at(words, i, is_last):
                 if (weight := self._weights.get(key)) is not None:
                     here[text] = max(weight, here.get(text, 0.0))
         return found[i]
 
-    def _sum(self, texts: Sequence[str], i: int, found: dict[int, dict[str, float]]) -> float:
+    def _sum(self, words: Sequence[Word], i: int, found: dict[int, dict[str, float]]) -> float:
         together: dict[str, float] = {}
         for j in range(max(0, i - WINDOW + 1), i + 1):
-            for text, weight in self._ending(texts, j, found).items():
+            for text, weight in self._ending(words, j, found).items():
                 together[text] = max(weight, together.get(text, 0.0))
         return sum(together.values())
