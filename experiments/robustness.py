@@ -1,6 +1,6 @@
 """Attacks on what was forgotten: full fine-tuning, LoRA, GRUN as published, with a learnt gate, and with one that reads text.
 
-    python experiments/robustness.py --output runs/robustness [--data fictional tofu topics] [--data-dir "$GRUN_TOFU_DIR"]
+    python experiments/robustness.py --output runs/robustness [--data-dir "$GRUN_TOFU_DIR"] [--tables-only]
 
 Trains a target model per seed (`topics` has a real one, SmolLM2), unlearns in every way with the same objective, and attacks
 each with `grun attack`. Writes `docs/results/robustness.json` and `.md` from everything that is there. Every part is a run
@@ -51,6 +51,12 @@ def parts(data: Sequence[str]) -> Iterator[tuple[str, int, str]]:
                     yield name, seed, way
 
 
+def folder_of(output: Path, part: tuple[str, int, str], of: str = "") -> Path:
+    """The run directory of a part, or of its attacks."""
+    name, seed, way = part
+    return output / f"{name}-{seed}-{way.replace(' ', '-').replace(',', '')}{of}"
+
+
 def one(output: Path, data_dir: str | None, part: tuple[str, int, str]) -> dict[str, Any]:
     """The record of the attacks of one part; it runs unless it has run before."""
     name, seed, way = part
@@ -60,12 +66,12 @@ def one(output: Path, data_dir: str | None, part: tuple[str, int, str]) -> dict[
     if name in TARGETS:
         target = FinetuneConfig(output=str(output / f"{name}-{seed}-target"), seed=seed, **shared, **TARGETS[name])
         model = str(finetune(target))
-    run = output / f"{name}-{seed}-{way.replace(' ', '-').replace(',', '')}"
+    run = folder_of(output, part)
     settings: dict[str, Any] = {"output": str(run), "model": model, "objective": OBJECTIVE, "seed": seed}
     adapted = unlearn(UnlearnConfig(**settings, **shared, **WAYS[way]))
     attacked = attack(
         AttackConfig(
-            output=f"{run}-attacked",
+            output=str(folder_of(output, part, "-attacked")),
             model=model,
             adapter=str(adapted),
             rows=ROWS[name],
@@ -127,9 +133,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/robustness"))
     parser.add_argument("--data", nargs="+", choices=tuple(SEEDS), default=list(SEEDS))
     parser.add_argument("--data-dir")
+    parser.add_argument("--tables-only", action="store_true", help="take the parts that are complete, and run none")
     given = parser.parse_args()
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     for part in parts(given.data):
+        if given.tables_only and not (folder_of(given.output, part, "-attacked") / "attacks.json").is_file():
+            continue
         found[part] = one(given.output, given.data_dir, part)
         runs = [{"data": data, "seed": seed, "way": way, **record} for (data, seed, way), record in found.items()]
         text = f"Objective {OBJECTIVE}. Probability of the true answers, of damage the share that is kept.\n\n"
