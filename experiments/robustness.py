@@ -100,6 +100,15 @@ def rows_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def brief(record: dict[str, Any], output: Path) -> dict[str, Any]:
+    """A record without the forms of each attack, which the runs keep, and with paths from the output folder."""
+    attacks = {
+        name: {key: it for key, it in one.items() if key != "variants"} for name, one in record["attacks"].items()
+    }
+    paths = {key: record[key] and str(Path(record[key]).relative_to(output)) for key in ("model", "adapter")}
+    return {**record, **paths, "attacks": attacks}
+
+
 def cell(values: Sequence[float | None]) -> str:
     """Mean over seeds, and standard deviation if there are several."""
     known = [one for one in values if one is not None]
@@ -140,7 +149,10 @@ def main() -> None:
         if given.tables_only and not (folder_of(given.output, part, "-attacked") / "attacks.json").is_file():
             continue
         found[part] = one(given.output, given.data_dir, part)
-        runs = [{"data": data, "seed": seed, "way": way, **record} for (data, seed, way), record in found.items()]
+        runs = [
+            {"data": data, "seed": seed, "way": way, **brief(record, given.output)}
+            for (data, seed, way), record in found.items()
+        ]
         text = f"Objective {OBJECTIVE}. Probability of the true answers, of damage the share that is kept.\n\n"
         write_results(
             "robustness", runs, text + "\n".join(table(name, found) for name in dict.fromkeys(p[0] for p in found))

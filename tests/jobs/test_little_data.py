@@ -158,7 +158,7 @@ def test_shipped_prompts_that_are_rows_of_the_job_are_not_judged_as_unseen(
         monkeypatch.setattr(module, "shipped_prompts", lambda: shipped)
     known = {prompt.text for prompt in shipped}
     rows = [row for _, row in ordinary_rows() if row.prompt in known][:12]
-    monkeypatch.setattr(unlearning, "_ordinary", lambda *_: rows)
+    monkeypatch.setattr(unlearning, "ordinary_beside", lambda *_: rows)
     result = job.unlearn(replace(config, topic_layer="1", withhold=0.5))
     opened = json.loads((result.parent / "metrics.json").read_text())["recognition"]["opened"]
     assert opened["topics"]["prompts"] == 2

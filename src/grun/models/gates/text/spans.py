@@ -110,11 +110,13 @@ class TellingSpans:
         names: names of subjects, as they are written.
         titles: other spans of capitalised words, as they are written.
         texts: passages, and questions.
+        prompts: what of each text stands in its prompt.
     """
 
     names: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
 
 
 def telling_spans(forget: Sequence[Example], normal: Iterable[str]) -> TellingSpans:
@@ -133,7 +135,8 @@ def telling_spans(forget: Sequence[Example], normal: Iterable[str]) -> TellingSp
     groups: defaultdict[str | None, list[Example]] = defaultdict(list)
     for row in forget:
         groups[row.subject].append(row)
-    found = TellingSpans(texts=[f"{row.prompt} {row.answer}" if row.raw_text else row.prompt for row in forget])
+    whole = [f"{row.prompt} {row.answer}" if row.raw_text else row.prompt for row in forget]
+    found = TellingSpans(texts=whole, prompts=[row.prompt for row in forget])
     several = len(groups) > 1
     for subject, rows in groups.items():
         names = _names([row.prompt for row in rows if not row.raw_text], subject, known, words)

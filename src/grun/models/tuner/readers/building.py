@@ -14,6 +14,7 @@ NAME = 2.0  # evidence of a whole name; a gate opens at 1
 WORD = 1.0  # of one word of a name
 HINT = 0.5  # of a short title or a rare word with a capital, and of a first, short or common word of a name
 PIECE = 0.17  # of a piece of a text: six of them, ten words in a row, open a gate
+FEWEST_PIECES = 2  # that open a gate where prompts are shorter than ten words
 SHORT_WORD = 4  # letters of a word that tells a name by itself, at least
 LONG_TITLE = 3  # words of a title that opens a gate by itself, at least
 
@@ -24,6 +25,7 @@ def build_weights(
     texts: Sequence[str],
     normal: Iterable[str],
     known: Iterable[str] = (),
+    prompts: Sequence[str] | None = None,
 ) -> dict[int, float]:
     """Weights of hashed spans.
 
@@ -36,6 +38,8 @@ def build_weights(
         normal: normal texts.
         known: words that many texts hold. None of them is taken for another word's misspelling; one in small letters is but
             a hint where it stands in a name.
+        prompts: what of each text stands in its prompt. A gate opens within it, if it has six words or more. By default
+            the whole text.
     """
     held = {key for text in normal for key, _ in _all_spans(text)}
     known = list(known)
@@ -46,8 +50,8 @@ def build_weights(
         if key not in held:
             found[key] = max(weight, found.get(key, 0.0))
 
-    for piece in _own_pieces(texts):
-        add(hashed("piece", piece), PIECE)
+    for piece, weight in _own_pieces(texts, prompts or texts):
+        add(hashed("piece", piece), weight)
     for title in filter(_words, titles):
         parts = _words(title)
         if len(parts) > 1 or parts[0] not in others:
@@ -71,15 +75,20 @@ def build_weights(
     return found
 
 
-def _own_pieces(texts: Sequence[str]) -> Iterator[str]:
+def _own_pieces(texts: Sequence[str], prompts: Sequence[str]) -> Iterator[tuple[str, float]]:
     """Pieces of texts, each without those that others share, unless it shares most of its own: it is given twice then."""
-    pieces = [
-        {" ".join(words[i : i + SHINGLE]) for i in range(len(words) + 1 - SHINGLE)} for words in map(_words, texts)
-    ]
+    pieces = [_pieces(text) for text in texts]
     counts = Counter(piece for own in pieces for piece in own)
-    for own in pieces:
+    for own, prompt in zip(pieces, prompts, strict=True):
         alone = {piece for piece in own if counts[piece] == 1}
-        yield from sorted(alone if 2 * len(alone) >= len(own) else own)
+        kept = alone if 2 * len(alone) >= len(own) else own
+        weight = max(PIECE, 1 / max(len(kept & _pieces(prompt)), FEWEST_PIECES))
+        yield from ((piece, weight) for piece in sorted(kept))
+
+
+def _pieces(text: str) -> set[str]:
+    words = _words(text)
+    return {" ".join(words[i : i + SHINGLE]) for i in range(len(words) + 1 - SHINGLE)}
 
 
 def _words(text: str) -> list[str]:
