@@ -157,13 +157,16 @@ def calibrated(
     given = paraphrases or Paraphrases([])
     misses, (set_on, apart) = given.promised(guarantee.delta), given.halves()
     normal_NG, _, deviation_G = _readings(model, rows, normal)
+    if misses:
+        _, forget_NG, more_G = _readings(model, rows, set_on)
+        deviation_G = torch.maximum(deviation_G, more_G)
     try:
-        if misses is None:
-            threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G, lower=lower)
-        else:
-            _, forget_NG, more_G = _readings(model, rows, set_on)
-            deviation_G = torch.maximum(deviation_G, more_G)
-            threshold_G = thresholds_for_both(normal_NG, forget_NG, place_G, guarantee, misses, deviation_G=deviation_G)
+        threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G, lower=lower)
+        if misses:
+            both = (normal_NG, forget_NG, place_G, guarantee, misses)
+            threshold_G = thresholds_for_both(*both, usual_G=threshold_G, deviation_G=deviation_G)
+    except UserError:  # says all
+        raise
     except ValueError as error:
         raise UserError(f"Nothing can be promised: {error}.") from error
     return Calibration(

@@ -89,10 +89,13 @@ def thresholds_for_both(
     guarantee: Guarantee,
     misses: Guarantee,
     *,
+    usual_G: Tensor | None = None,
     slack: float = SLACK,
     deviation_G: Tensor | None = None,
 ) -> Tensor:
     """The highest thresholds (G,), float32, that keep a bound on misses, if they also keep the one on normal prompts.
+
+    Thresholds that are lower and keep both stay: to ask for a bound on misses must not make more of them.
 
     Args:
         normal_NG: logits of calibration prompts, which no gate was fitted on.
@@ -100,6 +103,7 @@ def thresholds_for_both(
         place_G: float32; must depend on neither of them. All thresholds lie above (or below) their places by the same margin.
         guarantee: at most a share `alpha` of normal prompts opens any gate.
         misses: at most a share `alpha` of prompts to forget opens none.
+        usual_G: thresholds that keep the guarantee for normal prompts, with the same deviations; None for the highest.
         slack, deviation_G: distance of a threshold from the deciding logit, see `guaranteed_thresholds`.
 
     Raises:
@@ -125,7 +129,7 @@ def thresholds_for_both(
 
     lowest_G, highest_G = lowest(guarantee.allowed(len(normal_NG))), highest(misses.allowed(len(forget_NG)))
     if bool((highest_G >= lowest_G).all()):
-        return highest_G
+        return highest_G if usual_G is None else torch.minimum(usual_G, highest_G)
     missed = _fewest(lambda k: bool((highest(k) >= lowest_G).all()), len(forget_NG))
     opened = _fewest(lambda k: bool((highest_G >= lowest(k)).all()), len(normal_NG))
     raise UserError(_contradiction(guarantee, misses, (missed, len(forget_NG)), (opened, len(normal_NG))))
