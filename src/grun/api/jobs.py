@@ -203,6 +203,7 @@ def calibrate(
     normal: RowsLike,
     *,
     forget: RowsLike = None,
+    paraphrases: RowsLike = None,
     tokenizer: Any = None,
     **settings: Any,
 ) -> CalibrateResult:
@@ -213,11 +214,13 @@ def calibrate(
         adapter: directory of an adapter, or the result of `grun.unlearn`; it stays as it is.
         normal: normal prompts, drawn as those to come will be; rows as of `grun.unlearn`, answers are not needed.
         forget: prompts to open for.
+        paraphrases: prompts to forget in other words, which unlearning has not seen: the share that opens no gate is bounded,
+            and kept below `miss_rate` if that is given.
         tokenizer: of a loaded model.
         **settings: every other setting of `grun calibrate`, by its name.
 
     Raises:
-        UserError: for wrong input; for too few normal prompts, with the number that is needed.
+        UserError: for wrong input; for too few prompts, with the number that is needed; if both bounds cannot be kept.
     """
     from grun.jobs.calibrate import calibrate as job
 
@@ -228,6 +231,7 @@ def calibrate(
             "adapter": str(adapter.path if isinstance(adapter, RunResult) else adapter),
             "normal": named_rows(normal, "normal", standing),
             "forget": named_rows(forget, "forget", standing),
+            "paraphrases": named_rows(paraphrases, "paraphrases", standing),
             **settings,
         }
         config = from_python(CalibrateConfig, values, "grun.calibrate")

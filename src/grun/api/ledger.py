@@ -117,19 +117,22 @@ class Ledger:
 
     @with_settings(CalibrateRequestsConfig)
     @quiet_libraries()
-    def calibrate(self, normal: RowsLike, *, forget: RowsLike = None, **settings: Any) -> LedgerCalibration:
+    def calibrate(
+        self, normal: RowsLike, *, forget: RowsLike = None, paraphrases: RowsLike = None, **settings: Any
+    ) -> LedgerCalibration:
         """Set all thresholds so that at most a share `alpha` of normal prompts opens any gate, with a guarantee.
 
         Args:
             normal: normal prompts that unlearning has not seen, as `grun.calibrate` takes them.
             forget: prompts to open for: how many do is reported.
+            paraphrases: prompts to forget in other words, as `grun.calibrate` takes them.
             **settings: every other setting of `grun request calibrate`, by its name.
 
         Returns:
             The guarantee, for which requests it holds, and `record`, the whole entry of the ledger with shares and intervals.
 
         Raises:
-            UserError: for too few prompts, another base model, or if no request is active.
+            UserError: for too few prompts, another base model, if no request is active, or both bounds cannot be kept.
         """
         from grun.requests.operations import calibrate_active
 
@@ -140,6 +143,7 @@ class Ledger:
                 "ledger": self._name,
                 "normal": named_rows(normal, "normal", standing),
                 "forget": named_rows(forget, "forget", standing),
+                "paraphrases": named_rows(paraphrases, "paraphrases", standing),
                 **settings,
             }
             config = from_python(CalibrateRequestsConfig, values, "grun.Ledger.calibrate")

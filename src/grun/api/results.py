@@ -187,11 +187,16 @@ class CalibrateResult(RunResult):
             )
             if name in found
         ]
+        missed = []
+        if one := found.get("paraphrases_missed"):
+            said = f"{one['missed']} of {one['prompts']} (bound {one['bound']:.3g})"
+            missed = [("paraphrases that open none", said)]
         return [
             ("adapter", str(self.adapter)),
             ("alpha", f"{found['alpha']:g}"),
             ("delta", f"{found['delta']:g}"),
             *shares,
+            *missed,
         ]
 
 

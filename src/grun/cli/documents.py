@@ -87,7 +87,7 @@ def _values(found: Facts) -> dict[str, Any]:
 
 def _calibrate(run: Path, _: Facts) -> dict[str, Any]:
     facts = _read(run / "calibration.json")
-    shown = _chosen(facts, "alpha", "delta", "dtype", "normal_open", "forget_open")
+    shown = _chosen(facts, "alpha", "delta", "dtype", "normal_open", "forget_open", "miss_rate", "paraphrases_missed")
     return {"adapter": run.absolute() / "adapter", **shown}
 
 

@@ -111,6 +111,8 @@ def list_requests(ledger: LedgerOption) -> Any:
     if promise := found.calibration:
         words = "at most {alpha:g} of normal prompts open a gate, with confidence {sure:g}, in {dtype}"
         said = words.format(alpha=promise.alpha, sure=1 - promise.delta, dtype=promise.dtype)
+        if promise.miss_bound is not None and not promise.missing(found.active):
+            said += f"; at most {promise.miss_bound:.3g} of prompts to forget in other words open none"
         say(f"Calibrated {promise.when[:10]}: {said}.")
     _late("say_uncovered", "grun.requests.ledger")(found)
     return [request_entry(request) for request in found.requests.values()]

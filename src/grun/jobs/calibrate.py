@@ -15,9 +15,8 @@ from grun.core.provenance import provenance
 from grun.core.storage.atomic_files import atomic_directory, read_json
 from grun.core.storage.claims import claims_output, keeps
 from grun.core.storage.content_hash import content_of_path
-from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import CONFIG, RunDirectory
-from grun.jobs.inputs.calibration import promised, prompts_of, unseen
+from grun.jobs.inputs.calibration import calibration_prompts, unseen
 from grun.models.gates.calibration import Calibration, calibrated, learnt_places, logits_of_prompts
 from grun.models.gates.features import gates_by_member, gates_of
 from grun.models.gates.guarantee import LOW_QUANTILE
@@ -36,6 +35,9 @@ RECORD = "calibration.json"
 def calibrate(config: CalibrateConfig) -> Path:
     """Write a copy of an adapter whose gates open for at most a share `alpha` of normal prompts, with confidence `1 - delta`.
 
+    With prompts to forget in other words, the share that opens no gate is bounded with the same confidence, and kept below
+    `miss_rate` if that is given.
+
     The gates decide on what they read of the base model. A gate that reads what others have edited may say something else
     once these are open, but then the prompt counts already: the share of prompts for which any gate opens is exactly this.
 
@@ -45,19 +47,16 @@ def calibrate(config: CalibrateConfig) -> Path:
         The directory of the adapter.
 
     Raises:
-        UserError: for wrong input; for too few normal prompts, with the number that is needed.
+        UserError: for wrong input; for too few prompts, with the number that is needed; if both bounds cannot be kept.
     """
     if not config.adapter:
         raise UserError("--adapter is missing: give the directory of the adapter, or of the run that learnt it.")
-    guarantee, normal = promised(config)
-    forget = prompts_of(config.forget, config)
+    prompts = calibration_prompts(config)
     folder = adapter_folder(config.adapter)
     learnt = read_json(Path(folder).parent / CONFIG)
-    normal = unseen(normal, {config.adapter: learnt if isinstance(learnt, dict) else {}}, guarantee)
+    prompts = unseen(prompts, {config.adapter: learnt if isinstance(learnt, dict) else {}}, placed_by_forget=True)
     contents = [content_of_path(path) for path in (folder, model_source(config.model).path)]
-    data = " ".join([fingerprint({"normal": normal, "forget": forget}), *map(str, contents)]) + content_if_given(
-        config.model
-    )
+    data = " ".join([prompts.fingerprint, *map(str, contents)]) + content_if_given(config.model)
     run = RunDirectory.open(config.output, config, "calibrate", config.overwrite, data=data)
     target = run.path / "adapter"
     if run.is_complete and target.is_dir():
@@ -73,18 +72,16 @@ def calibrate(config: CalibrateConfig) -> Path:
     )
     model: Any = load_adapter(base.model, config.adapter)
     adapter: Any = model.active_peft_config
-    parts = adapter.parts.values() if isinstance(adapter, GrunConfig) else ()
-    if not parts or any(part.gate == "none" for part in parts):
-        raise UserError(
-            f"--adapter '{config.adapter}' has no gate (or a part of it has none), so nothing can be promised."
-        )
+    _check_gates(adapter, config.adapter)
     rows, learnt_G = base.encoder, learnt_places(model)
-    run.start()
-    forget_NG = logits_of_prompts(model, rows, forget) if forget else None
+    forget_NG = logits_of_prompts(model, rows, prompts.forget) if prompts.forget else None
     place_G, lower = learnt_G, False
     if forget_NG is not None and adapter.members is None:  # of a stack, every gate knows a part of the forget prompts
         place_G, lower = forget_NG.quantile(LOW_QUANTILE, dim=0), True
-    found = calibrated(model, rows, normal, place_G, guarantee, lower=lower)
+    found = calibrated(
+        model, rows, prompts.normal, place_G, prompts.guarantee, lower=lower, paraphrases=prompts.paraphrases
+    )
+    run.start()  # what cannot be promised replaces no earlier run
     for (_, gate), threshold in zip(gates_of(model), found.threshold_G, strict=True):
         gate.threshold.copy_(threshold)
     for name, own in gates_by_member(model).items():
@@ -99,8 +96,14 @@ def calibrate(config: CalibrateConfig) -> Path:
     return target
 
 
+def _check_gates(adapter: Any, name: str) -> None:
+    parts = adapter.parts.values() if isinstance(adapter, GrunConfig) else ()
+    if not parts or any(part.gate == "none" for part in parts):
+        raise UserError(f"--adapter '{name}' has no gate (or a part of it has none), so nothing can be promised.")
+
+
 def say(found: Calibration) -> None:
-    """Tell the user how many prompts open a gate, and the guarantee."""
+    """Tell the user how many prompts open a gate or none, and what holds for all prompts like them."""
     for one, words in ((found.normal_open, "normal prompts"), (found.forget_open, "prompts to forget")):
         if one is not None:
             logger.info("%d of %d %s open a gate (%.2f %%).", one.open, one.prompts, words, 100 * one.share)
@@ -109,3 +112,19 @@ def say(found: Calibration) -> None:
         1 - found.delta,
         found.alpha,
     )
+    if found.miss_rate is not None:
+        logger.info(
+            "Thresholds were set on %d paraphrases: with the same confidence at most %g of all such prompts open none.",
+            found.paraphrases_set_on,
+            found.miss_rate,
+        )
+    if (missed := found.paraphrases_missed) is not None:
+        logger.info(
+            "%d of %d %sparaphrases open no gate (%.2f %%): by these alone, with the same confidence, at most %.3g of all "
+            "such prompts open none.",
+            missed.missed,
+            missed.prompts,
+            "" if found.miss_rate is None else "other ",
+            100 * missed.share,
+            missed.bound,
+        )

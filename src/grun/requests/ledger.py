@@ -303,10 +303,12 @@ def change(ledger: str, id: str, what: str) -> Request:
 
 
 def say_uncovered(ledger: LedgerState) -> None:
-    """Warn if the guarantee for normal prompts does not hold for everything in force."""
-    if ledger.calibration is not None and ledger.uncovered:
-        logger.warning(
-            "The calibration of %s does not cover %s: run `grun request calibrate` again.",
-            ledger.calibration.when,
-            ", ".join(ledger.uncovered),
-        )
+    """Warn if the guarantee for normal prompts, or the bound on misses, does not hold for what is in force."""
+    if (found := ledger.calibration) is None:
+        return
+    again = "run `grun request calibrate` again"
+    if uncovered := ", ".join(ledger.uncovered):
+        logger.warning("The calibration of %s does not cover %s: %s.", found.when, uncovered, again)
+    if missing := ", ".join(found.missing(ledger.active)):
+        words = "The bound of %s on prompts to forget that open no gate was measured with %s, now out of force: %s."
+        logger.warning(words, found.when, missing, again)

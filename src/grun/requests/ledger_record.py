@@ -19,7 +19,7 @@ __all__ = [
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
@@ -76,6 +76,16 @@ class LedgerCalibration:
         """The calibration that an entry of `ledger.json` records."""
         alpha, delta, dtype, when = (record[name] for name in ("alpha", "delta", "dtype", "when"))
         return cls(alpha, delta, dtype, when, tuple(record["requests"]), record)
+
+    @property
+    def miss_bound(self) -> float | None:
+        """Upper bound of the share of prompts to forget in other words that open no gate; None if none was measured."""
+        missed = self.record.get("paraphrases_missed")
+        return None if missed is None else float(missed["bound"])
+
+    def missing(self, active: Collection[str]) -> list[str]:
+        """Requests that the bound on misses was measured with, and that are not `active`: without them it does not hold."""
+        return [] if self.miss_bound is None else [id for id in self.requests if id not in active]
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,11 @@ def checked_calibration(given: Any) -> LedgerCalibration | None:
         _number(found.get(name), f"calibration: {name}")
     for id in _of(found.get("requests"), list, "calibration: requests"):
         _of(id, str, "calibration: requests")
+    if found.get("miss_rate") is not None:
+        _number(found["miss_rate"], "calibration: miss_rate")
+    if (missed := found.get("paraphrases_missed")) is not None:
+        for name in ("missed", "prompts", "share", "bound"):
+            _number(_of(missed, dict, "calibration: paraphrases_missed").get(name), f"calibration: {name}")
     return LedgerCalibration.of(found)
 
 

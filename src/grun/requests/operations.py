@@ -29,7 +29,7 @@ from grun.core.storage.fingerprints import fingerprint, fingerprint_of_rows
 from grun.core.storage.run_directory import FEATURES, holds_run
 from grun.core.storage.stored_records import mapping_in
 from grun.jobs.calibrate import say
-from grun.jobs.inputs.calibration import promised, prompts_of, unseen
+from grun.jobs.inputs.calibration import calibration_prompts, unseen
 from grun.jobs.inputs.expansion.expand import topic_rows
 from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
@@ -201,7 +201,8 @@ def calibrate_active(config: CalibrateRequestsConfig) -> LedgerCalibration:
     """Set the thresholds of everything in force so that at most a share `alpha` of normal prompts opens any gate.
 
     The places of the gates are the thresholds that they were learnt with, which do not depend on these prompts. Requests that
-    are added or resumed later are not covered until the next calibration; suspending or withdrawing only lowers the share.
+    are added or resumed later are not covered until the next calibration; suspending or withdrawing only lowers the share. The
+    bound on prompts to forget that open no gate holds as long as every request that it was measured with is in force.
 
     Returns:
         The calibration as recorded in the ledger.
@@ -209,17 +210,18 @@ def calibrate_active(config: CalibrateRequestsConfig) -> LedgerCalibration:
     Raises:
         UserError: as `grun calibrate` does; if no request is active.
     """
-    guarantee, normal = promised(config)
-    forget = prompts_of(config.forget, config)
+    prompts = calibration_prompts(config)
     with LedgerState.read(config.ledger).changing() as now:
         check_base(now, identity(config.model, config.trust_remote_code))
         if not now.active:
             raise UserError(f"--ledger '{config.ledger}' has no active request, so there is nothing to calibrate.")
-        normal = unseen(normal, {id: request.settings for id, request in now.active.items()}, guarantee)
+        prompts = unseen(prompts, {id: request.settings for id, request in now.active.items()})
         model, rows = loaded(now, {id: now.adapter(id) for id in now.active}, config)
-        found = calibrated(model, rows, normal, learnt_places(model), guarantee)
-        if forget:
-            found = found.with_forget(logits_of_prompts(model, rows, forget))
+        found = calibrated(
+            model, rows, prompts.normal, learnt_places(model), prompts.guarantee, paraphrases=prompts.paraphrases
+        )
+        if prompts.forget:
+            found = found.with_forget(logits_of_prompts(model, rows, prompts.forget))
         record = found.as_json()
         for name in ("thresholds", "places", "deviations"):
             del record[name]  # of gates in the order of the stack; every request has its own thresholds

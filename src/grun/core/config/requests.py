@@ -8,6 +8,7 @@ __all__ = [
     "CompareConfig",
     "ImportConfig",
     "LedgerConfig",
+    "MOST_SHARE",
     "RequestConfig",
 ]
 
@@ -18,6 +19,8 @@ from grun.core.config.checks import MOST_SEED, check_fields
 from grun.core.config.jobs import JobConfig, UnlearnConfig
 from grun.core.config.schema import option
 from grun.core.config.shared import DEVICE
+
+MOST_SHARE = 0.5  # of prompts that a calibration may leave on the wrong side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class RequestConfig(UnlearnConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig(JobConfig):
-    """Settings of `grun calibrate`: promise that normal prompts are left alone."""
+    """Settings of `grun calibrate`: promise that normal prompts are left alone, and bound how many to forget pass."""
 
-    MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "normal", "forget", "output")
+    MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "normal", "forget", "paraphrases", "output")
 
     output: str = option(
         "calibrated", "Directory to write the adapter and the run's records to.", group="run", form="path"
@@ -66,11 +69,34 @@ class CalibrateConfig(JobConfig):
         group="data",
         form="path",
     )
+    paraphrases: list[str] = option(
+        [],
+        "Files or hub ids of prompts to forget in other words, which unlearning must not have seen: a bound on the share "
+        "that opens no gate is reported.",
+        group="data",
+        form="path",
+    )
     alpha: float = option(
-        0.01, "Largest share of normal prompts that may open any gate.", group="guarantee", minimum=1e-6, maximum=0.5
+        0.01,
+        "Largest share of normal prompts that may open any gate.",
+        group="guarantee",
+        minimum=1e-6,
+        maximum=MOST_SHARE,
+    )
+    miss_rate: float | None = option(
+        None,
+        "Largest share of prompts like those in paraphrases that may open no gate; half of them set the thresholds. "
+        "Default: thresholds do not depend on them.",
+        group="guarantee",
+        minimum=1e-6,
+        maximum=MOST_SHARE,
     )
     delta: float = option(
-        0.05, "Probability that this share is exceeded after all.", group="guarantee", minimum=1e-9, maximum=0.5
+        0.05,
+        "Probability that such a share is exceeded after all, for each of them.",
+        group="guarantee",
+        minimum=1e-9,
+        maximum=0.5,
     )
     template: str = option("auto", "Prompt template, as in the other commands.", group="data", form="words")
     columns: dict[str, str] = option(
@@ -88,7 +114,7 @@ class CalibrateConfig(JobConfig):
 class CalibrateRequestsConfig(CalibrateConfig):
     """Settings of `grun request calibrate`: the same promise for everything in force."""
 
-    MAIN: ClassVar[tuple[str, ...]] = ("ledger", "model", "normal", "forget", "alpha")
+    MAIN: ClassVar[tuple[str, ...]] = ("ledger", "model", "normal", "forget", "paraphrases", "alpha")
 
     ledger: str = option("", "Directory of the ledger.", group="request", form="path")
 

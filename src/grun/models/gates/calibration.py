@@ -1,4 +1,4 @@
-"""Thresholds of the gates of a model from normal prompts, and the share of prompts that opens a gate."""
+"""Thresholds of the gates of a model from calibration prompts, and the share of prompts that opens a gate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = [
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from grun.core.records import Example
 from grun.models.encoding.encode import Encoded
 from grun.models.gates.features import features_of_rows, gate_logits, gates_of, held_gates, thresholds_of
 from grun.models.gates.guarantee import Guarantee, guaranteed_thresholds, usual_place
+from grun.models.gates.misses import MissedShare, Paraphrases, missed_share, thresholds_for_both
 from grun.models.row_encoder import RowEncoder
 from grun.models.tuner.call.decision import is_open
 
@@ -66,6 +67,10 @@ class Calibration:
         deviations: largest change of each gate's logit between a batch and a prompt alone.
         normal_open: calibration prompts that open a gate.
         forget_open: forget prompts that open a gate; None if none were given.
+        miss_rate: largest share of prompts to forget in other words that may open no gate; None if none was asked for.
+        paraphrases_set_on: number of such prompts that thresholds were set on; None likewise.
+        paraphrases_allowed_missed: largest number of them that may open no gate; None likewise.
+        paraphrases_missed: other such prompts that open no gate; None if none were given.
     """
 
     alpha: float
@@ -79,6 +84,10 @@ class Calibration:
     deviations: tuple[float, ...]
     normal_open: OpenShare
     forget_open: OpenShare | None = None
+    miss_rate: float | None = None
+    paraphrases_set_on: int | None = None
+    paraphrases_allowed_missed: int | None = None
+    paraphrases_missed: MissedShare | None = None
 
     @property
     def threshold_G(self) -> Tensor:
@@ -87,10 +96,10 @@ class Calibration:
 
     def with_forget(self, logits_NG: Tensor) -> Calibration:
         """The calibration with the share of forget prompts that open a gate, from their logits (N, G)."""
-        return dataclasses.replace(self, forget_open=share_open(logits_NG, self.threshold_G))
+        return replace(self, forget_open=share_open(logits_NG, self.threshold_G))
 
     def as_json(self) -> dict[str, Any]:
-        """The record as it is written to `calibration.json`; without `forget_open` where there were no forget prompts."""
+        """The record as it is written to `calibration.json`, without what there were no prompts for."""
         found = dataclasses.asdict(self)
         found |= {name: list(found[name]) for name in ("thresholds", "places", "deviations")}
         shares = {"normal_open": self.normal_open, "forget_open": self.forget_open}
@@ -125,11 +134,13 @@ def calibrated(
     guarantee: Guarantee,
     *,
     lower: bool = False,
+    paraphrases: Paraphrases | None = None,
 ) -> Calibration:
-    """Thresholds for the gates of a model that keep a guarantee for normal prompts.
+    """Thresholds for the gates of a model that keep a guarantee for normal prompts, and one on misses if it is asked for.
 
-    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all. The
-    larger logit counts, and thresholds lie above it by the largest change of any logit.
+    Every prompt is read in a batch and alone, since a deep gate's logit changes with the batch, in bfloat16 most of all. Of a
+    normal prompt the larger logit counts, of a prompt to forget the smaller one, and thresholds lie above (or below) it by the
+    largest change of any logit.
 
     Args:
         model: PEFT model with a gated adapter.
@@ -138,16 +149,24 @@ def calibrated(
         place_G: see `guaranteed_thresholds`.
         guarantee: the guarantee to give.
         lower: see `guaranteed_thresholds`.
+        paraphrases: prompts to forget in other words; None for no bound on misses.
 
     Raises:
-        UserError: if a logit is not a finite number.
+        UserError: if a logit is not a finite number, or both bounds cannot be kept.
     """
-    encoded = rows.encode(normal)
-    both = [logits_of_rows(model, rows, encoded, alone=alone) for alone in (False, True)]
-    deviation_G = (both[0] - both[1]).abs().amax(0)
-    normal_NG = torch.maximum(*both)
+    given = paraphrases or Paraphrases([])
+    misses, (set_on, apart) = given.promised(guarantee.delta), given.halves()
+    normal_NG, _, deviation_G = _readings(model, rows, normal)
+    if misses:
+        _, forget_NG, more_G = _readings(model, rows, set_on)
+        deviation_G = torch.maximum(deviation_G, more_G)
     try:
         threshold_G = guaranteed_thresholds(normal_NG, place_G, guarantee, deviation_G=deviation_G, lower=lower)
+        if misses:
+            both = (normal_NG, forget_NG, place_G, guarantee, misses)
+            threshold_G = thresholds_for_both(*both, usual_G=threshold_G, deviation_G=deviation_G)
+    except UserError:  # says all
+        raise
     except ValueError as error:
         raise UserError(f"Nothing can be promised: {error}.") from error
     return Calibration(
@@ -161,7 +180,20 @@ def calibrated(
         places=tuple(place_G.tolist()),
         deviations=tuple(deviation_G.tolist()),
         normal_open=share_open(normal_NG, threshold_G),
+        miss_rate=given.miss_rate,
+        paraphrases_set_on=len(set_on) if misses else None,
+        paraphrases_allowed_missed=misses.allowed(len(set_on)) if misses else None,
+        paraphrases_missed=missed_share(_readings(model, rows, apart)[1], threshold_G, guarantee.delta)
+        if apart
+        else None,
     )
+
+
+def _readings(model: Any, rows: RowEncoder, prompts: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """Larger and smaller logits (N, G) of prompts read in a batch and alone, and each gate's largest difference (G,)."""
+    encoded = rows.encode(prompts)
+    both = [logits_of_rows(model, rows, encoded, alone=alone) for alone in (False, True)]
+    return torch.maximum(*both), torch.minimum(*both), (both[0] - both[1]).abs().amax(0)
 
 
 def logits_of_prompts(model: Any, rows: RowEncoder, examples: Sequence[Example]) -> Tensor:

@@ -10,13 +10,23 @@ conformal prediction (Vovk, 2012, proposition 2a). A higher threshold keeps the 
 
 from __future__ import annotations
 
-__all__ = ["LOW_QUANTILE", "POSITION", "Guarantee", "guaranteed_thresholds", "usual_place"]
+__all__ = [
+    "LOW_QUANTILE",
+    "POSITION",
+    "SLACK",
+    "Guarantee",
+    "guaranteed_thresholds",
+    "sorted_scores",
+    "thresholds_above",
+    "upper_bound",
+    "usual_place",
+]
 
 import math
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binom
+from scipy.stats import beta, binom
 from torch import Tensor
 
 LOW_QUANTILE = 0.05  # of forget logits: the place of a gate where forget prompts are given
@@ -27,6 +37,8 @@ POSITION = 2 / 3  # of a threshold in the gap between normal and forget prompts;
 @dataclass(frozen=True)
 class Guarantee:
     """At most a share `alpha` of normal prompts opens any gate, with confidence `1 - delta` over the calibration prompts.
+
+    The same numbers serve for prompts to forget that open no gate, see `grun.models.gates.misses`.
 
     Attributes:
         alpha, delta: both in (0, 1).
@@ -49,6 +61,26 @@ class Guarantee:
         while k >= 0 and binom.cdf(k, prompts, self.alpha) > self.delta:
             k -= 1
         return k
+
+
+def upper_bound(count: int, prompts: int, delta: float) -> float:
+    """The largest share of all prompts that is plausible when `count` of `prompts` have a property.
+
+    The share is larger with a probability of at most `delta`: the exact one-sided limit of Clopper and Pearson (1934).
+    """
+    return 1.0 if count == prompts else float(beta.ppf(1 - delta, count + 1, prompts - count))
+
+
+def sorted_scores(logits_NG: Tensor, place_G: Tensor) -> list[float]:
+    """Scores of prompts, the smallest first: the largest margin by which a gate's logit exceeds its place."""
+    scores: list[float] = (logits_NG.double() - place_G.double()).amax(1).sort().values.tolist()
+    return scores
+
+
+def thresholds_above(exact_G: Tensor, slack: float = SLACK, deviation_G: Tensor | None = None) -> Tensor:
+    """Thresholds (G,), float64, above logits (G,) by more than rounding moves them; see `guaranteed_thresholds`."""
+    above_G = slack * (1 + exact_G.abs())
+    return exact_G + (above_G if deviation_G is None else torch.maximum(above_G, deviation_G.double()))
 
 
 def guaranteed_thresholds(
@@ -81,11 +113,9 @@ def guaranteed_thresholds(
     allowed = guarantee.allowed(len(normal_NG))
     if allowed < 0:
         raise ValueError(f"{len(normal_NG)} prompts, expected at least {guarantee.prompts_needed}")
-    margin_N = (normal_NG.double() - place_G.double()).amax(1)
-    margin = float(margin_N.sort(descending=True).values[allowed])
-    exact_G = place_G.double() + (margin * (1 - POSITION) if lower and margin < 0 else margin)
-    above_G = slack * (1 + exact_G.abs())
-    exact_G = exact_G + (above_G if deviation_G is None else torch.maximum(above_G, deviation_G.double()))
+    margin = sorted_scores(normal_NG, place_G)[-1 - allowed]
+    decided_G = place_G.double() + (margin * (1 - POSITION) if lower and margin < 0 else margin)
+    exact_G = thresholds_above(decided_G, slack, deviation_G)
     if not lower:
         exact_G = torch.maximum(exact_G, place_G.double())
     threshold_G = exact_G.float()
