@@ -102,12 +102,10 @@ def test_a_bound_leaves_thresholds_as_they_are(
     }
     assert found.keys() == plain.keys()
     assert "paraphrases_missed" not in plain
-    counts = [
-        int(
-            shut(*(lambda one, model: (one, thresholds_of(model)))(*logits(material, tmp_path / "bounded", file))).sum()
-        )
-        for file in (folder / "other_words.jsonl", folder / "unnamed.jsonl")
-    ]
+    counts = []
+    for file in (folder / "other_words.jsonl", folder / "unnamed.jsonl"):
+        logits_NG, model = logits(material, tmp_path / "bounded", file)
+        counts.append(int(shut(logits_NG, thresholds_of(model)).sum()))
     assert counts == [0, 60], "the names open the gate, and nothing else"
     assert missed == {"missed": 60, "prompts": 120, "share": 0.5, "bound": upper_bound(60, 120, 0.1)}
     assert "60 of 120 paraphrases open no gate (50.00 %)" in said
@@ -313,6 +311,7 @@ def test_a_ledger_records_the_bound_and_says_when_it_is_gone(
         "those of the request that was withdrawn"
     )
     whole = json.loads((tmp_path / "ledger" / "ledger.json").read_text())
+    wrong: Any
     for wrong in ([], {"bound": 0.1}, {"missed": 1, "prompts": 2, "share": 0.5, "bound": "[red]"}):
         whole["calibration"]["paraphrases_missed"] = wrong
         (tmp_path / "ledger" / "ledger.json").write_text(json.dumps(whole))

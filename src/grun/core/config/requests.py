@@ -8,7 +8,6 @@ __all__ = [
     "CompareConfig",
     "ImportConfig",
     "LedgerConfig",
-    "MOST_SHARE",
     "RequestConfig",
 ]
 
@@ -18,9 +17,7 @@ from typing import ClassVar
 from grun.core.config.checks import MOST_SEED, check_fields
 from grun.core.config.jobs import JobConfig, UnlearnConfig
 from grun.core.config.schema import option
-from grun.core.config.shared import DEVICE
-
-MOST_SHARE = 0.5  # of prompts that a calibration may leave on the wrong side
+from grun.core.config.shared import DEVICE, MOST_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +44,7 @@ class RequestConfig(UnlearnConfig):
 class CalibrateConfig(JobConfig):
     """Settings of `grun calibrate`: promise that normal prompts are left alone, and bound how many to forget pass."""
 
-    MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "normal", "forget", "paraphrases", "output")
+    MAIN: ClassVar[tuple[str, ...]] = ("model", "adapter", "normal", "forget", "output")
 
     output: str = option(
         "calibrated", "Directory to write the adapter and the run's records to.", group="run", form="path"
@@ -114,7 +111,7 @@ class CalibrateConfig(JobConfig):
 class CalibrateRequestsConfig(CalibrateConfig):
     """Settings of `grun request calibrate`: the same promise for everything in force."""
 
-    MAIN: ClassVar[tuple[str, ...]] = ("ledger", "model", "normal", "forget", "paraphrases", "alpha")
+    MAIN: ClassVar[tuple[str, ...]] = ("ledger", "model", "normal", "forget", "alpha")
 
     ledger: str = option("", "Directory of the ledger.", group="request", form="path")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DEVICE", "DataConfig", "JobConfig", "TrainConfig"]
+__all__ = ["DEVICE", "DataConfig", "JobConfig", "MOST_SHARE", "TrainConfig"]
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +11,7 @@ from grun.core.config.checks import LARGEST, MOST_SEED, check_fields, check_rows
 from grun.core.config.schema import option
 
 DEVICE = r"(?!meta)[a-z]+(:[0-9]{1,3})?", "auto, cpu, cuda, cuda:1 or mps"  # a meta device holds no numbers
+MOST_SHARE = 0.5  # of prompts that a calibration may leave on the wrong side
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from decimal import ROUND_CEILING, Context
 import torch
 from torch import Tensor
 
-from grun.core.config.requests import MOST_SHARE
+from grun.core.config.shared import MOST_SHARE
 from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.models.gates.guarantee import (
