@@ -26,6 +26,7 @@ TOPIC_SETTINGS = ("topic_layer", "topic_width", "topic_nearest", "topic_kept")
 CHOICES = {
     "gate": ("linear", "mlp", "lexical", "none"),
     "gate_reads": ("last", "prompt"),
+    "scope": ("asked", "mentioned"),
     "edit_from": ("last_prompt_only", "last_prompt_on"),
 }
 
@@ -50,6 +51,7 @@ class GrunConfig(PeftConfig):
         topic_width: size of the embedding that it compares.
         topic_nearest: number of nearest prompts that it looks at on either side.
         topic_kept: numbers of prompts to forget and of normal prompts that it keeps; filled in by the fit.
+        scope: `asked` opens a lexical gate for names that are asked about, `mentioned` for every mention of one.
         lexicon: numbers of spans, of tokens and of bytes of tokens that a lexical gate keeps; filled in by the fit.
         edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
         dropout: dropout probability on the edit, in training.
@@ -80,6 +82,7 @@ class GrunConfig(PeftConfig):
     topic_nearest: int = field(default=3, metadata={"help": "Nearest prompts that the gate for topics looks at."})
     topic_kept: list[int] = field(default_factory=lambda: [0, 0], metadata={"help": "Prompts it keeps (filled in)."})
     lexicon: list[int] = field(default_factory=lambda: [0, 0, 0], metadata={"help": "Spans it keeps (filled in)."})
+    scope: str = field(default="asked", metadata={"help": "What opens a lexical gate: asked or mentioned."})
     edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})

@@ -31,7 +31,8 @@ def fit_lexical_gate(
     """
     normal = list(normal)
     spans = telling_spans(forget, normal)
-    weights = build_weights(spans.names, spans.titles, spans.texts, normal, _words_of(tokens), spans.prompts)
+    about = [text for row in forget for text in (row.prompt, row.answer)]
+    weights = build_weights(spans.names, spans.titles, spans.texts, normal, _words_of(tokens), spans.prompts, about)
     gate.keep(weights, tokens)
     return list(gate.sizes)
 

@@ -26,6 +26,7 @@ def build_weights(
     normal: Iterable[str],
     known: Iterable[str] = (),
     prompts: Sequence[str] | None = None,
+    about: Iterable[str] = (),
 ) -> dict[int, float]:
     """Weights of hashed spans.
 
@@ -40,6 +41,7 @@ def build_weights(
             a hint where it stands in a name.
         prompts: what of each text stands in its prompt. A gate opens within it, if it has six words or more. By default
             the whole text.
+        about: questions and answers to forget. A question of their words alone does not stand by itself.
     """
     held = {key for text in normal for key, _ in _all_spans(text)}
     known = list(known)
@@ -50,6 +52,8 @@ def build_weights(
         if key not in held:
             found[key] = max(weight, found.get(key, 0.0))
 
+    for word in {word for text in about for word in _words(text)}:
+        found[hashed("about", word)] = 0.0
     for piece, weight in _own_pieces(texts, prompts or texts):
         add(hashed("piece", piece), weight)
     for title in filter(_words, titles):

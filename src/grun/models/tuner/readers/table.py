@@ -111,6 +111,10 @@ class SpanTable:
     def __init__(self, weights: Mapping[int, float]) -> None:
         self._weights = dict(weights)
 
+    def knows(self, word: str) -> bool:
+        """True if rows to forget hold a word."""
+        return hashed("about", word) in self._weights
+
     def evidence(self, words: Sequence[Word], first: int = 0, *, whole: bool = True) -> list[float]:
         """Evidence of each word from number `first` on: the sum of the weights of distinct spans up to it.
 
@@ -121,10 +125,16 @@ class SpanTable:
             first: number of the first word that is asked for.
             whole: no word follows the last one.
         """
+        return [total for total, _ in self.evidence_by_kind(words, first, whole=whole)]
+
+    def evidence_by_kind(
+        self, words: Sequence[Word], first: int = 0, *, whole: bool = True
+    ) -> list[tuple[float, float]]:
+        """Evidence of each word as of `evidence`, and the part of it that is due to pieces of texts."""
         found: dict[int, dict[str, float]] = {}
         last = len(words) - 1 if whole else -1
         return [
-            self._sum(words, i, found) if self._ending(words, i, found, i == last) else 0.0
+            self._sum(words, i, found) if self._ending(words, i, found, i == last) else (0.0, 0.0)
             for i in range(first, len(words))
         ]
 
@@ -139,9 +149,9 @@ class SpanTable:
                     here[text] = max(weight, here.get(text, 0.0))
         return found[i]
 
-    def _sum(self, words: Sequence[Word], i: int, found: dict[int, dict[str, float]]) -> float:
+    def _sum(self, words: Sequence[Word], i: int, found: dict[int, dict[str, float]]) -> tuple[float, float]:
         together: dict[str, float] = {}
         for j in range(max(0, i - WINDOW + 1), i + 1):
             for text, weight in self._ending(words, j, found).items():
                 together[text] = max(weight, together.get(text, 0.0))
-        return sum(together.values())
+        return sum(together.values()), sum(weight for text, weight in together.items() if " " in text)

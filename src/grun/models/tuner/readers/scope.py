@@ -1,0 +1,184 @@
+"""Scope of a mention: whether a text asks about what it mentions, or about something else.
+
+A text is cut into segments: sentences, lines and turns. A mention counts as asked about if it stands in a question or an
+instruction that no answer followed, in the last segment, or if the last segment depends on what was said before it. It does
+not count only if the last segment is an English question that stands by itself: with a subject of its own, and without words
+that point back. Whatever is in doubt counts as asked about.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Segment", "Turn", "segments", "stands_alone"]
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from grun.models.tuner.readers.canonical import BOUNDARY, Word, split_words
+from grun.models.tuner.readers.english import (
+    ASKING,
+    ASKING_FIRST,
+    ASKS_FOR,
+    ASSISTANT,
+    EXISTS,
+    GENERIC,
+    INSTRUCTIONS,
+    NEEDS_NAME,
+    NEEDS_NOUN,
+    ORDINARY,
+    PEOPLE,
+    POINTS_BACK,
+    POLITE,
+    REPLYING,
+    SAYS_WHICH,
+    USER,
+)
+
+ENDS = re.compile(rf"[.?!\u3002\uff1f\uff01]+[\"'\u2019\u201d)\]]*(?=\s|{BOUNDARY}|$)|\n+|{BOUNDARY}+|\[/?inst\]")
+LONGEST_LABEL = 2  # words of the name of a role
+WEAK_ANCHORS = 2  # words of its own that make a question stand alone where it has no name and no number
+WEAK_OF_INSTRUCTIONS = 3  # and an instruction
+SHORTEST_WORD = 3
+
+
+class Turn(IntEnum):
+    """Whose turn it is, as far as the text says so."""
+
+    UNKNOWN = 0
+    USER = 1
+    ASSISTANT = 2
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A sentence, line or turn of canonical text.
+
+    Attributes:
+        start, end: characters.
+        ended: something ends it; the text does not only stop there.
+        text: canonical text.
+    """
+
+    start: int
+    end: int
+    ended: bool
+    text: str
+
+    @property
+    def words(self) -> list[Word]:
+        """Words of the segment, without those that stand for special tokens."""
+        return [word for word in split_words(self.text) if word.text != BOUNDARY]
+
+    @property
+    def turn(self) -> Turn:
+        """The turn that begins with this segment, if it is the name of a role or begins with one."""
+        if "[/inst]" in self.text:
+            return Turn.ASSISTANT
+        if "[inst]" in self.text:
+            return Turn.USER
+        head, colon, _ = self.text.partition(":")
+        if not colon and "?" in self.text:
+            return Turn.UNKNOWN
+        words = [word.text for word in split_words(head) if word.text != BOUNDARY and not word.text.isdigit()]
+        if not 0 < len(words) <= (LONGEST_LABEL if colon else 1):
+            return Turn.UNKNOWN
+        return Turn.USER if words[-1] in USER else Turn.ASSISTANT if words[-1] in ASSISTANT else Turn.UNKNOWN
+
+    @property
+    def is_label(self) -> bool:
+        """True if the segment is nothing but the name of a role."""
+        return not self.words or (self.turn != Turn.UNKNOWN and not self.text.partition(":")[2].strip(f"\n {BOUNDARY}"))
+
+    @property
+    def asks(self) -> bool:
+        """True for a question or an instruction, and for whatever might be one."""
+        words = [word.text for word in _without_label(self)]
+        while words and words[0] in POLITE:
+            words = words[1:]
+        if not words:
+            return False
+        first = words[0] in ASKING_FIRST | INSTRUCTIONS
+        within = any(
+            word in ASKING or (i and word in ASKING_FIRST | INSTRUCTIONS and words[i - 1] in ASKS_FOR)
+            for i, word in enumerate(words)
+        )
+        return first or within or "?" in self.text or "\uff1f" in self.text
+
+
+def segments(text: str) -> Iterator[Segment]:
+    """The segments of canonical text, in order; together they are the text."""
+    start = 0
+    for found in ENDS.finditer(text):
+        end = found.end()
+        if end > start:
+            yield Segment(
+                start,
+                end,
+                found.group() != "" and not (end == len(text) and found.group()[0] in ".?!"),
+                text[start:end],
+            )
+        start = end
+    if start < len(text):
+        yield Segment(start, len(text), False, text[start:])
+
+
+def _without_label(segment: Segment) -> list[Word]:
+    words = segment.words
+    if segment.turn == Turn.UNKNOWN or ":" not in segment.text:
+        return words
+    label = len([w for w in split_words(segment.text.partition(":")[0]) if w.text != BOUNDARY])
+    return words[label:]
+
+
+def stands_alone(segment: Segment, is_known: Callable[[str], bool]) -> bool:
+    """True if a segment is an English question with a subject of its own, and points back to nothing.
+
+    Args:
+        segment: the last one of a text.
+        is_known: whether what is to be forgotten holds a word.
+    """
+    words = _without_label(segment)
+    if not segment.asks or not segment.text.isascii() or REPLYING & {word.text for word in words}:
+        return False
+    names = nouns = english = 0
+    for i, word in enumerate(words):
+        text, before = word.text, words[i - 1].text if i else ""
+        english += text in ORDINARY
+        if text in POINTS_BACK and not _is_resolved(text, before, names, nouns) and not _is_empty(words, i):
+            return False
+        if text in PEOPLE and before == "the" and not {word.text for word in words[i + 1 : i + 2]} & SAYS_WHICH:
+            return False
+        if text == "that" and (i + 1 == len(words) or words[i + 1].text in GENERIC | EXISTS):
+            return False
+        if text in ORDINARY or text in POINTS_BACK or text in GENERIC or is_known(text):
+            continue
+        if text.isdigit() or (word.capital and i and len(text) >= SHORTEST_WORD):
+            names += 1
+        elif text.isalpha() and len(text) >= SHORTEST_WORD:
+            nouns += 1
+    needed = WEAK_ANCHORS if "?" in segment.text or words[0].text not in INSTRUCTIONS else WEAK_OF_INSTRUCTIONS
+    return english > 0 and (names > 0 or nouns >= needed)
+
+
+def _is_empty(words: list[Word], i: int) -> bool:
+    """True for the "it" of "is it legal to", which stands for nothing."""
+    return (
+        words[i].text == "it"
+        and i > 0
+        and words[i - 1].text in EXISTS
+        and any(word.text in ("to", "that", "for", "if") for word in words[i + 2 : i + 4])
+    )
+
+
+def _is_resolved(text: str, before: str, names: int, nouns: int) -> bool:
+    """True if a word that points back may point to something within the segment."""
+    if text in NEEDS_NAME:
+        return names > 0
+    if text in NEEDS_NOUN:
+        return names + nouns > 0
+    if text == "there":
+        return before in EXISTS
+    return text in ("else", "more", "same", "such", "one") and (
+        before in ("something", "any", "the", "no") or nouns > 0
+    )
