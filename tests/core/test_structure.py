@@ -44,6 +44,7 @@ ORDER = (
     "evaluation.attacks.wording",
     "evaluation.attacks.conversation",
     "evaluation.attacks.damage",
+    "evaluation.attacks.recognition",
     "evaluation.metrics",
     "evaluation.measuring",
     "evaluation",
@@ -68,6 +69,7 @@ LEAVES = (
     "evaluation.attacks.wording",
     "evaluation.attacks.conversation",
     "evaluation.attacks.damage",
+    "evaluation.attacks.recognition",
     "models.adaptations",
     "jobs.engines",
 )

@@ -54,6 +54,13 @@ class AttackConfig(DataConfig):
         group="data",
         form="path",
     )
+    unknown: list[str] = option(
+        [],
+        "Files or hub ids of rows like those to forget that no model was taught: what was forgotten must look like them. "
+        "Default: the hold-out rows of the benchmark, where it has some.",
+        group="data",
+        form="path",
+    )
     retain_only: str | None = option(
         None,
         "Hub id or folder of a model that was trained without the rows to forget: what it gives away is no leak.",

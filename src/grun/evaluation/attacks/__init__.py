@@ -5,9 +5,12 @@ one behind an address. The keyword-only arguments of an attack are its configura
 itself:
 
     source       paper or code that describes it
-    measures     `leak` (the probes ask for forgotten answers) or `damage` (they ask for something else)
+    measures     `leak` (the probes ask for forgotten answers), `damage` (they ask for something else) or `recognition` (what
+                 was forgotten is told from what was never known)
     needs        what the rows must have, of `NEEDS`; where all rows lack it, the attack is skipped
-    access       `prompt`, what everybody has who may ask, or `answer`, if the asker writes the beginning of the answer as well
+    access       `prompt`, what everybody has who may ask; `answer`, if the asker writes the beginning of the answer as well;
+                 `weights`, if it needs the model itself (see `grun.evaluation.attacks.opened`)
+    features     of `recognition` by answers: a function of measured rows that gives numbers for each row, by their kind
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ NEEDS = {
     "paraphrases": "a column paraphrased_question",
     "ordinary": "ordinary rows (--retain)",
     "several": "at least two rows to forget",
+    "unknown": "at least four rows to forget, and four of what no model was taught (--unknown)",
 }
+LEAST = 4  # rows of either kind, to tell them apart: a half to learn from and a half to judge
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,14 @@ class AttackMaterial:
         ordinary: normal rows, with answers.
         names: for each row to forget the name of its subject, which its prompt may hold or not; empty where none is known.
         seed: of everything that is drawn.
+        unknown: rows like those to forget that no model was taught.
     """
 
     forget: tuple[Example, ...]
     ordinary: tuple[Example, ...] = ()
     names: tuple[str, ...] = ()
     seed: int = 0
+    unknown: tuple[Example, ...] = ()
 
     def name_of(self, row: int) -> str:
         """The name of the subject of a row; empty where none is known."""
@@ -58,7 +65,8 @@ class Probe:
 
     Attributes:
         example: prompt, earlier turns and the answer that is looked for.
-        row: number of the row that the answer belongs to, from 0: of the forget rows, or for `damage` of the ordinary ones.
+        row: number of the row that the answer belongs to, from 0: of the forget rows, for `damage` of the ordinary ones, and
+            for `recognition` of the unknown ones.
         variant: name of the form, of an attack that has several.
     """
 
@@ -81,5 +89,6 @@ def missing_need(needs: Sequence[str], material: AttackMaterial) -> str | None:
         "paraphrases": any(row.paraphrased_prompts for row in rows),
         "ordinary": bool(material.ordinary),
         "several": len(rows) > 1,
+        "unknown": min(len(rows), len(material.unknown)) >= LEAST,
     }
     return next((NEEDS[need] for need in needs if not has[need]), None)

@@ -25,6 +25,7 @@ from grun.evaluation.scores import needs_of_metrics
 from grun.jobs.attacks.drawing import DRAWN, drawn_evidence, drawn_probes
 from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
+from grun.jobs.attacks.recognition import told_apart
 from grun.jobs.attacks.records import write_found
 from grun.jobs.attacks.served import Served, served_evidence
 from grun.jobs.evaluate import EVIDENCE, loaded_for, store_of, subjects_of, whole_model
@@ -84,7 +85,7 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
         if served is not None:
             store = EvidenceStore(run.path / EVIDENCE / AFTER)
             asked, evidence = _answered_by_all(asked, evidence | {AFTER: served_evidence(served, asked.splits, store)})
-        found = Figures(asked.asked, evidence)
+        found = Figures(asked.asked, evidence, told_apart(asked, evidence, subjects, config.seed))
         facts = {name: getattr(config, name) for name in ("model", "adapter", "ledger", "address", "retain_only")}
         shown = write_found(run.path, found, asked, facts, config.seed)
         run.mark_complete(time.monotonic() - started)
@@ -96,7 +97,8 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
 
 def _content(config: AttackConfig, material: AttackMaterial, adapter: str | None) -> str:
     """A fingerprint of the rows, their names, the adapter, and a model that was given as an object."""
-    rows = fingerprint({"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()})
+    parts = {"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()}
+    rows = fingerprint(parts | ({"unknown": material.unknown} if material.unknown else {}))
     edits = "" if adapter is None else content_of_path(str(whole_model(adapter) or adapter_folder(adapter))) or adapter
     given = (content_if_given(name) for name in (config.model, config.retain_only) if name is not None)
     return rows + edits + "".join(given)

@@ -96,25 +96,45 @@ def load_material(config: AttackConfig) -> AttackMaterial:
     """
     if config.benchmark and (config.forget or config.retain):
         raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
+    unknown = _read(config, config.unknown)
     if config.benchmark:
         data = load_benchmark(
             config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
         )
         forget, ordinary = list(data.splits[data.forget]), list(data.splits[data.retain])
+        if data.holdout and not data.members and not config.unknown:
+            unknown = list(data.splits[data.holdout])
     elif config.forget:
-        forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
-        ordinary = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
+        forget, ordinary = _read(config, config.forget), _read(config, config.retain)
     else:
         raise UserError("--forget is missing: give a file of what was to be forgotten, or --benchmark.")
     if not config.retain and not config.benchmark:
         ordinary = ordinary_beside(forget, config.seed)
+    _check_unknown(forget, unknown)
     numbers, names = _spread(len(forget), config.rows), names_of(forget)
     return AttackMaterial(
         tuple(forget[i] for i in numbers),
         tuple(ordinary[i] for i in _spread(len(ordinary), config.rows)),
         tuple(names[i] for i in numbers),
         config.seed,
+        tuple(unknown[i] for i in _spread(len(unknown), config.rows)),
     )
+
+
+def _read(config: AttackConfig, sources: Sequence[str]) -> list[Example]:
+    return [row for source in sources for row in read_examples(source, columns=config.columns)]
+
+
+def _check_unknown(forget: Sequence[Example], unknown: Sequence[Example]) -> None:
+    """Refuse rows that are both forgotten and unknown."""
+    forgotten = {row.prompt.strip().casefold(): row.source for row in forget}
+    for row in unknown:
+        other = forgotten.get(row.prompt.strip().casefold())
+        if other is not None:
+            raise UserError(
+                f"--unknown: {row.source or 'a row'} asks the same as {other or 'a row'} of --forget ('{row.prompt[:60]}'); "
+                "expected rows of what no model was taught. Leave it out of one of them."
+            )
 
 
 def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material: AttackMaterial) -> dict[str, str]:
@@ -174,8 +194,9 @@ def _answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMater
         UserError: if a row to forget has none, and there is no model to ask.
     """
     if base is not None:
-        forget, ordinary = (with_own_answers(base, rows) for rows in (material.forget, material.ordinary))
-        return replace(material, forget=tuple(forget), ordinary=tuple(ordinary))
+        sides = (material.forget, material.ordinary, material.unknown)
+        forget, ordinary, unknown = (tuple(with_own_answers(base, rows)) for rows in sides)
+        return replace(material, forget=forget, ordinary=ordinary, unknown=unknown)
     lacking = next((row for row in material.forget if not row.answer), None)
     if lacking is not None:
         raise UserError(f"{lacking.source or '--forget'}: the row has no answer; give one, or --model to answer it.")
