@@ -55,7 +55,7 @@ def test_an_attack_says_what_it_is(entry: Entry[Any]) -> None:
     assert (
         {"source", "measures", "access", "needs"}
         <= info.keys()
-        <= {"source", "measures", "access", "needs", "features", "on_request", "references"}
+        <= {"source", "measures", "access", "needs", "features", "on_request", "references", "asks", "uses", "note"}
     )
     assert info["measures"] in ("leak", "damage", "recognition")
     assert info["access"] in ("prompt", "answer", "weights")

@@ -69,7 +69,8 @@ class AttackConfig(DataConfig):
     )
     attacks: list[str] = option(
         [],
-        "Only these attacks, also as a,b. Default: all that the rows allow.",
+        "Only these attacks, also as a,b. Default: all that the rows allow, but for those that train or search (see the "
+        "documentation of attacks).",
         group="measuring",
         choices_from="attacks",
     )
@@ -82,6 +83,13 @@ class AttackConfig(DataConfig):
     )
     temperature: float = option(
         1.0, "Temperature of answers that are drawn.", group="measuring", minimum=0.01, maximum=100.0
+    )
+    search_steps: int = option(
+        50,
+        "Steps of attacks that search for an input with the weights at hand.",
+        group="measuring",
+        minimum=1,
+        maximum=1_000_000,
     )
     rows: int = option(
         40,

@@ -19,6 +19,7 @@ __all__ = ["NEEDS", "Attack", "AttackMaterial", "Probe", "attacks", "missing_nee
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grun.core.records import Example
 from grun.core.registry import Registry
@@ -46,6 +47,7 @@ class AttackMaterial:
         names: for each row to forget the name of its subject, which its prompt may hold or not; empty where none is known.
         seed: of everything that is drawn.
         unknown: rows like those to forget that no model was taught.
+        unrelated: ordinary rows that have nothing to do with those to forget.
     """
 
     forget: tuple[Example, ...]
@@ -53,6 +55,7 @@ class AttackMaterial:
     names: tuple[str, ...] = ()
     seed: int = 0
     unknown: tuple[Example, ...] = ()
+    unrelated: tuple[Example, ...] = ()
 
     def name_of(self, row: int) -> str:
         """The name of the subject of a row; empty where none is known."""
@@ -75,7 +78,7 @@ class Probe:
     variant: str = ""
 
 
-Attack = Callable[..., list[Probe]]
+Attack = Callable[..., Any]
 attacks: Registry[Attack] = Registry("attack", "grun.evaluation.attacks")
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["ORDINARY", "PLAIN", "Asked", "Prepared", "check_needs", "chosen_attacks", "load_material", "prepared"]
+__all__ = [
+    "ORDINARY",
+    "PLAIN",
+    "Asked",
+    "Prepared",
+    "answered",
+    "check_needs",
+    "chosen_attacks",
+    "load_material",
+    "prepared",
+]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +31,10 @@ from grun.jobs.inputs.unlearning import ordinary_beside
 from grun.models.encoding.encode import encode
 from grun.models.loading.loaded import LoadedModel
 
+NOT_SERVED = {
+    "answer": "writes the beginning of the answer, which no --address takes",
+    "weights": "needs the model itself, which no --address gives",
+}
 PLAIN, ORDINARY = "plain", "ordinary"  # the rows to forget and the ordinary ones, asked as they are
 
 
@@ -83,7 +97,8 @@ def chosen_attacks(config: AttackConfig) -> list[Entry[Attack]]:
         UserError: for an unknown name, with the nearest one.
     """
     names = [name.strip() for given in config.attacks for name in given.split(",")]
-    return [attacks.get(name) for name in dict.fromkeys(names)] or [*attacks]
+    usual = [entry for entry in attacks if not entry.info.get("on_request")]
+    return [attacks.get(name) for name in dict.fromkeys(names)] or usual
 
 
 def load_material(config: AttackConfig) -> AttackMaterial:
@@ -118,7 +133,15 @@ def load_material(config: AttackConfig) -> AttackMaterial:
         tuple(names[i] for i in numbers),
         config.seed,
         tuple(unknown[i] for i in _spread(len(unknown), config.rows)),
+        _unrelated(config, forget),
     )
+
+
+def _unrelated(config: AttackConfig, forget: Sequence[Example]) -> tuple[Example, ...]:
+    """Ordinary rows that come with the package, if an attack that was asked for uses them."""
+    if not any("unrelated" in entry.info.get("uses", ()) for entry in chosen_attacks(config)):
+        return ()
+    return tuple(ordinary_beside(forget, config.seed)[: config.rows])
 
 
 def _read(config: AttackConfig, sources: Sequence[str]) -> list[Example]:
@@ -148,8 +171,8 @@ def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material:
         missing = missing_need(entry.info["needs"], material)
         if missing is not None:
             reasons[entry.name] = f"needs {missing}, and no row that is attacked has that"
-        elif entry.info["access"] == "answer" and config.address is not None:
-            reasons[entry.name] = "writes the beginning of the answer, which no --address takes"
+        elif config.address is not None and entry.info["access"] in NOT_SERVED:
+            reasons[entry.name] = NOT_SERVED[entry.info["access"]]
         if entry.name in reasons and config.attacks:
             raise UserError(f"--attacks: '{entry.name}' {reasons[entry.name]}.")
     return reasons
@@ -163,20 +186,18 @@ def prepared(
     Args:
         config: of the job.
         chosen: the attacks.
-        material: the rows.
-        base: the model before unlearning, whose own answers stand where rows have none; None if it is not known: then rows
-            without answers are not asked.
+        material: the rows, with answers.
+        base: the model before unlearning; None if it is not known.
 
     Raises:
         UserError: for an attack that was asked for by name and that the rows do not allow, or a row that is too long as it is.
     """
-    material = _answered(material, base)
     skipped = check_needs(config, chosen, material)
     found = {
         PLAIN: Asked(PLAIN, "leak", "prompt", _as_they_are(material.forget, base)),
         ORDINARY: Asked(ORDINARY, "damage", "prompt", _as_they_are(material.ordinary, base)),
     }
-    for entry in (one for one in chosen if one.name not in skipped):
+    for entry in (one for one in chosen if one.name not in skipped and one.info["access"] != "weights"):
         probes = entry.target(material)
         fitting, reason = _fitting(probes, base)
         if fitting:
@@ -187,16 +208,22 @@ def prepared(
     return Prepared({name: one for name, one in found.items() if one.probes}, skipped)
 
 
-def _answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMaterial:
+def answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMaterial:
     """The material with answers to all rows.
+
+    Args:
+        material: the rows.
+        base: the model before unlearning, whose own answers stand where rows have none; None if it is not known: then ordinary
+            rows without answers are left out.
 
     Raises:
         UserError: if a row to forget has none, and there is no model to ask.
     """
     if base is not None:
-        sides = (material.forget, material.ordinary, material.unknown)
-        forget, ordinary, unknown = (tuple(with_own_answers(base, rows)) for rows in sides)
-        return replace(material, forget=forget, ordinary=ordinary, unknown=unknown)
+        sides: dict[str, Any] = {
+            name: getattr(material, name) for name in ("forget", "ordinary", "unknown", "unrelated")
+        }
+        return replace(material, **{name: tuple(with_own_answers(base, rows)) for name, rows in sides.items()})
     lacking = next((row for row in material.forget if not row.answer), None)
     if lacking is not None:
         raise UserError(f"{lacking.source or '--forget'}: the row has no answer; give one, or --model to answer it.")

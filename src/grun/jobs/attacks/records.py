@@ -12,6 +12,7 @@ from typing import Any
 from grun.core.provenance import provenance
 from grun.core.records import Begun, Score
 from grun.core.storage.atomic_files import write_json, write_text
+from grun.evaluation.attacks import attacks
 from grun.evaluation.intervals import interval
 from grun.evaluation.report.table import before_after_table, plain_text, show_whole, to_markdown
 from grun.evaluation.report.widths import console
@@ -84,8 +85,13 @@ def _notes(found: Figures, prepared: Prepared) -> list[str]:
         )
     if any(AUC in scores for own in found.rows.values() for scores in own.values()):
         notes.append(f"{AUC}: forgotten rows are told from unknown ones; 0.5 where nothing tells them apart.")
+    notes += [attacks.get(name).info["note"] for name in found.asked if _has_note(name)]
     cut = [f"{one.left_out} of {name}" for name, one in prepared.asked.items() if one.left_out]
     return notes + ([f"Probes that do not fit into the model: {', '.join(cut)}."] if cut else [])
+
+
+def _has_note(name: str) -> bool:
+    return name in attacks.names() and "note" in attacks.get(name).info
 
 
 def _values(found: Figures, prepared: Prepared, seed: int) -> dict[str, Any]:
