@@ -17,10 +17,12 @@ from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, attacks
 from grun.evaluation.attacks.opened import NotPossible, Opened
 from grun.evaluation.attacks.searching import loss
+from grun.evaluation.measuring import row_evidence
 from grun.jobs.attacks import opened as carried_out
 from grun.models.encoding.templates import resolve_template
-from grun.models.forward import gates_of_last_call, observed_outputs
+from grun.models.forward import gates_of_last_call, language_model, observed_outputs
 from grun.models.row_encoder import RowEncoder
+from grun.models.tuner.base_model import decoder_layers
 from support.adapter_kit import attach
 from support.chat_server import Reply, chat_server, completion
 from support.job_commands import flags
@@ -264,13 +266,14 @@ def test_a_soft_prompt_is_learnt_against_the_edit_and_against_the_gate(memorised
 
 def test_probes_read_the_states_above_the_edits_at_the_end_of_the_prompt(memorised: Material, material: Any) -> None:
     one = opened(memorised)
+    layers = decoder_layers(language_model(one.model))[1]
     found = attacks.get("probes").target(material, one)["last layer"]
     assert found.shape == (14, 32)
     for i, row in enumerate([*material.forget, *material.unknown]):
         (encoded,) = one.encoder.encode([row])
         ids = torch.tensor([encoded.input_ids[: encoded.prompt_length]])
         states: list[torch.Tensor] = []
-        with torch.no_grad(), observed_outputs(one.model.get_base_model().model.layers[-1], states):
+        with torch.no_grad(), observed_outputs(layers[-1], states):
             one.model(input_ids=ids, prompt_lengths=torch.tensor([ids.shape[1]]))
         assert found[i] == pytest.approx(states[0][0, -1].numpy(), abs=1e-4)
     plain = attacks.get("probes").target(material, replace(one, adapters=False))["last layer"]
@@ -281,7 +284,7 @@ def test_an_interrupted_run_carries_no_finished_attack_out_again(
     memorised: Material, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     carried: list[str] = []
-    measured = carried_out.measure_rows
+    measured = row_evidence.measure_rows
 
     def counting(subject: Any, *more: Any) -> Any:
         carried.append(subject.label)
