@@ -96,6 +96,17 @@ def test_what_is_trained_on_is_not_asked(memorised: Material, material: AttackMa
         assert [probe.row for probe in trial.probes] == [1, 3, 5, 7]
 
 
+def test_an_edit_behind_a_shut_gate_is_trained_by_nothing(memorised: Material, material: AttackMaterial) -> None:
+    one = opened(memorised, gate_layer=1)
+    for name, tensor in one.model.state_dict().items():
+        if name.endswith("threshold"):
+            tensor.fill_(1e9)
+    plain = float(loss(one, material.forget))
+    for trial in attacks.get("relearning").target(material, one, steps=(3,)):
+        changed = float(loss(one, material.forget)) != plain
+        assert changed == trial.probes[0].variant.startswith("LoRA")
+
+
 @pytest.fixture(scope="module")
 def retain_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("retain-only")
