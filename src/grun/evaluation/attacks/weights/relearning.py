@@ -88,12 +88,10 @@ class _Training:
         with evaluating(model), torch.enable_grad():
             while self._done < count:
                 batch = encoder.batch([self._rows[i] for i in self._next()])
-                loss = side_signals(model, batch).mean_nll
+                self._optimizer.zero_grad()
+                side_signals(model, batch).mean_nll.backward()
+                self._optimizer.step()
                 self._done += 1
-                if loss.requires_grad:  # an edit behind a shut gate takes no part
-                    self._optimizer.zero_grad()
-                    loss.backward()
-                    self._optimizer.step()
 
     def _next(self) -> list[int]:
         """Numbers of the rows of the next batch; every row has its turn before one comes again."""
