@@ -45,6 +45,7 @@ ORDER = (
     "evaluation.attacks.conversation",
     "evaluation.attacks.damage",
     "evaluation.attacks.recognition",
+    "evaluation.attacks.weights",
     "evaluation.metrics",
     "evaluation.measuring",
     "evaluation",
@@ -70,6 +71,7 @@ LEAVES = (
     "evaluation.attacks.conversation",
     "evaluation.attacks.damage",
     "evaluation.attacks.recognition",
+    "evaluation.attacks.weights",
     "models.adaptations",
     "jobs.engines",
 )

@@ -6,6 +6,7 @@ __all__ = [
     "Words",
     "changed_embeddings",
     "embeddings_of",
+    "forget_gradients",
     "halves",
     "holds_words",
     "loss",
@@ -125,6 +126,12 @@ def loss(opened: Opened, rows: Sequence[Example], *, with_grad: bool = False) ->
     batch = opened.encoder.batch(opened.encoder.encode(rows))
     with evaluating(opened.model), torch.enable_grad() if with_grad else torch.no_grad():
         return side_signals(opened.model, batch, with_grad=with_grad).mean_nll
+
+
+def forget_gradients(model: nn.Module) -> None:
+    """Drop the gradients of parameters, which searches do not change."""
+    for parameter in model.parameters():
+        parameter.grad = None
 
 
 def embeddings_of(opened: Opened) -> nn.Embedding:

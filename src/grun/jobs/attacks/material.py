@@ -220,10 +220,9 @@ def answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMateri
         UserError: if a row to forget has none, and there is no model to ask.
     """
     if base is not None:
-        sides: dict[str, Any] = {
-            name: getattr(material, name) for name in ("forget", "ordinary", "unknown", "unrelated")
-        }
-        return replace(material, **{name: tuple(with_own_answers(base, rows)) for name, rows in sides.items()})
+        sides = (material.forget, material.ordinary, material.unknown, material.unrelated)
+        forget, ordinary, unknown, unrelated = (tuple(with_own_answers(base, rows)) for rows in sides)
+        return replace(material, forget=forget, ordinary=ordinary, unknown=unknown, unrelated=unrelated)
     lacking = next((row for row in material.forget if not row.answer), None)
     if lacking is not None:
         raise UserError(f"{lacking.source or '--forget'}: the row has no answer; give one, or --model to answer it.")

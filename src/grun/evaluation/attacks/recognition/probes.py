@@ -33,8 +33,8 @@ from grun.models.tuner.base_model import decoder_layers
 def probes(material: AttackMaterial, opened: Opened) -> Features:
     """Probe hidden states at the last token of the prompts, above all edits (Patil et al.).
 
-    Linear probes tell forgotten prompts from unknown ones (`--unknown`). They are fitted to one half of the rows, and judged on
-    the other.
+    Linear probes tell forgotten prompts from unknown ones (`--unknown`). They are fitted to one half of the rows, and judged
+    on the other.
     """
     encoder, model = opened.encoder, opened.model
     rows = encoder.encode([*material.forget, *material.unknown])

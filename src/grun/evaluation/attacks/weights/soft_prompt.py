@@ -12,7 +12,14 @@ from torch import Tensor
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
 from grun.evaluation.attacks.asking import asked
 from grun.evaluation.attacks.opened import Opened, Trial
-from grun.evaluation.attacks.searching import changed_embeddings, embeddings_of, halves, loss, starting_words
+from grun.evaluation.attacks.searching import (
+    changed_embeddings,
+    embeddings_of,
+    forget_gradients,
+    halves,
+    loss,
+    starting_words,
+)
 
 COUNT, BATCH, LEARNING_RATE = 8, 8, 0.1  # the learning rate in standard deviations of the embeddings
 
@@ -29,8 +36,8 @@ COUNT, BATCH, LEARNING_RATE = 8, 8, 0.1  # the learning rate in standard deviati
 def soft_prompt(material: AttackMaterial, opened: Opened, *, count: int = COUNT) -> Iterator[Trial]:
     """Learn the embeddings of 8 words before the question from every second row, and ask the others (Schwinn et al.).
 
-    `--search-steps` is the number of steps. Gates that read embeddings or hidden states are attacked as well. A gate that reads
-    text sees the words that stand there.
+    `--search-steps` is the number of steps. Gates that read embeddings or hidden states are attacked as well. A gate that
+    reads text sees the words that stand there.
     """
     learnt, held = halves(material)
     if not held:
@@ -46,7 +53,7 @@ def soft_prompt(material: AttackMaterial, opened: Opened, *, count: int = COUNT)
     with torch.no_grad():
         soft_KD = table(ids_K).detach().float().clone()
     soft_KD.requires_grad_()
-    optimizer = torch.optim.Adam([soft_KD], lr=LEARNING_RATE * float(table.weight.float().std()))
+    optimizer = torch.optim.Adam([soft_KD], lr=LEARNING_RATE * float(table.weight.detach().float().std()))
 
     def put(ids_BT: Tensor, h_BTD: Tensor) -> Tensor:
         found_BTK = ids_BT[..., None] == ids_K.to(ids_BT.device)
@@ -61,6 +68,7 @@ def soft_prompt(material: AttackMaterial, opened: Opened, *, count: int = COUNT)
             optimizer.zero_grad()
             loss(opened, batch, with_grad=True).backward()
             optimizer.step()
+        forget_gradients(opened.model)
         soft_KD.requires_grad_(False)
         yield Trial(
             tuple(

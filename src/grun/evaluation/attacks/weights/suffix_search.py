@@ -18,6 +18,7 @@ from grun.evaluation.attacks.searching import (
     Words,
     changed_embeddings,
     embeddings_of,
+    forget_gradients,
     halves,
     holds_words,
     loss,
@@ -99,6 +100,5 @@ def _gradient(opened: Opened, rows: Sequence[Example], words: Words) -> Tensor:
         loss(opened, with_words(rows, words, _place), with_grad=True).backward()
     ids_BT, leaf = kept[0]
     assert leaf.grad is not None
-    for parameter in opened.model.parameters():
-        parameter.grad = None
+    forget_gradients(opened.model)
     return torch.stack([leaf.grad[ids_BT == token].sum(0) for token in words.ids])
