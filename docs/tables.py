@@ -78,11 +78,10 @@ def attack_rows() -> Iterable[Row]:
     """Name, what it measures, docstring, needs and source of every attack."""
     yield "`--attacks`", "measures", "what it asks", "needs", "source"
     for entry in attacks:
-        needs = "; ".join(NEEDS[need] for need in entry.info["needs"]) or "–"
-        told = paragraphs(entry)
-        if entry.info.get("on_request"):
-            told.append("Only done when it is named (`--attacks`).")
-        yield f"`{entry.name}`", entry.info["measures"], " ".join(told), needs, entry.info["source"]
+        by_weights = ["the weights"] if entry.info["access"] == "weights" else []
+        needs = "; ".join([*by_weights, *(NEEDS[need] for need in entry.info["needs"])]) or "–"
+        text = [*paragraphs(entry), *(["Only done when it is named."] if entry.info.get("on_request") else [])]
+        yield f"`{entry.name}`", entry.info["measures"], " ".join(text), needs, entry.info["source"]
 
 
 TABLES = {

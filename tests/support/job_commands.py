@@ -79,8 +79,9 @@ def _evaluate(places: Places, name: str) -> list[str]:
 
 
 def _attack(places: Places, name: str) -> list[str]:
+    names = "case,few_shot,mention,adapter_removed,suffix_search"
     rows = flags(forget=places.material.forget, retain=places.material.retain, rows=3)
-    settings = flags(adapter=places.adapter, attacks="case,few_shot,mention", max_new_tokens=3, samples=2)
+    settings = flags(adapter=places.adapter, attacks=names, max_new_tokens=3, samples=2, search_steps=2)
     return ["attack", *_shared(places, name), *rows, *settings]
 
 

@@ -6,17 +6,17 @@ the same arguments, which gives numbers for the forgotten rows and then the unkn
 
     on_request   True: it takes long or needs much memory, and is only done when it is named
     references   labels of other subjects that undergo the same, for comparison
-    asks         labels of other subjects that are asked the same prompts as they are
+    asks         labels of other subjects that are asked the prompts that were found, as they are
     uses         `unrelated`: it needs those rows of the material
     note         a sentence below the table
 """
 
 from __future__ import annotations
 
-__all__ = ["NotPossible", "Opened", "Trial", "as_asked"]
+__all__ = ["NotPossible", "Opened", "Trial", "as_asked", "training_only"]
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,7 +58,7 @@ class Trial:
     Attributes:
         probes: all of one variant.
         model: the changed model; None for the opened one.
-        adapters: False leaves its adapter out.
+        adapters: False leaves its adapter out. It is never there where the model is attacked without it.
     """
 
     probes: tuple[Probe, ...]
@@ -69,3 +69,21 @@ class Trial:
 def as_asked(material: AttackMaterial, rows: Iterable[int], variant: str) -> tuple[Probe, ...]:
     """Rows to forget, by their numbers, asked as they are."""
     return tuple(Probe(asked(material.forget[i]), i, variant) for i in rows)
+
+
+@contextmanager
+def training_only(model: nn.Module, parameters: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+    """Context in which a backward pass reaches these parameters of a model and no others.
+
+    Afterwards all parameters are as they were before, but for the values of those that were trained.
+    """
+    needed = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in needed:
+            parameter.requires_grad = False
+        for parameter in parameters:
+            parameter.requires_grad = True
+        yield
+    finally:
+        for parameter, was, grad in needed:
+            parameter.requires_grad, parameter.grad = was, grad

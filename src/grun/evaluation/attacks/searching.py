@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 __all__ = [
+    "Rows",
     "Words",
     "changed_embeddings",
     "embeddings_of",
-    "forget_gradients",
-    "halves",
-    "holds_words",
     "loss",
     "starting_words",
     "usable_words",
-    "with_words",
 ]
 
 import random
@@ -24,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from grun.core.records import Example
-from grun.evaluation.attacks import AttackMaterial
+from grun.evaluation.attacks import AttackMaterial, Probe
 from grun.evaluation.attacks.asking import asked
 from grun.evaluation.attacks.opened import NotPossible, Opened
+from grun.models.encoding.encode import Encoded, encode
 from grun.models.forward import evaluating, language_model, side_signals
 
-TRIES = 200
+TRIES, BATCH = 200, 8
+SPARE = 2  # tokens of room for each word, which may bring a blank of its own
 Place = Callable[[str, str], str]  # from a prompt and the words, the new prompt
 
 
@@ -45,93 +44,104 @@ class Words:
     texts: tuple[str, ...]
     ids: tuple[int, ...]
 
-    @property
-    def text(self) -> str:
-        """The words, with a blank before each of them."""
-        return "".join(f" {text}" for text in self.texts)
-
     def replaced(self, place: int, text: str, token: int) -> Words:
         """The same words, but for one."""
-        return Words(
-            (*self.texts[:place], text, *self.texts[place + 1 :]), (*self.ids[:place], token, *self.ids[place + 1 :])
+        texts, ids = list(self.texts), list(self.ids)
+        texts[place], ids[place] = text, token
+        return Words(tuple(texts), tuple(ids))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Questions that a search works with: it learns from every second one, and the others are asked.
+
+    Attributes:
+        opened: the model.
+        numbers: of the questions among the rows to forget.
+        rows: the questions.
+        place: where words stand in a prompt.
+    """
+
+    opened: Opened
+    numbers: tuple[int, ...]
+    rows: tuple[Example, ...]
+    place: Place
+
+    @classmethod
+    def of(cls, material: AttackMaterial, opened: Opened, place: Place, count: int) -> Rows:
+        """The questions that leave room for so many words.
+
+        Raises:
+            NotPossible: if there are not two of them.
+        """
+        longest, found = opened.encoder.max_length, []
+        for i, row in enumerate(material.forget):
+            if row.raw_text:
+                continue
+            if longest is None or _encoded(opened, row).prompt_length + SPARE * count < longest:
+                found.append(i)
+        if len(found) < 2:
+            raise NotPossible("needs two questions that leave room for more words in the model's context")
+        return cls(opened, tuple(found), tuple(material.forget[i] for i in found), place)
+
+    def batch(self, step: int, words: Words) -> list[Example]:
+        """Rows of a step to learn from, with the words."""
+        learnt = self.rows[::2]
+        return [self._with(learnt[(step * BATCH + i) % len(learnt)], words) for i in range(min(BATCH, len(learnt)))]
+
+    def probes(self, words: Words, variant: str = "") -> tuple[Probe, ...]:
+        """The other rows, with the words."""
+        return tuple(
+            Probe(self._with(row, words), i, variant)
+            for i, row in zip(self.numbers[1::2], self.rows[1::2], strict=True)
         )
 
+    def hold(self, words: Words) -> bool:
+        """True if the words are the same tokens, one after the other, in all rows."""
+        return all(_is_within(words.ids, _prompt(self.opened, self._with(row, words))) for row in self.rows)
 
-def halves(material: AttackMaterial) -> tuple[list[int], list[int]]:
-    """Numbers of the rows to search with, and of those to ask: every second one each, questions only."""
-    rows = [i for i, row in enumerate(material.forget) if not row.raw_text]
-    return rows[::2], rows[1::2]
+    def _with(self, row: Example, words: Words) -> Example:
+        return asked(row, prompt=self.place(row.prompt, " ".join(words.texts)))
 
 
 def usable_words(opened: Opened, rows: Sequence[Example]) -> dict[int, str]:
     """Words of plain letters that are one token after a blank, by their tokens; none that the rows hold.
 
     Raises:
-        NotPossible: if the tokenizer has too few of them.
+        NotPossible: if the tokenizer has none.
     """
     tokenizer = opened.encoder.tokenizer
-    taken = {token for row in opened.encoder.encode(rows) for token in row.input_ids}
-    found = {}
-    for token in range(len(tokenizer)):
-        text = str(tokenizer.decode([token])).strip()
-        if token not in taken and text.isascii() and text.isalpha():
-            found[token] = text
-    kept = {
-        token: text
-        for token, text in found.items()
-        if tokenizer(f"a {text} a", add_special_tokens=False)["input_ids"][1:-1] == [token]
-    }
+    taken = {token for row in rows for token in _encoded(opened, row).input_ids}
+    texts = {token: str(tokenizer.decode([token])).strip() for token in range(len(tokenizer)) if token not in taken}
+    plain = {token: text for token, text in texts.items() if text.isascii() and text.isalpha()}
+    between = [f"a {text} a" for text in plain.values()]
+    ids = tokenizer(between, add_special_tokens=False)["input_ids"] if between else []
+    kept = {token: text for (token, text), own in zip(plain.items(), ids, strict=True) if list(own[1:-1]) == [token]}
     if not kept:
         raise NotPossible("its tokenizer has no words of one token that the rows lack")
     return kept
 
 
-def _drawn_words(usable: dict[int, str], count: int, draw: random.Random) -> Words:
-    """Different words, as many as there are."""
-    ids = draw.sample(sorted(usable), min(count, len(usable)))
-    return Words(tuple(usable[token] for token in ids), tuple(ids))
-
-
-def with_words(rows: Sequence[Example], words: Words, place: Place) -> list[Example]:
-    """Rows whose prompts hold the words."""
-    return [asked(row, prompt=place(row.prompt, words.text)) for row in rows]
-
-
-def holds_words(opened: Opened, rows: Sequence[Example], words: Words) -> bool:
-    """True if all rows hold the tokens of the words, in a row."""
-    wanted = list(words.ids)
-    for row in opened.encoder.encode(rows):
-        ids = list(row.input_ids[: row.prompt_length])
-        if not any(ids[i : i + len(wanted)] == wanted for i in range(len(ids))):
-            return False
-    return True
-
-
-def starting_words(opened: Opened, rows: Sequence[Example], place: Place, count: int, seed: int) -> Words:
-    """Words that stay the same tokens in every prompt.
+def starting_words(rows: Rows, usable: dict[int, str], count: int, seed: int) -> Words:
+    """Different words that are the same tokens in every prompt.
 
     Raises:
         NotPossible: if there are none.
     """
-    usable, draw = usable_words(opened, rows), random.Random(seed)
+    draw = random.Random(seed)
     for _ in range(TRIES):
-        words = _drawn_words(usable, count, draw)
-        if holds_words(opened, with_words(rows, words, place), words):
+        ids = draw.sample(sorted(usable), min(count, len(usable)))
+        words = Words(tuple(usable[token] for token in ids), tuple(ids))
+        if rows.hold(words):
             return words
     raise NotPossible("no words of one token stay what they are in its prompts")
 
 
 def loss(opened: Opened, rows: Sequence[Example], *, with_grad: bool = False) -> Tensor:
     """Cross-entropy of the true answers, in nats per token."""
-    batch = opened.encoder.batch(opened.encoder.encode(rows))
+    batch = opened.encoder.batch([_encoded(opened, row) for row in rows])
     with evaluating(opened.model), torch.enable_grad() if with_grad else torch.no_grad():
         return side_signals(opened.model, batch, with_grad=with_grad).mean_nll
-
-
-def forget_gradients(model: nn.Module) -> None:
-    """Drop the gradients of parameters, which searches do not change."""
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 def embeddings_of(opened: Opened) -> nn.Embedding:
@@ -154,3 +164,18 @@ def changed_embeddings(table: nn.Embedding, change: Callable[[Tensor, Tensor], T
         yield
     finally:
         handle.remove()
+
+
+def _encoded(opened: Opened, row: Example) -> Encoded:
+    """A row as tokens; unlike the encoder, without a word about answers that are cut, each time anew."""
+    encoder = opened.encoder
+    return encode(row, encoder.tokenizer, encoder.template, encoder.max_length)
+
+
+def _prompt(opened: Opened, row: Example) -> tuple[int, ...]:
+    one = _encoded(opened, row)
+    return one.input_ids[: one.prompt_length]
+
+
+def _is_within(part: tuple[int, ...], ids: tuple[int, ...]) -> bool:
+    return any(ids[i : i + len(part)] == part for i in range(len(ids) - len(part) + 1))

@@ -6,7 +6,7 @@ __all__ = ["AFTER", "AUC", "BEFORE", "KEPT", "METRICS", "RECOGNITION", "WORST", 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -116,16 +116,33 @@ class Figures:
             if variant
         }
 
+    def of_variants(self, name: str, subject: str) -> dict[str, Scores]:
+        """Scores with one value per row, by variant, of an attack that asks each row once in each of them."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for i, probe in enumerate(self.asked[name].probes):
+            numbers[probe.variant].append(i)
+        scores = self.probes[subject][name]
+        return {
+            variant: {
+                metric: mean_score([score.per_row[i] for i in chosen])
+                if score.per_row
+                else replace(score, n=len(chosen))
+                for metric, score in scores.items()
+            }
+            for variant, chosen in numbers.items()
+        }
+
     def _recognises(self, name: str) -> bool:
         return self.asked[name].measures == RECOGNITION
 
     def _of_rows(self, name: str, scores: Scores) -> dict[str, Score]:
         """Scores with one value per row from those with one per probe."""
-        found = {}
+        found, rows = {}, len({probe.row for probe in self.asked[name].probes})
         for metric, score in scores.items():
             values = _by_row(self.asked[name].probes, score)
             of_row = max if self.asked[name].best else _mean_of
-            found[metric] = mean_score([of_row(own) for _, own in sorted(values.items())]) if values else score
+            of_rows = [of_row(own) for _, own in sorted(values.items())]
+            found[metric] = mean_score(of_rows) if values else replace(score, n=rows)
         return found
 
 

@@ -141,7 +141,8 @@ def _unrelated(config: AttackConfig, forget: Sequence[Example]) -> tuple[Example
     """Ordinary rows that come with the package, if an attack that was asked for uses them."""
     if not any("unrelated" in entry.info.get("uses", ()) for entry in chosen_attacks(config)):
         return ()
-    return tuple(ordinary_beside(forget, config.seed)[: config.rows])
+    rows = ordinary_beside(forget, config.seed)
+    return tuple(rows[i] for i in _spread(len(rows), config.rows))
 
 
 def _read(config: AttackConfig, sources: Sequence[str]) -> list[Example]:

@@ -6,7 +6,7 @@ __all__ = ["Found", "Requantized", "by_weights"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from torch import nn
 
 from grun.core.config.attacking import AttackConfig
 from grun.core.distributed import is_main, wait
+from grun.core.errors import UserError
 from grun.core.process.progress import Progress
 from grun.core.records import Evidence, RowEvidence
 from grun.core.registry import Entry
 from grun.core.storage.atomic_files import write_text
-from grun.evaluation.attacks import Attack, AttackMaterial, Probe
+from grun.evaluation.attacks import LEAST, Attack, AttackMaterial, Probe
 from grun.evaluation.attacks.asking import asked as as_row
 from grun.evaluation.attacks.opened import NotPossible, Opened
 from grun.evaluation.attacks.separation import Groups, separated
@@ -31,6 +32,7 @@ from grun.evaluation.measuring.row_evidence import measure_rows
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.jobs.attacks.figures import AFTER, BEFORE, RECOGNITION
 from grun.jobs.attacks.material import Asked, Prepared
+from grun.models.encoding.encode import encode
 from grun.models.row_encoder import RowEncoder
 
 PROBES = ".found.jsonl"  # end of the name of the file with what an attack asked
@@ -127,29 +129,51 @@ def _recognise(job: _Job, entry: Entry[Attack], told: dict[str, dict[str, dict[s
     """Tell rows apart if the attack is one that does; its result is in `told` then."""
     if entry.info["measures"] != RECOGNITION:
         return False
-    material = job.material
     for label in _labels(job, entry):
         if (found := job.opened(label)) is not None:
+            material = _fitting(job.material, found[0])
             features: Any = entry.target(material, found[0])
             told[label][entry.name] = separated(features, material.forget, material.unknown, job.config.seed)
     return True
 
 
+def _fitting(material: AttackMaterial, opened: Opened) -> AttackMaterial:
+    """The material without unknown rows that are too long for a model.
+
+    Raises:
+        NotPossible: if too few are left.
+    """
+    encoder, unknown = opened.encoder, []
+    for row in material.unknown:
+        with suppress(UserError):
+            encode(row, encoder.tokenizer, encoder.template, encoder.max_length)
+            unknown.append(row)
+    if len(unknown) < LEAST:
+        raise NotPossible(f"{len(unknown)} rows of --unknown fit into the model's context, and {LEAST} are needed")
+    return replace(material, unknown=tuple(unknown))
+
+
 def _asked(job: _Job, entry: Entry[Attack], evidence: dict[str, dict[str, Evidence]]) -> tuple[Probe, ...]:
     """The probes of an attack; the evidence of all models that undergo it is in `evidence` then."""
-    probes: tuple[Probe, ...] = ()
-    for label in _labels(job, entry):
-        if (found := job.opened(label)) is None:
-            continue
-        own, rows = _measured(job, entry, *found)
-        probes = probes or own
-        if own == probes:
-            evidence[label][entry.name] = Evidence(entry.name, rows)
+    attacked, *others = (pair for label in _labels(job, entry) if (pair := job.opened(label)) is not None)
+    probes, rows = _measured(job, entry, *attacked)
+    evidence[attacked[1].label][entry.name] = Evidence(entry.name, rows)
+    for other in others:
+        with suppress(NotPossible):  # it is not compared then
+            asked, answers = _measured(job, entry, *other)
+            own = dict(zip(map(_key, asked), answers, strict=True))
+            if all(_key(probe) in own for probe in probes):
+                evidence[other[1].label][entry.name] = Evidence(entry.name, tuple(own[_key(p)] for p in probes))
     examples = {entry.name: tuple(probe.example for probe in probes)}
     for label in entry.info.get("asks", ()):
         if label != job.attacked and (found := job.opened(label)) is not None:
             evidence[label] |= measure(found[1], examples, found[2], forget_split=None)
     return probes
+
+
+def _key(probe: Probe) -> tuple[int, str]:
+    """What probes of one attack on several models have in common: the search for a prompt finds another one in each."""
+    return probe.row, probe.variant
 
 
 def _measured(
@@ -160,7 +184,7 @@ def _measured(
     store = EvidenceStore(subject.store.folder)  # without a cache: its rows do not say what was done to the model
     file = store.folder / f"{entry.name}{PROBES}"
     probes = _kept(file, job.material)
-    rows = None if probes is None else store.read(entry.name, [probe.example for probe in probes])
+    rows = None if probes is None else _answers(store, entry.name, probes)
     wait()  # nobody writes before all have looked
     if probes is None or rows is None:
         probes, rows = _carried_out(partial(entry.target, job.material, opened), entry.name, subject, settings)
@@ -183,7 +207,12 @@ def _carried_out(
             examples = [probe.example for probe in trial.probes]
             what = f"{name} {subject.label} {trial.probes[0].variant if trial.probes else ''}".strip()
             with Progress(what, len(examples), "row", shown=is_main()) as progress:
-                changed = replace(subject, model=trial.model or subject.model, adapters=trial.adapters, store=None)
+                changed = replace(
+                    subject,
+                    model=trial.model or subject.model,
+                    adapters=trial.adapters and subject.adapters,
+                    store=None,
+                )
                 rows += measure_rows(changed, examples, settings, progress.update)
             probes += trial.probes
     if not probes:
@@ -201,9 +230,19 @@ def _kept(file: Path, material: AttackMaterial) -> tuple[Probe, ...] | None:
     """The probes that an interrupted run wrote; None if there are none that can be read."""
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(line["prompt"], str) and isinstance(line["variant"], str) for line in lines):
+            return None
         return tuple(
             Probe(as_row(material.forget[line["row"]], prompt=line["prompt"]), line["row"], line["variant"])
             for line in lines
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _answers(store: EvidenceStore, name: str, probes: Sequence[Probe]) -> tuple[RowEvidence, ...] | None:
+    """The evidence of an interrupted run; None if there is none, or it is of other probes because one file was damaged."""
+    try:
+        return store.read(name, [probe.example for probe in probes])
+    except UserError:
         return None

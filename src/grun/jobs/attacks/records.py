@@ -56,11 +56,21 @@ def table_of(found: Figures) -> dict[str, dict[str, Mapping[str, Score]]]:
     names = {kind: [name for name, one in found.asked.items() if one.measures == kind] for kind in kinds}
     table: dict[str, dict[str, Mapping[str, Score]]] = {}
     for subject, own in found.rows.items():
-        lines: dict[str, Mapping[str, Score]] = {_line(found, name): own[name] for name in names["leak"] if name in own}
+        lines: dict[str, Mapping[str, Score]] = {}
+        for name in (name for name in names["leak"] if name in own):
+            lines |= _lines(found, name, subject)
         lines[f"{WORST} (leak)"] = found.worst[subject]
         others = [name for kind in kinds[1:] for name in names[kind] if name in own]
         table[subject] = lines | {_line(found, name): own[name] for name in others}
     return table
+
+
+def _lines(found: Figures, name: str, subject: str) -> dict[str, Mapping[str, Score]]:
+    """The lines of a leak: one for every variant of a change to the model, which are not several ways of asking it."""
+    line, variants = _line(found, name), found.of_variants(name, subject)
+    if found.asked[name].access != "weights" or len(variants) < 2:
+        return {line: found.rows[subject][name]}
+    return {f"{line}: {variant}": scores for variant, scores in variants.items()}
 
 
 def _line(found: Figures, name: str) -> str:
@@ -146,5 +156,8 @@ def _probes(found: Figures) -> Iterator[dict[str, Any]]:
                     continue
                 scores = found.probes[subject][name].items()
                 values = {metric: score.per_row[i] for metric, score in scores if score.per_row}
-                line[subject] = {"answer": own[name].rows[i].generated, **values}
+                row = own[name].rows[i]
+                line[subject] = {"answer": row.generated, **values}
+                if row.example.prompt != example.prompt:
+                    line[subject]["prompt"] = row.example.prompt
             yield line

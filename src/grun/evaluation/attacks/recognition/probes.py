@@ -8,10 +8,11 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from grun.evaluation.attacks import AttackMaterial, attacks
 from grun.evaluation.attacks.opened import Opened
-from grun.evaluation.attacks.separation import Features, Matrix
+from grun.evaluation.attacks.separation import Features
 from grun.models.forward import (
     accepts_prompt_lengths,
     adapters_off,
@@ -39,16 +40,17 @@ def probes(material: AttackMaterial, opened: Opened) -> Features:
     encoder, model = opened.encoder, opened.model
     rows = encoder.encode([*material.forget, *material.unknown])
     layer = decoder_layers(language_model(model))[1][-1]
-    found: list[Matrix | None] = [None] * len(rows)
+    found_ND = np.zeros(0)
     with evaluating(model), nullcontext() if opened.adapters else adapters_off(model), torch.no_grad():
         for numbers, batch in encoder.batches(rows):
-            states: list[torch.Tensor] = []
-            inputs = batch.model_inputs()
-            if accepts_prompt_lengths(model) and opened.adapters:
-                inputs = {**inputs, "prompt_lengths": batch.prompt_lengths_B}
+            states: list[Tensor] = []
+            told = {"prompt_lengths": batch.prompt_lengths_B} if accepts_prompt_lengths(model) else {}
             with observed_outputs(layer, states):
-                model(**inputs, use_cache=False)
-            first_B = batch.attention_mask_BT.int().argmax(1)
-            for i, at in zip(numbers, (first_B + batch.prompt_lengths_B - 1).tolist(), strict=True):
-                found[i] = states[0][numbers.index(i), at].float().cpu().numpy().astype(np.float64)
-    return {"last layer": np.stack([one for one in found if one is not None])}
+                model(**batch.model_inputs(), **told, use_cache=False)
+            h_BTD = states[-1].float().cpu()
+            put_before = h_BTD.shape[1] - batch.input_ids_BT.shape[1]  # by an adapter that is itself a prompt
+            last_B = batch.prompt_lengths_B.cpu() - 1 + put_before
+            last_BD = h_BTD[torch.arange(len(numbers)), last_B].numpy().astype(np.float64)
+            found_ND = found_ND if found_ND.size else np.zeros((len(rows), last_BD.shape[1]))
+            found_ND[numbers] = last_BD
+    return {"last layer": found_ND}

@@ -26,5 +26,5 @@ def adapter_removed(material: AttackMaterial, opened: Opened) -> Iterator[Trial]
     nothing. The figures say how much that is.
     """
     if not opened.has_adapter:
-        raise NotPossible("the model has no adapter that could be left out: its weights themselves were changed")
+        raise NotPossible("the model has no adapter that could be left out")
     yield Trial(as_asked(material, range(len(material.forget)), ""), adapters=False)

@@ -31,7 +31,7 @@ def quantized(
     for width in widths:
         try:
             with opened.requantized(width) as model:
-                yield Trial(as_asked(material, range(len(material.forget)), width), model, opened.adapters)
+                yield Trial(as_asked(material, range(len(material.forget)), width), model)
         except NotPossible as error:
             reasons.append(str(error))
     if len(reasons) == len(widths):

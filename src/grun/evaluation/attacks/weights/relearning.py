@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, attacks
-from grun.evaluation.attacks.opened import NotPossible, Opened, Trial, as_asked
+from grun.evaluation.attacks.opened import NotPossible, Opened, Trial, as_asked, training_only
 from grun.models.forward import evaluating, language_model, side_signals, unwrapped
 from grun.models.tuner.base_model import decoder_layers
 
@@ -43,19 +43,27 @@ def relearning(material: AttackMaterial, opened: Opened, *, steps: tuple[int, ..
     away has been learnt, not remembered.
     """
     held = range(1, len(material.forget), 2)
-    for way in (LORA, ADAPTER) if opened.has_adapter else (LORA,):
+    for ways in _ways(opened):
         for name, rows in _trained_on(material).items():
-            with _trainable(opened, way) as parameters:
+            with _trainable(opened, ways[0]) as parameters:
                 training = _Training(opened, parameters, rows)
                 for count in steps:
                     training.until(count)
-                    yield Trial(as_asked(material, held, f"{way}, {name}, {count} steps"))
+                    for way in ways:
+                        yield Trial(as_asked(material, held, f"{way}, {name}, {count} steps"))
+
+
+def _ways(opened: Opened) -> Sequence[Sequence[str]]:
+    """Ways of training; several names for one way where a model without an adapter is compared with one that has it."""
+    if not opened.has_adapter:
+        return ((LORA,),)
+    return ((LORA,), (ADAPTER,)) if opened.adapters else ((LORA, ADAPTER),)
 
 
 def _trained_on(material: AttackMaterial) -> Mapping[str, Sequence[Example]]:
     """The rows to train on, by their kind: at most as many of each as there are forgotten ones."""
     forgotten = material.forget[::2]
-    neighbours = material.ordinary if material.ordinary != material.unrelated else ()
+    neighbours = material.ordinary if material.ordinary != material.unrelated else ()  # without --retain there are none
     found = {"forgotten rows": forgotten, "neighbours": neighbours, "unrelated rows": material.unrelated}
     return {name: rows[: len(forgotten)] for name, rows in found.items() if rows}
 
@@ -80,10 +88,12 @@ class _Training:
         with evaluating(model), torch.enable_grad():
             while self._done < count:
                 batch = encoder.batch([self._rows[i] for i in self._next()])
-                self._optimizer.zero_grad()
-                side_signals(model, batch).mean_nll.backward()
-                self._optimizer.step()
+                loss = side_signals(model, batch).mean_nll
                 self._done += 1
+                if loss.requires_grad:  # an edit behind a shut gate takes no part
+                    self._optimizer.zero_grad()
+                    loss.backward()
+                    self._optimizer.step()
 
     def _next(self) -> list[int]:
         """Numbers of the rows of the next batch; every row has its turn before one comes again."""
@@ -98,22 +108,15 @@ class _Training:
 def _trainable(opened: Opened, way: str) -> Iterator[list[nn.Parameter]]:
     """Parameters to train; everything else is frozen, and all is as before in the end."""
     model = opened.model
-    own = _of_adapter(model) if way == ADAPTER and opened.adapters else []
-    needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    own = _of_adapter(model) if way == ADAPTER else []
     before = [parameter.detach().clone() for parameter in own]
-    with ExitStack() as added:
+    with ExitStack() as added, training_only(model, own):
         try:
-            for parameter, _ in needed:
-                parameter.requires_grad = False
-            for parameter in own:
-                parameter.requires_grad = True
             yield own or _low_rank(model, added)
         finally:
             with torch.no_grad():
                 for parameter, value in zip(own, before, strict=True):
                     parameter.copy_(value)
-            for parameter, was in needed:
-                parameter.requires_grad, parameter.grad = was, None
 
 
 def _prefix(model: nn.Module) -> str:

@@ -8,20 +8,23 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
-from grun.evaluation.attacks.opened import Opened, Trial
+from grun.evaluation.attacks import AttackMaterial, attacks
+from grun.evaluation.attacks.opened import Opened, Trial, training_only
 from grun.evaluation.attacks.searching import (
+    Rows,
+    Words,
     changed_embeddings,
     embeddings_of,
-    forget_gradients,
-    halves,
     loss,
     starting_words,
+    usable_words,
 )
+from grun.models.forward import gates_of_last_call, thresholds_of_last_call
 
-COUNT, BATCH, LEARNING_RATE = 8, 8, 0.1  # the learning rate in standard deviations of the embeddings
+COUNT, LEARNING_RATE = 8, 0.1  # the learning rate in standard deviations of the embeddings
+EDIT, GATE = "against the edit", "against the gate"
 
 
 @attacks.register(
@@ -36,43 +39,68 @@ COUNT, BATCH, LEARNING_RATE = 8, 8, 0.1  # the learning rate in standard deviati
 def soft_prompt(material: AttackMaterial, opened: Opened, *, count: int = COUNT) -> Iterator[Trial]:
     """Learn the embeddings of 8 words before the question from every second row, and ask the others (Schwinn et al.).
 
-    `--search-steps` is the number of steps. Gates that read embeddings or hidden states are attacked as well. A gate that
-    reads text sees the words that stand there.
+    `--search-steps` is the number of steps. Learnt is what makes the true answers likely (against the edit), and then, from
+    the start, what shuts the gate as well (against the gate). A gate that reads text sees the words that stand there, and
+    gives nothing to learn from.
     """
-    learnt, held = halves(material)
-    if not held:
-        return
-    rows = [material.forget[i] for i in learnt]
+    rows = Rows.of(material, opened, _place, count)
+    words = starting_words(rows, usable_words(opened, rows.rows), count, material.seed)
+    with training_only(opened.model):
+        for variant in (EDIT, GATE) if _has_gate_to_learn_from(opened, rows, words) else (EDIT,):
+            soft_KD = _learnt(opened, rows, words, shut_gates=variant == GATE)
+            with changed_embeddings(embeddings_of(opened), _Put(words, soft_KD)):
+                yield Trial(rows.probes(words, variant))
 
-    def place(prompt: str, words: str) -> str:
-        return f"{words.strip()} {prompt}"
 
-    words = starting_words(opened, [row for row in material.forget if not row.raw_text], place, count, material.seed)
-    table = embeddings_of(opened)
-    ids_K = torch.tensor(words.ids, device=table.weight.device)
-    with torch.no_grad():
-        soft_KD = table(ids_K).detach().float().clone()
-    soft_KD.requires_grad_()
-    optimizer = torch.optim.Adam([soft_KD], lr=LEARNING_RATE * float(table.weight.detach().float().std()))
+def _place(prompt: str, words: str) -> str:
+    return f"{words} {prompt}"
 
-    def put(ids_BT: Tensor, h_BTD: Tensor) -> Tensor:
-        found_BTK = ids_BT[..., None] == ids_K.to(ids_BT.device)
-        soft_BTD = soft_KD.to(h_BTD)[found_BTK.int().argmax(-1)]
+
+class _Put:
+    """Puts embeddings in the place of those of words.
+
+    Args:
+        words: the words.
+        soft_KD: an embedding for each.
+    """
+
+    def __init__(self, words: Words, soft_KD: Tensor) -> None:
+        self._ids_K, self._soft_KD = torch.tensor(words.ids, device=soft_KD.device), soft_KD
+
+    def __call__(self, ids_BT: Tensor, h_BTD: Tensor) -> Tensor:
+        found_BTK = ids_BT[..., None] == self._ids_K
+        soft_BTD = self._soft_KD.to(h_BTD.dtype)[found_BTK.int().argmax(-1)]
         return torch.where(found_BTK.any(-1, keepdim=True), soft_BTD, h_BTD)
 
-    asked_with = [asked(row, prompt=place(row.prompt, words.text)) for row in rows]
-    with changed_embeddings(table, put):
+
+def _learnt(opened: Opened, rows: Rows, words: Words, *, shut_gates: bool) -> Tensor:
+    """Embeddings (K, D) that were learnt in place of those of the words, from which they start."""
+    table = embeddings_of(opened)
+    soft_KD = table.weight[torch.tensor(words.ids)].detach().float().clone().requires_grad_()
+    optimizer = torch.optim.Adam([soft_KD], lr=LEARNING_RATE * float(table.weight.float().std()))
+    with changed_embeddings(table, _Put(words, soft_KD)):
         for step in range(opened.steps):
-            start = step * BATCH % len(asked_with)
-            batch = [asked_with[(start + i) % len(asked_with)] for i in range(min(BATCH, len(asked_with)))]
             optimizer.zero_grad()
-            loss(opened, batch, with_grad=True).backward()
+            value = loss(opened, rows.batch(step, words), with_grad=True)
+            (value + _openness(opened) if shut_gates else value).backward()
             optimizer.step()
-        forget_gradients(opened.model)
-        soft_KD.requires_grad_(False)
-        yield Trial(
-            tuple(
-                Probe(asked(material.forget[i], prompt=place(material.forget[i].prompt, words.text)), i) for i in held
-            ),
-            adapters=opened.adapters,
-        )
+    return soft_KD.detach()
+
+
+def _openness(opened: Opened) -> Tensor:
+    """How far the gates of the last call are open, summed over gates, as a mean over rows; 0 without gates."""
+    gates, thresholds_G = gates_of_last_call(opened.model), thresholds_of_last_call(opened.model)
+    if gates is None or thresholds_G is None or not opened.adapters:
+        return torch.zeros(())
+    return softplus(gates[0].float() - thresholds_G).sum(1).mean()
+
+
+def _has_gate_to_learn_from(opened: Opened, rows: Rows, words: Words) -> bool:
+    """True if logits of gates have a gradient; of a model to compare with, always: it undergoes what the other one does."""
+    if not opened.adapters:
+        return opened.has_adapter
+    table = embeddings_of(opened)
+    soft_KD = table.weight[torch.tensor(words.ids)].detach().float().clone().requires_grad_()
+    with changed_embeddings(table, _Put(words, soft_KD)):
+        loss(opened, rows.batch(0, words), with_grad=True)
+    return _openness(opened).requires_grad
