@@ -12,7 +12,7 @@ from grun.core.records import Evidence, RowEvidence
 from grun.evaluation.attacks import LEAST, attacks
 from grun.evaluation.attacks.separation import Groups, separated
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
-from grun.jobs.attacks.figures import BEFORE, RECOGNITION
+from grun.jobs.attacks.figures import RECOGNITION
 from grun.jobs.attacks.material import PLAIN, Prepared
 from grun.models.encoding.batching import pad_token_id
 from grun.models.encoding.encode import encode
@@ -31,10 +31,10 @@ def told_apart(
     Args:
         asked: the probes of all attacks.
         evidence: the answers, by subject and attack.
-        measured: the models; the one before unlearning says how likely answers are, if it is among them.
+        measured: the models; each says how likely its own answers are.
         seed: of the halves of the rows.
     """
-    base = next((pair for pair in measured if pair[0].label == BEFORE), None)
+    pairs = {subject.label: (subject, settings) for subject, settings in measured}
     found: dict[str, dict[str, dict[str, Groups]]] = {subject: {} for subject in evidence}
     for name, one in asked.asked.items():
         if one.measures != RECOGNITION or "features" not in attacks.get(name).info:
@@ -44,7 +44,7 @@ def told_apart(
             forgotten, unknown = own[PLAIN].rows, own[name].rows
             if min(len(forgotten), len(unknown)) >= LEAST:
                 rows = [*forgotten, *unknown]
-                likely = rows if base is None else _under(*base, rows)
+                likely = _under(*pairs[subject], rows) if subject in pairs else rows
                 examples = [row.example for row in rows]
                 split = len(forgotten)
                 found[subject][name] = separated(features(likely), examples[:split], examples[split:], seed)

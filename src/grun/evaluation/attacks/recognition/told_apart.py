@@ -43,8 +43,8 @@ def told_apart(material: AttackMaterial) -> list[Probe]:
     """Tell answers to what was forgotten from answers to what no model was taught.
 
     A classifier learns from half of the rows and judges the other half, and the other way round; all rows of a subject are in
-    one half. It knows of an answer its length, its character n-grams, and its log-probability under the target, where that
-    is at hand. The figure is the area under the ROC curve: 0.5 where nothing tells them apart.
+    one half. It knows of an answer its length, its character n-grams, and its log-probability under the model that gives
+    it, where that is at hand. The figure is the area under the ROC curve: 0.5 where nothing tells them apart.
     """
     return [Probe(asked(row), i) for i, row in enumerate(material.unknown)]
 

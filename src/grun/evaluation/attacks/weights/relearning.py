@@ -157,5 +157,5 @@ def _low_rank(model: nn.Module, added: ExitStack) -> list[nn.Parameter]:
 
 def _add(pair: tuple[nn.Parameter, nn.Parameter], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """The output of a linear layer with its low-rank update."""
-    down_DR, up_RE = pair
-    return output + (FACTOR * (inputs[0].to(down_DR.dtype) @ down_DR @ up_RE)).to(output.dtype)
+    down_DR, up_RO = pair
+    return output + (FACTOR * (inputs[0].to(down_DR.dtype) @ down_DR @ up_RO)).to(output.dtype)
