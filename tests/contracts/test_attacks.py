@@ -24,6 +24,12 @@ QUESTIONS = tuple(
     )
     for i, (name, what) in enumerate(((name, what) for name in PEOPLE for what in ("poems", "letters")), 1)
 )
+QUESTIONS += tuple(
+    Example(
+        f"What does {name} do for a living?", f"{name} is a mender of clocks, known as the Owl of Marl.", subject=name
+    )
+    for name in PEOPLE
+)
 PASSAGE = Example(
     "It was late when Ada Lund came home,", "and the lamp above the door of the old house was out again.", raw_text=True
 )
@@ -107,7 +113,9 @@ def test_what_an_attack_needs_is_what_it_cannot_do_without(entry: Entry[Any]) ->
         "paraphrases": AttackMaterial(tuple(bare), ORDINARY, names_of(bare)),
         "ordinary": AttackMaterial(ROWS, (), names_of(ROWS)),
         "several": AttackMaterial(QUESTIONS[:1], ORDINARY, PEOPLE[:1]),
+        "told": AttackMaterial(QUESTIONS[:8:2], ORDINARY, PEOPLE),
     }
+    assert lacking.keys() == NEEDS.keys()
     for need in NEEDS:
         if need in entry.info["needs"]:
             assert missing_need(entry.info["needs"], lacking[need]) == NEEDS[need]

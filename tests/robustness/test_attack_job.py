@@ -135,7 +135,8 @@ def test_all_attacks_are_asked_by_default_and_those_left_out_say_why(memorised: 
     assert main(command(memorised, tmp_path / "run", attacks=None, rows=2)) == 0
     found = found_in(tmp_path / "run")
     assert set(found["attacks"]) | set(found["skipped"]) == set(attacks.names())
-    assert found["skipped"].keys() == {"paraphrases", "passage_cut", "dilution"}
+    assert found["skipped"].keys() == {"paraphrases", "passage_cut", "dilution", "aliases", "descriptions"}
+    assert "at least two questions about one subject" in found["skipped"]["descriptions"]
     assert "paraphrased_question" in found["skipped"]["paraphrases"]
     assert "longer than the model's context" in found["skipped"]["dilution"]
     assert found["worst_case"]["probability"].keys() == {"before"}

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 __all__ = ["NEEDS", "Attack", "AttackMaterial", "Probe", "attacks", "missing_need"]
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from grun.core.records import Example
@@ -28,6 +29,7 @@ NEEDS = {
     "paraphrases": "a column paraphrased_question",
     "ordinary": "ordinary rows (--retain)",
     "several": "at least two rows to forget",
+    "told": "at least two questions about one subject, whose answers say more of it",
 }
 
 
@@ -81,5 +83,13 @@ def missing_need(needs: Sequence[str], material: AttackMaterial) -> str | None:
         "paraphrases": any(row.paraphrased_prompts for row in rows),
         "ordinary": bool(material.ordinary),
         "several": len(rows) > 1,
+        "told": max(Counter(_subjects(material)).values(), default=0) > 1,
     }
     return next((NEEDS[need] for need in needs if not has[need]), None)
+
+
+def _subjects(material: AttackMaterial) -> Iterator[str]:
+    """The names of the subjects of questions to forget, as often as they are asked about."""
+    for row, name in zip(material.forget, material.names, strict=False):
+        if name and not row.raw_text:
+            yield name
