@@ -54,7 +54,7 @@ def entry(request: pytest.FixtureRequest) -> Entry[Any]:
 def test_an_attack_says_what_it_is(entry: Entry[Any]) -> None:
     assert entry.info.keys() == {"source", "measures", "access", "needs"}
     assert entry.info["measures"] in ("leak", "damage")
-    assert entry.info["access"] in ("prompt", "answer")
+    assert entry.info["access"] in ("prompt", "answer", "calls")
     assert set(entry.info["needs"]) <= NEEDS.keys()
     assert entry.info["source"]
     assert inspect.getdoc(entry.target)
@@ -72,9 +72,9 @@ def test_probes_belong_to_rows(entry: Entry[Any]) -> None:
             assert f"{row.prompt} {row.answer}".endswith(probe.example.answer)
         else:
             assert probe.example.answer == row.answer
-        assert (probe.example.prompt, probe.example.turns) != (row.prompt, row.turns) or isinstance(
-            probe.example, Begun
-        )
+        assert (probe.calls is not None) == (entry.info["access"] == "calls")
+        asked_anew = (probe.example.prompt, probe.example.turns) != (row.prompt, row.turns)
+        assert asked_anew or isinstance(probe.example, Begun) or probe.calls is not None
 
 
 def test_no_prompt_gives_the_answer_away(entry: Entry[Any]) -> None:

@@ -7,12 +7,13 @@ itself:
     source       paper or code that describes it
     measures     `leak` (the probes ask for forgotten answers) or `damage` (they ask for something else)
     needs        what the rows must have, of `NEEDS`; where all rows lack it, the attack is skipped
-    access       `prompt`, what everybody has who may ask, or `answer`, if the asker writes the beginning of the answer as well
+    access       `prompt`, what everybody has who may ask; `answer`, if the asker writes the beginning of the answer as well;
+                 `calls`, if the asker has the model and makes its calls himself (every probe has `Calls`)
 """
 
 from __future__ import annotations
 
-__all__ = ["NEEDS", "Attack", "AttackMaterial", "Probe", "attacks", "missing_need"]
+__all__ = ["NEEDS", "Attack", "AttackMaterial", "Calls", "Probe", "attacks", "missing_need"]
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,24 @@ class AttackMaterial:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """The calls of an asker who has the model, in the place of one that reads the whole prompt.
+
+    Attributes:
+        ends: where the prompt is said to end: `whole`, `first token`, `half`, or `begin`, before what the asker wrote as the
+            beginning of the answer.
+        cached: what an earlier forward call reads into a cache: `nothing`, `turns` before the prompt, or `all but one` token.
+        with_adapter: the adapter is on in that call.
+        rest: how all that is not cached is read: as a `prompt` whose end is told, as an `answer`, or by `generate`.
+    """
+
+    ends: str = "whole"
+    cached: str = "nothing"
+    with_adapter: bool = True
+    rest: str = "prompt"
+
+
+@dataclass(frozen=True)
 class Probe:
     """One prompt of an attack.
 
@@ -62,11 +81,13 @@ class Probe:
         example: prompt, earlier turns and the answer that is looked for.
         row: number of the row that the answer belongs to, from 0: of the forget rows, or for `damage` of the ordinary ones.
         variant: name of the form, of an attack that has several.
+        calls: those of an asker who makes them himself; None: the prompt is asked as usual.
     """
 
     example: Example
     row: int
     variant: str = ""
+    calls: Calls | None = None
 
 
 Attack = Callable[..., list[Probe]]

@@ -22,6 +22,7 @@ from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.scores import needs_of_metrics
+from grun.jobs.attacks.calling import called_evidence
 from grun.jobs.attacks.drawing import DRAWN, drawn_evidence, drawn_probes
 from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
@@ -76,6 +77,8 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
         run.start()
     wait()
     evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
+    for one, settings in subjects:
+        evidence[one.label] |= {own.name: called_evidence(one, own, settings) for own in asked.called}
     if config.samples:
         asked = drawn_probes(config, asked)
         for one, settings in subjects:

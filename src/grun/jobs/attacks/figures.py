@@ -40,7 +40,9 @@ class Figures:
     def probes(self) -> dict[str, dict[str, dict[str, Score]]]:
         """Scores with one value per probe, by subject, name and metric."""
         return {
-            subject: {name: {metric: _scored(metric, one) for metric in METRICS} for name, one in own.items()}
+            subject: {
+                name: {metric: self._scored(metric, name, one) for metric in METRICS} for name, one in own.items()
+            }
             for subject, own in self.evidence.items()
         }
 
@@ -100,6 +102,18 @@ class Figures:
             for variant, chosen in numbers.items()
             if variant
         }
+
+    def refused(self, name: str) -> dict[str, int]:
+        """Number of probes of an attack whose calls were refused, by subject; without those that refused none."""
+        counts = {
+            subject: sum(row.refused is not None for row in own[name].rows) for subject, own in self.evidence.items()
+        }
+        return {subject: count for subject, count in counts.items() if count}
+
+    def _scored(self, metric: str, name: str, evidence: Evidence) -> Score:
+        if metric == "gate_open" and self.asked[name].access == "calls":
+            return missing("the asker says which tokens are the prompt", len(evidence.rows))
+        return _scored(metric, evidence)
 
     def _of_rows(self, name: str, scores: Scores) -> dict[str, Score]:
         """Scores with one value per row from those with one per probe."""

@@ -72,8 +72,17 @@ class Prepared:
 
     @property
     def splits(self) -> dict[str, tuple[Example, ...]]:
-        """The rows of all probes, by name."""
-        return {name: tuple(probe.example for probe in one.probes) for name, one in self.asked.items()}
+        """The rows of all probes that are asked as usual, by name."""
+        return {
+            name: tuple(probe.example for probe in one.probes)
+            for name, one in self.asked.items()
+            if one.access != "calls"
+        }
+
+    @property
+    def called(self) -> list[Asked]:
+        """The attacks whose asker makes the calls himself."""
+        return [one for one in self.asked.values() if one.access == "calls"]
 
 
 def chosen_attacks(config: AttackConfig) -> list[Entry[Attack]]:
@@ -130,6 +139,8 @@ def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material:
             reasons[entry.name] = f"needs {missing}, and no row that is attacked has that"
         elif entry.info["access"] == "answer" and config.address is not None:
             reasons[entry.name] = "writes the beginning of the answer, which no --address takes"
+        elif entry.info["access"] == "calls" and config.address is not None:
+            reasons[entry.name] = "says where prompts end and fills caches, which no --address takes"
         if entry.name in reasons and config.attacks:
             raise UserError(f"--attacks: '{entry.name}' {reasons[entry.name]}.")
     return reasons

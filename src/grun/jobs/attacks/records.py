@@ -6,6 +6,7 @@ __all__ = ["FOUND", "PROBES", "TABLE", "table_of", "write_found"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def _notes(found: Figures, prepared: Prepared) -> list[str]:
         notes.append(
             f"Says nothing: the target itself gives less than a third of its usual probability ({', '.join(silent)})."
         )
+    for name, one in prepared.asked.items():
+        counts = [f"{count} of {len(one.probes)} ({subject})" for subject, count in found.refused(name).items()]
+        notes += [f"Refused by the model, which gives nothing away: {', '.join(counts)} of {name}."] if counts else []
     cut = [f"{one.left_out} of {name}" for name, one in prepared.asked.items() if one.left_out]
     return notes + ([f"Probes that do not fit into the model: {', '.join(cut)}."] if cut else [])
 
@@ -106,6 +110,7 @@ def _of_attack(found: Figures, one: Asked, seed: int) -> dict[str, Any]:
         "probes": len(one.probes),
         "left_out": one.left_out,
         "says_nothing": found.says_nothing(one.name),
+        "refused": found.refused(one.name),
         "figures": figures,
         "variants": found.variants(one.name),
     }
@@ -129,9 +134,12 @@ def _probes(found: Figures) -> Iterator[dict[str, Any]]:
             }
             line |= {"turns": example.turns, "prompt": example.prompt}
             line |= {"begin": example.begin} if isinstance(example, Begun) else {}
+            line |= {} if probe.calls is None else {"calls": asdict(probe.calls)}
             line["gold"] = example.answer
             for subject, own in found.evidence.items():
                 scores = found.probes[subject][name].items()
                 values = {metric: score.per_row[i] for metric, score in scores if score.per_row}
-                line[subject] = {"answer": own[name].rows[i].generated, **values}
+                row = own[name].rows[i]
+                line[subject] = {"answer": row.generated, **values}
+                line[subject] |= {} if row.refused is None else {"refused": row.refused}
             yield line
