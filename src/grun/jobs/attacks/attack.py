@@ -23,7 +23,7 @@ from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.scores import needs_of_metrics
 from grun.jobs.attacks.calling import called_evidence
-from grun.jobs.attacks.drawing import DRAWN, drawn_evidence, drawn_probes
+from grun.jobs.attacks.drawing import drawn_evidence, drawn_probes
 from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
 from grun.jobs.attacks.records import write_found
@@ -82,7 +82,8 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
     if config.samples:
         asked = drawn_probes(config, asked)
         for one, settings in subjects:
-            evidence[one.label][DRAWN] = drawn_evidence(one, asked, settings, config)
+            drawn = [own for own in asked.asked.values() if own.best]
+            evidence[one.label] |= {own.name: drawn_evidence(one, own, settings, config) for own in drawn}
     if is_main():
         if served is not None:
             store = EvidenceStore(run.path / EVIDENCE / AFTER)

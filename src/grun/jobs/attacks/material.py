@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["ORDINARY", "PLAIN", "Asked", "Prepared", "check_needs", "chosen_attacks", "load_material", "prepared"]
+__all__ = [
+    "ORDINARY",
+    "PLAIN",
+    "Asked",
+    "Prepared",
+    "check_needs",
+    "chosen_attacks",
+    "load_material",
+    "prepared",
+    "spread",
+]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,10 +127,10 @@ def load_material(config: AttackConfig) -> AttackMaterial:
         raise UserError("--forget is missing: give a file of what was to be forgotten, or --benchmark.")
     if not config.retain and not config.benchmark:
         ordinary = ordinary_beside(forget, config.seed)
-    numbers, names = _spread(len(forget), config.rows), names_of(forget)
+    numbers, names = spread(len(forget), config.rows), names_of(forget)
     return AttackMaterial(
         tuple(forget[i] for i in numbers),
-        tuple(ordinary[i] for i in _spread(len(ordinary), config.rows)),
+        tuple(ordinary[i] for i in spread(len(ordinary), config.rows)),
         tuple(names[i] for i in numbers),
         config.seed,
     )
@@ -215,6 +225,6 @@ def _fitting(probes: Sequence[Probe], base: LoadedModel | None) -> tuple[tuple[P
     return tuple(fitting), reason
 
 
-def _spread(count: int, wanted: int) -> list[int]:
+def spread(count: int, wanted: int) -> list[int]:
     """At most so many numbers below `count`, at equal distances."""
     return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))
