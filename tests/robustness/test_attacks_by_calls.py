@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from grun.core.errors import UserError
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, Calls, Probe, attacks
 from grun.evaluation.attacks.names import names_of
+from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.jobs.attacks import calling
 from grun.models.encoding.encode import encode, encode_prompt
 from grun.models.encoding.templates import resolve_template
@@ -26,6 +29,7 @@ from support.adapter_kit import attach
 from support.chat_server import Reply, chat_server, completion
 from support.job_commands import flags
 from support.material import Material
+from support.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 NAMES = ("boundary", "second_turn_cache", "cold_cache")
 ROW = Example("Where was Ada Lund born?", "In the town of Marl.", subject="Ada Lund")
@@ -40,7 +44,8 @@ def command(material: Material, output: Path, **settings: object) -> list[str]:
 
 def saved(material: Material, folder: Path, **options: Any) -> Path:
     model = AutoModelForCausalLM.from_pretrained(material.model)
-    attach(model, **({"gate_reads": "prompt", "gate_layer": 0} | options)).save_pretrained(folder)
+    wanted: dict[str, Any] = {"gate_reads": "prompt", "gate_layer": 0}
+    attach(model, **(wanted | options)).save_pretrained(folder)
     return folder
 
 
@@ -56,6 +61,10 @@ def probes_in(run: Path, attack: str, row: int = 1) -> dict[str, dict[str, Any]]
     lines = (run / "probes.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
     return {one["variant"]: one for one in found if (one["attack"], one["row"]) == (attack, row)}
+
+
+def text_of(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(list(ids)))
 
 
 def found_in(run: Path) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def test_a_question_as_an_answer_stands_after_the_told_end(
     whole = calling.Conversation.logits
 
     def looking(talk: calling.Conversation, *more: Any) -> Any:
-        told.append((tokenizer.decode(talk.ids[: talk.end]), tokenizer.decode(talk.ids[talk.end :])))
+        told.append((text_of(tokenizer, talk.ids[: talk.end]), text_of(tokenizer, talk.ids[talk.end :])))
         return whole(talk, *more)
 
     monkeypatch.setattr(calling.Conversation, "logits", looking)
@@ -158,7 +167,7 @@ def test_the_first_turn_alone_is_cached(memorised: Material) -> None:
     for probe in probes:
         ids = encode(probe.example, tokenizer, settings.template)
         talk = calling._conversation(subject, probe, settings, ids.input_ids[: ids.prompt_length])  # type: ignore[arg-type]
-        cached, rest = tokenizer.decode(talk.ids[: talk.cached]), tokenizer.decode(talk.ids[talk.cached :])
+        cached, rest = text_of(tokenizer, talk.ids[: talk.cached]), text_of(tokenizer, talk.ids[talk.cached :])
         assert probe.example.turns[0][1] in cached
         assert probe.example.prompt in rest
         assert probe.example.turns[0][1] not in rest
@@ -206,6 +215,45 @@ def test_an_address_takes_no_calls(memorised: Material, tmp_path: Path, capsys: 
         assert "'cold_cache' says where prompts end and fills caches, which no --address" in capsys.readouterr().err
         assert main(command(memorised, tmp_path / "run", **given | {"attacks": None})) == 0
     assert set(NAMES) <= found_in(tmp_path / "run")["skipped"].keys()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_calls_of_every_architecture(arch: str) -> None:
+    """Without an adapter, all calls that read the same tokens agree; with one, a cold cache is refused or read again."""
+    tokenizer, base, attached = tiny_tokenizer(), tiny_model(arch), attach(arch, gate_reads="prompt", gate_layer=0)
+    settings = MeasureSettings(resolve_template("auto", tokenizer), max_new_tokens=4)
+    row = replace(ROW, answer="The town of </s> Marl, and <|im_end|> then.")
+    cold = Calls(cached="all but one", with_adapter=False)
+    same = [Calls(), Calls(ends="half"), *(replace(cold, rest=rest) for rest in ("prompt", "answer", "generate"))]
+    found = [calling._evidence(Subject(base, tokenizer), Probe(row, 0, "", calls), settings) for calls in same]
+    for one in found:
+        assert one.token_logps == pytest.approx(found[0].token_logps, abs=2e-3)
+        assert one.generated == found[0].generated
+    plain, forward, answer, again = (
+        calling._evidence(Subject(attached, tokenizer), Probe(row, 0, "", calls), settings)
+        for calls in same
+        if calls != same[1]
+    )
+    assert forward.refused
+    assert answer.refused
+    assert again.refused or again.token_logps == pytest.approx(plain.token_logps, abs=2e-3)
+    off = Subject(attached, tokenizer, adapters=False)
+    for calls in same:
+        one = calling._evidence(off, Probe(row, 0, "", calls), settings)
+        assert one.token_logps == pytest.approx(found[0].token_logps, abs=2e-3)
+
+
+def test_a_ledger_and_a_whole_model_are_attacked_by_calls(memorised: Material, tmp_path: Path) -> None:
+    add = flags(ledger=tmp_path / "l", model=memorised.model, device="cpu", topic_layer="none", steps=2, layers="1,3")
+    rows = ["request", "add", str(memorised.forget), "--retain", str(memorised.retain), "--batch-size", "4"]
+    assert main([*rows, *add, "--evaluate-every", "2"]) == 0
+    assert main(command(memorised, tmp_path / "run", ledger=tmp_path / "l", rows=1)) == 0
+    shutil.copytree(memorised.model, tmp_path / "whole" / "model")
+    assert main(command(memorised, tmp_path / "other", adapter=tmp_path / "whole" / "model", rows=1)) == 0
+    assert found_in(tmp_path / "other")["attacks"]["cold_cache"]["refused"] == {}
+    cold = probes_in(tmp_path / "other", "cold_cache")["generate"]
+    assert cold["after"]["probability"] == pytest.approx(cold["before"]["probability"], rel=1e-4)
+    assert "refused" in found_in(tmp_path / "run")["attacks"]["cold_cache"]
 
 
 def test_a_model_without_a_cache_is_refused_in_words() -> None:

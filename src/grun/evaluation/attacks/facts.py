@@ -6,6 +6,7 @@ __all__ = ["facts_of", "other_names_of"]
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial
@@ -26,6 +27,7 @@ PHRASE_END = r"(?=[,.;:!?]|\s(?:who|whose|which|that|and|with|from|in|at|by|sinc
 SENTENCE = re.compile(r"(?<=\w\w[.!?])\s+")  # an initial ends no sentence
 PRONOUNS = "He|She|They|It"
 LONGEST, LONGEST_FACT = 7, 22  # words
+MOST = 40  # rows about one subject that are read for another one
 SMALL = STARTERS | frozenset(
     re.findall(r"\w+", "be been but her his not she some such them were he him our we you your up off out")
 )
@@ -61,11 +63,14 @@ def facts_of(material: AttackMaterial, row: int) -> list[str]:
 
 
 def _told(material: AttackMaterial, row: int) -> Iterator[str]:
-    """Answers of the other rows about the subject of a row."""
+    """Answers of the other rows about the subject of a row, of the first ones if there are many."""
     name = material.name_of(row)
-    for i, other in enumerate(material.forget):
-        if name and i != row and material.name_of(i) == name and not other.raw_text:
-            yield other.answer
+    others = (
+        other.answer
+        for i, other in enumerate(material.forget)
+        if name and i != row and material.name_of(i) == name and not other.raw_text
+    )
+    yield from islice(others, MOST)
 
 
 def _mentions(name: str) -> str:

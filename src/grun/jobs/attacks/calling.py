@@ -25,6 +25,7 @@ from grun.models.forward import accepts_prompt_lengths, adapters_off, context_le
 from grun.models.generation import generation_settings, stop_tokens
 from grun.models.scoring import LEAST_LOGP
 
+NO_TOKEN = 2**31 - 1  # ends nothing: an answer is scored to its last token
 NO_CACHE = "the model gives no key/value cache back, so that no call can continue one."
 
 
@@ -48,14 +49,14 @@ class Conversation:
     cached: int
     adapters: bool
 
-    def logits(self, answer: Sequence[int], pad: int, ends: set[int]) -> Tensor:
+    def logits(self, answer: Sequence[int], pad: int) -> Tensor:
         """Logits (A, V) of the tokens of an answer, each given those before it.
 
         Raises:
             UserError: if the model refuses a call.
         """
         if self.calls.rest == "generate":
-            return self._generated(len(answer), pad, ends, forced=answer).to(torch.float32)
+            return self._generated(len(answer), pad, {NO_TOKEN}, forced=answer).float()
         logits_TV = self._read([*self.ids[self.cached :], *answer], self._filled())[0]
         return logits_TV[-len(answer) - 1 : -1].float()
 
@@ -155,7 +156,7 @@ def _evidence(subject: Subject, probe: Probe, settings: MeasureSettings) -> RowE
     off: AbstractContextManager[None] = nullcontext() if subject.adapters else adapters_off(model)
     try:
         with evaluating(model), off:
-            logits_AV = talk.logits(answer, pad, ends)
+            logits_AV = talk.logits(answer, pad)
             context = context_length(model)
             room = settings.max_new_tokens if context is None else context - len(talk.ids)
             ids = talk.greedy(min(settings.max_new_tokens, room), pad, ends)
