@@ -47,7 +47,8 @@ def drawn_probes(config: AttackConfig, asked: Prepared) -> Prepared:
 
 def _repeated(asked: Asked, samples: int) -> Iterator[Probe]:
     """For every row so many probes: its forms in turn, from another one on in each row, the same ones together."""
-    for number, (_, own) in enumerate(groupby(asked.probes, lambda probe: probe.row)):
+    by_row = groupby(sorted(asked.probes, key=lambda probe: probe.row), lambda probe: probe.row)
+    for number, (_, own) in enumerate(by_row):
         forms = list(own)
         for i in sorted((number + sample) % len(forms) for sample in range(samples)):
             yield forms[i]
