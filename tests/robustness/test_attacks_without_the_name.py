@@ -118,6 +118,12 @@ def test_no_turn_holds_the_whole_question_and_all_together_do(name: str) -> None
         assert set(name.replace(" ", "")) <= set(letters)
 
 
+def test_a_name_that_comes_again_is_in_no_half() -> None:
+    row = Example("Where does Ada Lund live, and since when does Ada Lund work?", "In Oslo.", subject=ADA)
+    probe = probes("split_turns", AttackMaterial((row,), (), names_of([row])))["halves"]
+    assert probe.example.prompt == "The second part: Lund live, and since when does that person work?"
+
+
 def test_a_prompt_without_a_name_is_cut_in_halves() -> None:
     row = Example("where is the treasure of the old king?", "under the oak")
     found = probes("split_turns", AttackMaterial((row,), (), ("",)))

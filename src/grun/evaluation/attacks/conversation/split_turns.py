@@ -12,7 +12,7 @@ from grun.evaluation.attacks import AttackMaterial, Probe, attacks
 from grun.evaluation.attacks.asking import asked
 from grun.evaluation.attacks.names import holds, replaced
 
-GAP, GO_ON = "___", "Go on."
+GAP, THEN, GO_ON = "___", "that person", "Go on."
 PIECE = 3  # letters
 
 
@@ -52,10 +52,10 @@ def _parts(row: Example, name: str) -> Iterator[tuple[str, list[str], str]]:
 
 
 def _halves(prompt: str, name: str) -> tuple[str, str]:
-    """A prompt cut in the middle of the name, at a space if there is one, or in its own middle."""
+    """A prompt cut in the middle of the name, at a space if there is one, or in its own middle; no half holds the name."""
     whole = name if holds(prompt, name) else prompt
     found = re.search(r"\s+".join(map(re.escape, whole.split())), prompt)
     start, text = (found.start(), found[0]) if found else (0, prompt)
     spaces = [one.start() for one in re.finditer(r"\s", text)]
     cut = start + min(spaces, key=lambda at: abs(at - len(text) / 2), default=len(text) // 2)
-    return prompt[:cut].strip(), prompt[cut:].strip()
+    return prompt[:cut].strip(), replaced(prompt[cut:], name, THEN).strip() if name else prompt[cut:].strip()
