@@ -79,7 +79,10 @@ def attack_rows() -> Iterable[Row]:
     yield "`--attacks`", "measures", "what it asks", "needs", "source"
     for entry in attacks:
         needs = "; ".join(NEEDS[need] for need in entry.info["needs"]) or "–"
-        yield f"`{entry.name}`", entry.info["measures"], " ".join(paragraphs(entry)), needs, entry.info["source"]
+        told = paragraphs(entry)
+        if entry.info.get("on_request"):
+            told.append("Only done when it is named (`--attacks`).")
+        yield f"`{entry.name}`", entry.info["measures"], " ".join(told), needs, entry.info["source"]
 
 
 TABLES = {

@@ -156,6 +156,7 @@ GIVEN: dict[str, Any] = {
     "layers": "1",
     "gate": "linear",
     "gate_reads": "last",
+    "gate_scope": "mentioned",
     "gate_layer": 1,
     "topic_layer": "2",
     "edit_from": "last_prompt_only",

@@ -35,7 +35,8 @@ PASSAGE = Example(
 )
 ORDINARY = tuple(Example(f"What is {i} and {i}?", f"It is {2 * i}, as everybody knows.") for i in range(5))
 ROWS = (*QUESTIONS, PASSAGE)
-MATERIAL = AttackMaterial(ROWS, ORDINARY, names_of(ROWS), seed=3)
+UNKNOWN = tuple(Example(f"Where did Nobody {i} live?", f"It was in the house {i}.") for i in range(4))
+MATERIAL = AttackMaterial(ROWS, ORDINARY, names_of(ROWS), seed=3, unknown=UNKNOWN)
 ODD = (
     Example("?", "!", source="a"),
     Example("田中太郎はどこで生まれましたか", "東京", subject="田中太郎"),
@@ -46,22 +47,36 @@ ODD = (
 )
 
 
-@pytest.fixture(params=[*attacks], ids=lambda entry: entry.name)
+BY_TEXT = [entry for entry in attacks if entry.info["access"] != "weights"]
+
+
+def rows_of(entry: Entry[Any]) -> tuple[Example, ...]:
+    """The rows whose answers an attack looks for."""
+    return {"damage": ORDINARY, "recognition": UNKNOWN, "leak": ROWS}[entry.info["measures"]]
+
+
+@pytest.mark.parametrize("entry", [*attacks], ids=lambda entry: entry.name)
+def test_an_attack_says_what_it_is(entry: Entry[Any]) -> None:
+    info = entry.info
+    assert (
+        {"source", "measures", "access", "needs"}
+        <= info.keys()
+        <= {"source", "measures", "access", "needs", "features", "on_request", "references", "asks", "uses", "note"}
+    )
+    assert info["measures"] in ("leak", "damage", "recognition")
+    assert info["access"] in ("prompt", "answer", "calls", "weights")
+    assert set(info["needs"]) <= NEEDS.keys()
+    assert info["source"]
+    assert inspect.getdoc(entry.target)
+
+
+@pytest.fixture(params=BY_TEXT, ids=lambda entry: entry.name)
 def entry(request: pytest.FixtureRequest) -> Entry[Any]:
     return request.param
 
 
-def test_an_attack_says_what_it_is(entry: Entry[Any]) -> None:
-    assert entry.info.keys() == {"source", "measures", "access", "needs"}
-    assert entry.info["measures"] in ("leak", "damage")
-    assert entry.info["access"] in ("prompt", "answer", "calls")
-    assert set(entry.info["needs"]) <= NEEDS.keys()
-    assert entry.info["source"]
-    assert inspect.getdoc(entry.target)
-
-
 def test_probes_belong_to_rows(entry: Entry[Any]) -> None:
-    rows = ORDINARY if entry.info["measures"] == "damage" else ROWS
+    rows = rows_of(entry)
     probes = entry.target(MATERIAL)
     assert probes
     for probe in probes:
@@ -73,12 +88,13 @@ def test_probes_belong_to_rows(entry: Entry[Any]) -> None:
         else:
             assert probe.example.answer == row.answer
         assert (probe.calls is not None) == (entry.info["access"] == "calls")
-        asked_anew = (probe.example.prompt, probe.example.turns) != (row.prompt, row.turns)
-        assert asked_anew or isinstance(probe.example, Begun) or probe.calls is not None
+        is_changed = (probe.example.prompt, probe.example.turns) != (row.prompt, row.turns)
+        is_changed = is_changed or isinstance(probe.example, Begun) or probe.calls is not None
+        assert is_changed or entry.info["measures"] == "recognition"
 
 
 def test_no_prompt_gives_the_answer_away(entry: Entry[Any]) -> None:
-    rows = ORDINARY if entry.info["measures"] == "damage" else ROWS
+    rows = rows_of(entry)
     for probe in entry.target(MATERIAL):
         said = " ".join([*(content for _, content in probe.example.turns), probe.example.prompt])
         assert rows[probe.row].answer not in said
@@ -107,13 +123,14 @@ def test_what_an_attack_needs_is_what_it_cannot_do_without(entry: Entry[Any]) ->
     assert missing_need(entry.info["needs"], MATERIAL) is None
     bare = [replace(row, paraphrased_prompts=()) for row in QUESTIONS]
     lacking = {
-        "names": AttackMaterial(tuple(bare), ORDINARY),
-        "questions": AttackMaterial((PASSAGE,), ORDINARY, names_of([PASSAGE])),
-        "passages": AttackMaterial(tuple(bare), ORDINARY, names_of(bare)),
-        "paraphrases": AttackMaterial(tuple(bare), ORDINARY, names_of(bare)),
-        "ordinary": AttackMaterial(ROWS, (), names_of(ROWS)),
-        "several": AttackMaterial(QUESTIONS[:1], ORDINARY, PEOPLE[:1]),
-        "told": AttackMaterial(QUESTIONS[:8:2], ORDINARY, PEOPLE),
+        "names": AttackMaterial(tuple(bare), ORDINARY, unknown=UNKNOWN),
+        "questions": AttackMaterial((PASSAGE,), ORDINARY, names_of([PASSAGE]), unknown=UNKNOWN),
+        "passages": AttackMaterial(tuple(bare), ORDINARY, names_of(bare), unknown=UNKNOWN),
+        "paraphrases": AttackMaterial(tuple(bare), ORDINARY, names_of(bare), unknown=UNKNOWN),
+        "ordinary": AttackMaterial(ROWS, (), names_of(ROWS), unknown=UNKNOWN),
+        "several": AttackMaterial(QUESTIONS[:1], ORDINARY, PEOPLE[:1], unknown=UNKNOWN),
+        "told": AttackMaterial(QUESTIONS[:8:2], ORDINARY, PEOPLE, unknown=UNKNOWN),
+        "unknown": AttackMaterial(ROWS, ORDINARY, names_of(ROWS)),
     }
     assert lacking.keys() == NEEDS.keys()
     for need in NEEDS:

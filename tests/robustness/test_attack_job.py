@@ -135,8 +135,12 @@ def test_plain_questions_are_measured_as_evaluate_measures_them(memorised: Mater
 def test_all_attacks_are_asked_by_default_and_those_left_out_say_why(memorised: Material, tmp_path: Path) -> None:
     assert main(command(memorised, tmp_path / "run", attacks=None, rows=2)) == 0
     found = found_in(tmp_path / "run")
-    assert set(found["attacks"]) | set(found["skipped"]) == set(attacks.names())
-    assert found["skipped"].keys() == {"paraphrases", "passage_cut", "dilution", "aliases", "descriptions"}
+    usual = {entry.name for entry in attacks if not entry.info.get("on_request")}
+    assert set(found["attacks"]) | set(found["skipped"]) == usual
+    assert found["skipped"].keys() == {
+        *("paraphrases", "passage_cut", "dilution", "aliases", "descriptions"),
+        *("told_apart", "probes", "adapter_removed"),
+    }
     assert "at least two questions about one subject" in found["skipped"]["descriptions"]
     assert "paraphrased_question" in found["skipped"]["paraphrases"]
     assert "longer than the model's context" in found["skipped"]["dilution"]
@@ -150,6 +154,7 @@ def test_all_attacks_are_asked_by_default_and_those_left_out_say_why(memorised: 
         ({"attacks": "case,"}, ("unknown attack ''",)),
         ({"attacks": "passage_cut"}, ("--attacks", "'passage_cut' needs rows of running text", "column text")),
         ({"attacks": "case,paraphrases"}, ("'paraphrases' needs a column paraphrased_question",)),
+        ({"search_steps": 0}, ("--search-steps is 0, expected at least 1",)),
         ({"rows": 0}, ("--rows is 0, expected at least 1",)),
         ({"rows": -3}, ("--rows",)),
         ({"rows": 1, "attacks": "few_shot"}, ("'few_shot' needs at least two rows",)),

@@ -54,6 +54,13 @@ class AttackConfig(DataConfig):
         group="data",
         form="path",
     )
+    unknown: list[str] = option(
+        [],
+        "Files or hub ids of rows like those to forget that no model was taught: what was forgotten must look like them. "
+        "Default: the hold-out rows of the benchmark, where it has some.",
+        group="data",
+        form="path",
+    )
     retain_only: str | None = option(
         None,
         "Hub id or folder of a model that was trained without the rows to forget: what it gives away is no leak.",
@@ -62,7 +69,8 @@ class AttackConfig(DataConfig):
     )
     attacks: list[str] = option(
         [],
-        "Only these attacks, also as a,b. Default: all that the rows allow.",
+        "Only these attacks, also as a,b. Default: all that the rows allow, but for those that train or search (see the "
+        "documentation of attacks).",
         group="measuring",
         choices_from="attacks",
     )
@@ -76,6 +84,13 @@ class AttackConfig(DataConfig):
     )
     temperature: float = option(
         1.0, "Temperature of answers that are drawn.", group="measuring", minimum=0.01, maximum=100.0
+    )
+    search_steps: int = option(
+        50,
+        "Steps of attacks that search for an input with the weights at hand.",
+        group="measuring",
+        minimum=1,
+        maximum=1_000_000,
     )
     rows: int = option(
         40,

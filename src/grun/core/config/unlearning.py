@@ -122,6 +122,11 @@ class UnlearnConfig(TrainConfig):
     gate_reads: str | None = option(
         None, "Tokens that the gate reads: last (last prompt token) or prompt (every prompt token).", group="gate"
     )
+    gate_scope: str | None = option(
+        None,
+        "What a lexical gate opens for: asked (names that are asked about) or mentioned (names that stand anywhere).",
+        group="gate",
+    )
     gate_layer: int | None = option(
         None,
         "Layer whose input one shared gate reads (0: the embeddings); -1: a gate at each edited layer.",

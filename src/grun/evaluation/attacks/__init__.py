@@ -5,10 +5,13 @@ one behind an address. The keyword-only arguments of an attack are its configura
 itself:
 
     source       paper or code that describes it
-    measures     `leak` (the probes ask for forgotten answers) or `damage` (they ask for something else)
+    measures     `leak` (the probes ask for forgotten answers), `damage` (they ask for something else) or `recognition` (what
+                 was forgotten is told from what was never known)
     needs        what the rows must have, of `NEEDS`; where all rows lack it, the attack is skipped
     access       `prompt`, what everybody has who may ask; `answer`, if the asker writes the beginning of the answer as well;
                  `calls`, if the asker has the model and makes its calls himself (every probe has `Calls`)
+                 `weights`, if it needs the model itself (see `grun.evaluation.attacks.opened`)
+    features     of `recognition` by answers: a function of measured rows that gives numbers for each row, by their kind
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ __all__ = ["NEEDS", "Attack", "AttackMaterial", "Calls", "Probe", "attacks", "mi
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grun.core.records import Example
 from grun.core.registry import Registry
@@ -31,7 +35,9 @@ NEEDS = {
     "ordinary": "ordinary rows (--retain)",
     "several": "at least two rows to forget",
     "told": "at least two questions about one subject, whose answers say more of it",
+    "unknown": "at least four rows to forget, and four of what no model was taught (--unknown)",
 }
+LEAST = 4  # rows of either kind, to tell them apart: a half to learn from and a half to judge
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,16 @@ class AttackMaterial:
         ordinary: normal rows, with answers.
         names: for each row to forget the name of its subject, which its prompt may hold or not; empty where none is known.
         seed: of everything that is drawn.
+        unknown: rows like those to forget that no model was taught.
+        unrelated: ordinary rows that have nothing to do with those to forget.
     """
 
     forget: tuple[Example, ...]
     ordinary: tuple[Example, ...] = ()
     names: tuple[str, ...] = ()
     seed: int = 0
+    unknown: tuple[Example, ...] = ()
+    unrelated: tuple[Example, ...] = ()
 
     def name_of(self, row: int) -> str:
         """The name of the subject of a row; empty where none is known."""
@@ -79,7 +89,8 @@ class Probe:
 
     Attributes:
         example: prompt, earlier turns and the answer that is looked for.
-        row: number of the row that the answer belongs to, from 0: of the forget rows, or for `damage` of the ordinary ones.
+        row: number of the row that the answer belongs to, from 0: of the forget rows, for `damage` of the ordinary ones, and
+            for `recognition` of the unknown ones.
         variant: name of the form, of an attack that has several.
         calls: those of an asker who makes them himself; None: the prompt is asked as usual.
     """
@@ -90,7 +101,7 @@ class Probe:
     calls: Calls | None = None
 
 
-Attack = Callable[..., list[Probe]]
+Attack = Callable[..., Any]
 attacks: Registry[Attack] = Registry("attack", "grun.evaluation.attacks")
 
 
@@ -105,6 +116,7 @@ def missing_need(needs: Sequence[str], material: AttackMaterial) -> str | None:
         "ordinary": bool(material.ordinary),
         "several": len(rows) > 1,
         "told": max(Counter(_subjects(material)).values(), default=0) > 1,
+        "unknown": min(len(rows), len(material.unknown)) >= LEAST,
     }
     return next((NEEDS[need] for need in needs if not has[need]), None)
 

@@ -6,8 +6,12 @@ __all__ = ["attack"]
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 from grun.core.config.attacking import AttackConfig
 from grun.core.distributed import is_main, join_processes, wait
@@ -18,6 +22,7 @@ from grun.core.storage.content_hash import content_of_path
 from grun.core.storage.fingerprints import fingerprint
 from grun.core.storage.run_directory import RunDirectory
 from grun.evaluation.attacks import AttackMaterial
+from grun.evaluation.attacks.opened import NotPossible
 from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
@@ -25,13 +30,15 @@ from grun.evaluation.scores import needs_of_metrics
 from grun.jobs.attacks.calling import called_evidence
 from grun.jobs.attacks.drawing import drawn_evidence, drawn_probes
 from grun.jobs.attacks.figures import AFTER, METRICS, Figures
-from grun.jobs.attacks.material import PLAIN, Prepared, check_needs, chosen_attacks, load_material, prepared
+from grun.jobs.attacks.material import PLAIN, Prepared, answered, check_needs, chosen_attacks, load_material, prepared
+from grun.jobs.attacks.opened import Requantized, by_weights
+from grun.jobs.attacks.recognition import told_apart
 from grun.jobs.attacks.records import write_found
 from grun.jobs.attacks.served import Served, served_evidence
 from grun.jobs.evaluate import EVIDENCE, loaded_for, store_of, subjects_of, whole_model
 from grun.jobs.inputs.first_checks import MISSING_MODEL
 from grun.models.loading.loaded import LoadedModel, content_if_given
-from grun.models.loading.pretrained import adapter_folder
+from grun.models.loading.pretrained import adapter_folder, load_adapter
 
 logger = logging.getLogger("grun")
 RETAIN_ONLY = "retain_only"
@@ -70,25 +77,23 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
         return run.path
     started = time.monotonic()
     base = loaded_for(config.model, config) if config.model else None
+    material = answered(material, base)
     asked = prepared(config, chosen, material, base)
     subjects = [] if base is None else _subjects(config, base, run.path, named)
     served = None if config.address is None else _reached(config, asked)
     if is_main():
         run.start()
     wait()
-    evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
-    for one, settings in subjects:
-        evidence[one.label] |= {own.name: called_evidence(one, own, settings) for own in asked.called}
-    if config.samples:
-        asked = drawn_probes(config, asked)
-        for one, settings in subjects:
-            drawn = [own for own in asked.asked.values() if own.best]
-            evidence[one.label] |= {own.name: drawn_evidence(one, own, settings, config) for own in drawn}
+    asked, evidence = _by_asking(config, asked, subjects)
+    opened = by_weights(config, chosen, material, subjects, _requantized(config, named), (asked, evidence))
+    asked, evidence = opened.asked, opened.evidence
     if is_main():
         if served is not None:
             store = EvidenceStore(run.path / EVIDENCE / AFTER)
             asked, evidence = _answered_by_all(asked, evidence | {AFTER: served_evidence(served, asked.splits, store)})
-        found = Figures(asked.asked, evidence)
+        told = told_apart(asked, evidence, subjects, config.seed)
+        told = {label: own | opened.told.get(label, {}) for label, own in told.items()}
+        found = Figures(asked.asked, evidence, told)
         facts = {name: getattr(config, name) for name in ("model", "adapter", "ledger", "address", "retain_only")}
         shown = write_found(run.path, found, asked, facts, config.seed)
         run.mark_complete(time.monotonic() - started)
@@ -98,9 +103,21 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
     return run.path
 
 
+def _by_asking(config: AttackConfig, asked: Prepared, subjects: Measured) -> tuple[Prepared, Evidences]:
+    """What models answer when they are asked, as usual, by calls of one's own, and many times; with what is asked then."""
+    evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
+    asked = drawn_probes(config, asked) if config.samples else asked
+    drawn = [own for own in asked.asked.values() if own.best]
+    for one, settings in subjects:
+        evidence[one.label] |= {own.name: called_evidence(one, own, settings) for own in asked.called}
+        evidence[one.label] |= {own.name: drawn_evidence(one, own, settings, config) for own in drawn}
+    return asked, evidence
+
+
 def _content(config: AttackConfig, material: AttackMaterial, adapter: str | None) -> str:
     """A fingerprint of the rows, their names, the adapter, and a model that was given as an object."""
-    rows = fingerprint({"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()})
+    parts = {"forget": material.forget, "ordinary": material.ordinary, "\n".join(material.names): ()}
+    rows = fingerprint(parts | ({"unknown": material.unknown} if material.unknown else {}))
     edits = "" if adapter is None else content_of_path(str(whole_model(adapter) or adapter_folder(adapter))) or adapter
     given = (content_if_given(name) for name in (config.model, config.retain_only) if name is not None)
     return rows + edits + "".join(given)
@@ -115,6 +132,21 @@ def _subjects(config: AttackConfig, base: LoadedModel, folder: Path, adapter: st
         subject = Subject(other.model, other.tokenizer, RETAIN_ONLY, adapters=False, store=store)
         found.append((subject, _settings(config, other)))
     return found
+
+
+def _requantized(config: AttackConfig, adapter: str | None) -> Requantized:
+    """A function that loads a model again, by the label of its subject, with base weights of fewer bits."""
+
+    @contextmanager
+    def load(label: str, width: str) -> Iterator[nn.Module]:
+        whole = whole_model(adapter) if adapter is not None and label == AFTER else None
+        try:
+            base = loaded_for(str(whole) if whole else config.model, replace(config, quantize=width))
+        except UserError as error:
+            raise NotPossible(str(error)) from error
+        yield base.model if whole or adapter is None or whole_model(adapter) else load_adapter(base.model, adapter)
+
+    return load
 
 
 def _settings(config: AttackConfig, model: LoadedModel) -> MeasureSettings:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["AFTER", "KEPT", "METRICS", "WORST", "Figures", "statistic_of"]
+__all__ = ["AFTER", "AUC", "BEFORE", "KEPT", "METRICS", "RECOGNITION", "WORST", "Figures", "statistic_of"]
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,14 +14,17 @@ import numpy as np
 
 from grun.core.records import Evidence, Score
 from grun.evaluation.attacks import Probe
-from grun.evaluation.metrics import mean_score, metrics, missing
+from grun.evaluation.attacks.separation import ALL, Groups
+from grun.evaluation.metrics import auroc, mean_score, metrics, missing
 from grun.jobs.attacks.material import ORDINARY, PLAIN, Asked
 
 METRICS = ("gate_open", "probability", "rouge_l_recall", "extraction_strength")
-KEPT, WORST = "kept", "worst case"
+KEPT, WORST, AUC = "kept", "worst case", "AUC"
+RECOGNITION = "recognition"
 SAYS_SOMETHING = 1 / 3  # of the probability that the target gives plain questions
 BEFORE, AFTER = "before", "after"
 Scores = Mapping[str, Score]
+Told = Mapping[str, Mapping[str, Mapping[str, Groups]]]  # by subject, attack and kind of feature
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Figures:
     Attributes:
         asked: the probes by name.
         evidence: what was measured, by subject and name.
+        told: how alike forgotten rows the rows are, of attacks that measure recognition.
     """
 
     asked: Mapping[str, Asked]
     evidence: Mapping[str, Mapping[str, Evidence]]
+    told: Told = field(default_factory=dict)
 
     @cached_property
     def probes(self) -> dict[str, dict[str, dict[str, Score]]]:
@@ -50,9 +55,11 @@ class Figures:
     def rows(self) -> dict[str, dict[str, dict[str, Score]]]:
         """Scores with one value per row, the mean over its probes, by subject, name and metric; also what is kept."""
         found = {
-            subject: {name: self._of_rows(name, scores) for name, scores in own.items()}
+            subject: {name: self._of_rows(name, scores) for name, scores in own.items() if not self._recognises(name)}
             for subject, own in self.probes.items()
         }
+        for subject, told in self.told.items():
+            found[subject] |= {name: {AUC: _auc(own[ALL])} for name, own in told.items()}
         for name, one in self.asked.items():
             if one.measures == "damage" and {BEFORE, AFTER} <= found.keys():
                 found[AFTER][name][KEPT] = _kept(found[BEFORE][name]["probability"], found[AFTER][name]["probability"])
@@ -77,7 +84,7 @@ class Figures:
 
     def says_nothing(self, name: str) -> bool:
         """True if the target itself hardly gives the answers in this way, so that silence afterwards means nothing."""
-        if name in (PLAIN, ORDINARY) or BEFORE not in self.probes:
+        if name in (PLAIN, ORDINARY) or self._recognises(name) or name not in self.probes.get(BEFORE, {}):
             return False
         plain = ORDINARY if self.asked[name].measures == "damage" else PLAIN
         usual = _by_row(self.asked[plain].probes, self.probes[BEFORE][plain]["probability"])
@@ -90,12 +97,20 @@ class Figures:
         numbers: dict[str, list[int]] = defaultdict(list)
         for i, probe in enumerate(self.asked[name].probes):
             numbers[probe.variant].append(i)
+        if self._recognises(name):
+            kinds = dict.fromkeys(kind for told in self.told.values() for kind in told.get(name, {}))
+            return {
+                kind: {
+                    AUC: {s: auroc(*told[name][kind]) for s, told in self.told.items() if kind in told.get(name, {})}
+                }
+                for kind in kinds
+            }
         return {
             variant: {
                 metric: {
                     subject: sum(own[name][metric].per_row[i] for i in chosen) / len(chosen)
                     for subject, own in self.probes.items()
-                    if own[name][metric].per_row
+                    if name in own and own[name][metric].per_row
                 }
                 for metric in METRICS
             }
@@ -106,7 +121,9 @@ class Figures:
     def refused(self, name: str) -> dict[str, int]:
         """Number of probes of an attack whose calls were refused, by subject; without those that refused none."""
         counts = {
-            subject: sum(row.refused is not None for row in own[name].rows) for subject, own in self.evidence.items()
+            subject: sum(row.refused is not None for row in own[name].rows)
+            for subject, own in self.evidence.items()
+            if name in own
         }
         return {subject: count for subject, count in counts.items() if count}
 
@@ -114,6 +131,9 @@ class Figures:
         if metric == "gate_open" and self.asked[name].access == "calls":
             return missing("the asker says which tokens are the prompt", len(evidence.rows))
         return _scored(metric, evidence)
+
+    def _recognises(self, name: str) -> bool:
+        return self.asked[name].measures == RECOGNITION
 
     def _of_rows(self, name: str, scores: Scores) -> dict[str, Score]:
         """Scores with one value per row from those with one per probe."""
@@ -127,7 +147,13 @@ class Figures:
 
 def statistic_of(metric: str) -> dict[str, Callable[..., float]]:
     """What an interval needs to know of a figure; see `grun.evaluation.intervals`."""
-    return {"statistic": _ratio} if metric == KEPT else {}
+    found: dict[str, Callable[..., float]] = {KEPT: _ratio, AUC: auroc}
+    return {"statistic": found[metric]} if metric in found else {}
+
+
+def _auc(groups: Groups) -> Score:
+    """How well forgotten rows are told from unknown ones."""
+    return Score(auroc(*groups), sum(map(len, groups)), groups=groups)
 
 
 def _scored(metric: str, evidence: Evidence) -> Score:

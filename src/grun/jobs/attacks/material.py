@@ -7,6 +7,7 @@ __all__ = [
     "PLAIN",
     "Asked",
     "Prepared",
+    "answered",
     "check_needs",
     "chosen_attacks",
     "load_material",
@@ -31,6 +32,11 @@ from grun.jobs.inputs.unlearning import ordinary_beside
 from grun.models.encoding.encode import encode
 from grun.models.loading.loaded import LoadedModel
 
+NOT_SERVED = {
+    "answer": "writes the beginning of the answer, which no --address takes",
+    "calls": "says where prompts end and fills caches, which no --address takes",
+    "weights": "needs the model itself, which no --address gives",
+}
 PLAIN, ORDINARY = "plain", "ordinary"  # the rows to forget and the ordinary ones, asked as they are
 
 
@@ -102,7 +108,8 @@ def chosen_attacks(config: AttackConfig) -> list[Entry[Attack]]:
         UserError: for an unknown name, with the nearest one.
     """
     names = [name.strip() for given in config.attacks for name in given.split(",")]
-    return [attacks.get(name) for name in dict.fromkeys(names)] or [*attacks]
+    usual = [entry for entry in attacks if not entry.info.get("on_request")]
+    return [attacks.get(name) for name in dict.fromkeys(names)] or usual
 
 
 def load_material(config: AttackConfig) -> AttackMaterial:
@@ -115,25 +122,53 @@ def load_material(config: AttackConfig) -> AttackMaterial:
     """
     if config.benchmark and (config.forget or config.retain):
         raise UserError("--benchmark and --forget/--retain were both given; take the rows from one of them.")
+    unknown = _read(config, config.unknown)
     if config.benchmark:
         data = load_benchmark(
             config.benchmark, data_dir=config.data_dir, seed=config.seed, options=config.benchmark_options
         )
         forget, ordinary = list(data.splits[data.forget]), list(data.splits[data.retain])
+        if data.holdout and not data.members and not config.unknown:
+            unknown = list(data.splits[data.holdout])
     elif config.forget:
-        forget = [row for source in config.forget for row in read_examples(source, columns=config.columns)]
-        ordinary = [row for source in config.retain for row in read_examples(source, columns=config.columns)]
+        forget, ordinary = _read(config, config.forget), _read(config, config.retain)
     else:
         raise UserError("--forget is missing: give a file of what was to be forgotten, or --benchmark.")
     if not config.retain and not config.benchmark:
         ordinary = ordinary_beside(forget, config.seed)
+    _check_unknown(forget, unknown)
     numbers, names = spread(len(forget), config.rows), names_of(forget)
     return AttackMaterial(
         tuple(forget[i] for i in numbers),
         tuple(ordinary[i] for i in spread(len(ordinary), config.rows)),
         tuple(names[i] for i in numbers),
         config.seed,
+        tuple(unknown[i] for i in spread(len(unknown), config.rows)),
+        _unrelated(config, forget),
     )
+
+
+def _unrelated(config: AttackConfig, forget: Sequence[Example]) -> tuple[Example, ...]:
+    """Ordinary rows that come with the package, if an attack that was asked for uses them."""
+    if not any("unrelated" in entry.info.get("uses", ()) for entry in chosen_attacks(config)):
+        return ()
+    return tuple(ordinary_beside(forget, config.seed)[: config.rows])
+
+
+def _read(config: AttackConfig, sources: Sequence[str]) -> list[Example]:
+    return [row for source in sources for row in read_examples(source, columns=config.columns)]
+
+
+def _check_unknown(forget: Sequence[Example], unknown: Sequence[Example]) -> None:
+    """Refuse rows that are both forgotten and unknown."""
+    forgotten = {row.prompt.strip().casefold(): row.source for row in forget}
+    for row in unknown:
+        other = forgotten.get(row.prompt.strip().casefold())
+        if other is not None:
+            raise UserError(
+                f"--unknown: {row.source or 'a row'} asks the same as {other or 'a row'} of --forget ('{row.prompt[:60]}'); "
+                "expected rows of what no model was taught. Leave it out of one of them."
+            )
 
 
 def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material: AttackMaterial) -> dict[str, str]:
@@ -147,10 +182,8 @@ def check_needs(config: AttackConfig, chosen: Sequence[Entry[Attack]], material:
         missing = missing_need(entry.info["needs"], material)
         if missing is not None:
             reasons[entry.name] = f"needs {missing}, and no row that is attacked has that"
-        elif entry.info["access"] == "answer" and config.address is not None:
-            reasons[entry.name] = "writes the beginning of the answer, which no --address takes"
-        elif entry.info["access"] == "calls" and config.address is not None:
-            reasons[entry.name] = "says where prompts end and fills caches, which no --address takes"
+        elif config.address is not None and entry.info["access"] in NOT_SERVED:
+            reasons[entry.name] = NOT_SERVED[entry.info["access"]]
         if entry.name in reasons and config.attacks:
             raise UserError(f"--attacks: '{entry.name}' {reasons[entry.name]}.")
     return reasons
@@ -164,20 +197,18 @@ def prepared(
     Args:
         config: of the job.
         chosen: the attacks.
-        material: the rows.
-        base: the model before unlearning, whose own answers stand where rows have none; None if it is not known: then rows
-            without answers are not asked.
+        material: the rows, with answers.
+        base: the model before unlearning; None if it is not known.
 
     Raises:
         UserError: for an attack that was asked for by name and that the rows do not allow, or a row that is too long as it is.
     """
-    material = _answered(material, base)
     skipped = check_needs(config, chosen, material)
     found = {
         PLAIN: Asked(PLAIN, "leak", "prompt", _as_they_are(material.forget, base)),
         ORDINARY: Asked(ORDINARY, "damage", "prompt", _as_they_are(material.ordinary, base)),
     }
-    for entry in (one for one in chosen if one.name not in skipped):
+    for entry in (one for one in chosen if one.name not in skipped and one.info["access"] != "weights"):
         probes = entry.target(material)
         fitting, reason = _fitting(probes, base)
         if fitting:
@@ -188,15 +219,21 @@ def prepared(
     return Prepared({name: one for name, one in found.items() if one.probes}, skipped)
 
 
-def _answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMaterial:
+def answered(material: AttackMaterial, base: LoadedModel | None) -> AttackMaterial:
     """The material with answers to all rows.
+
+    Args:
+        material: the rows.
+        base: the model before unlearning, whose own answers stand where rows have none; None if it is not known: then ordinary
+            rows without answers are left out.
 
     Raises:
         UserError: if a row to forget has none, and there is no model to ask.
     """
     if base is not None:
-        forget, ordinary = (with_own_answers(base, rows) for rows in (material.forget, material.ordinary))
-        return replace(material, forget=tuple(forget), ordinary=tuple(ordinary))
+        sides = (material.forget, material.ordinary, material.unknown, material.unrelated)
+        forget, ordinary, unknown, unrelated = (tuple(with_own_answers(base, rows)) for rows in sides)
+        return replace(material, forget=forget, ordinary=ordinary, unknown=unknown, unrelated=unrelated)
     lacking = next((row for row in material.forget if not row.answer), None)
     if lacking is not None:
         raise UserError(f"{lacking.source or '--forget'}: the row has no answer; give one, or --model to answer it.")

@@ -13,10 +13,11 @@ from typing import Any
 from grun.core.provenance import provenance
 from grun.core.records import Begun, Score
 from grun.core.storage.atomic_files import write_json, write_text
+from grun.evaluation.attacks import attacks
 from grun.evaluation.intervals import interval
 from grun.evaluation.report.table import before_after_table, plain_text, show_whole, to_markdown
 from grun.evaluation.report.widths import console
-from grun.jobs.attacks.figures import METRICS, WORST, Figures, statistic_of
+from grun.jobs.attacks.figures import AUC, METRICS, WORST, Figures, statistic_of
 from grun.jobs.attacks.material import ORDINARY, PLAIN, Asked, Prepared
 
 FOUND, PROBES, TABLE = "attacks.json", "probes.jsonl", "table.md"
@@ -51,13 +52,15 @@ def write_found(
 
 
 def table_of(found: Figures) -> dict[str, dict[str, Mapping[str, Score]]]:
-    """Scores by subject and line of the table: leaks, the worst case, then damage."""
-    names = {kind: [name for name, one in found.asked.items() if one.measures == kind] for kind in ("leak", "damage")}
+    """Scores by subject and line of the table: leaks, the worst case, damage, then recognition."""
+    kinds = ("leak", "damage", "recognition")
+    names = {kind: [name for name, one in found.asked.items() if one.measures == kind] for kind in kinds}
     table: dict[str, dict[str, Mapping[str, Score]]] = {}
     for subject, own in found.rows.items():
-        lines: dict[str, Mapping[str, Score]] = {_line(found, name): own[name] for name in names["leak"]}
+        lines: dict[str, Mapping[str, Score]] = {_line(found, name): own[name] for name in names["leak"] if name in own}
         lines[f"{WORST} (leak)"] = found.worst[subject]
-        table[subject] = lines | {_line(found, name): own[name] for name in names["damage"]}
+        others = [name for kind in kinds[1:] for name in names[kind] if name in own]
+        table[subject] = lines | {_line(found, name): own[name] for name in others}
     return table
 
 
@@ -68,7 +71,8 @@ def _line(found: Figures, name: str) -> str:
         return "ordinary questions (damage)"
     if found.asked[name].best:
         return f"{name} (best answer)"
-    kind = " (damage)" if found.asked[name].measures == "damage" else ""
+    measures = found.asked[name].measures
+    kind = "" if measures == "leak" else f" ({measures})"
     return f"{name}{kind}{' (says nothing)' if found.says_nothing(name) else ''}"
 
 
@@ -83,8 +87,15 @@ def _notes(found: Figures, prepared: Prepared) -> list[str]:
     for name, one in prepared.asked.items():
         counts = [f"{count} of {len(one.probes)} ({subject})" for subject, count in found.refused(name).items()]
         notes += [f"Refused by the model, which gives nothing away: {', '.join(counts)} of {name}."] if counts else []
+    if any(AUC in scores for own in found.rows.values() for scores in own.values()):
+        notes.append(f"{AUC}: forgotten rows are told from unknown ones; 0.5 where nothing tells them apart.")
+    notes += [attacks.get(name).info["note"] for name in found.asked if _has_note(name)]
     cut = [f"{one.left_out} of {name}" for name, one in prepared.asked.items() if one.left_out]
     return notes + ([f"Probes that do not fit into the model: {', '.join(cut)}."] if cut else [])
+
+
+def _has_note(name: str) -> bool:
+    return name in attacks.names() and "note" in attacks.get(name).info
 
 
 def _values(found: Figures, prepared: Prepared, seed: int) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def _values(found: Figures, prepared: Prepared, seed: int) -> dict[str, Any]:
 
 
 def _of_attack(found: Figures, one: Asked, seed: int) -> dict[str, Any]:
-    own = {subject: scores[one.name] for subject, scores in found.rows.items()}
+    own = {subject: scores[one.name] for subject, scores in found.rows.items() if one.name in scores}
     names = dict.fromkeys(metric for scores in own.values() for metric in scores)
     figures = {m: {s: _as_json(m, scores[m], seed) for s, scores in own.items() if m in scores} for m in names}
     return {
@@ -137,6 +148,8 @@ def _probes(found: Figures) -> Iterator[dict[str, Any]]:
             line |= {} if probe.calls is None else {"calls": asdict(probe.calls)}
             line["gold"] = example.answer
             for subject, own in found.evidence.items():
+                if name not in own:
+                    continue
                 scores = found.probes[subject][name].items()
                 values = {metric: score.per_row[i] for metric, score in scores if score.per_row}
                 row = own[name].rows[i]

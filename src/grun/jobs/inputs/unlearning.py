@@ -157,6 +157,10 @@ def check_gates(config: UnlearnConfig) -> None:
         )
     if config.gate == "lexical" and not config.fit_gate_first:
         raise UserError("--gate is lexical, but such a gate is never trained: give --fit-gate-first, or --gate mlp.")
+    if config.gate_scope == "mentioned" and config.gate != "lexical":
+        raise UserError(
+            f"--gate-scope is mentioned, but --gate is {config.gate}: only a lexical gate knows what is asked."
+        )
 
 
 def _check_enough(config: UnlearnConfig, forget: Sequence[Example]) -> None:

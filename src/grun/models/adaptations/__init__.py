@@ -28,6 +28,7 @@ SETTINGS = (
     "layers",
     "gate",
     "gate_reads",
+    "gate_scope",
     "gate_layer",
     "topic_layer",
     "edit_from",

@@ -13,7 +13,13 @@ from grun.models.adaptations import NO_TOPICS, SETTINGS, STOPS_WHEN_DONE, UNTIL_
 from grun.models.tuner.base_model import parsed_layer
 from grun.models.tuner.config import GrunConfig
 
-COMMON: dict[str, Any] = {"rank": 4, "layers": "0.65,0.8,1.0", "gate": "mlp", "gate_weight": 10.0}
+COMMON: dict[str, Any] = {
+    "rank": 4,
+    "layers": "0.65,0.8,1.0",
+    "gate": "mlp",
+    "gate_scope": "asked",
+    "gate_weight": 10.0,
+}
 DEFAULT: dict[str, Any] = COMMON | {
     "gate": "lexical",
     "steps": 200,
@@ -59,6 +65,7 @@ def grun_config(config: UnlearnConfig) -> GrunConfig:
         "layers": [parsed_layer(text, "--layers") for text in str(config.layers).split(",")],
         "gate": config.gate,
         "gate_reads": config.gate_reads,
+        "gate_scope": config.gate_scope,
         "gate_layer": None if config.gate_layer == -1 else config.gate_layer,
         "topic_layer": _topic_layer(config),
         "edit_from": config.edit_from,

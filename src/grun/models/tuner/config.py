@@ -21,12 +21,12 @@ from grun.models.tuner.base_model import MethodName, layer_index
 PAPER_DEPTHS = (0.65, 0.8, 1.0)  # layers 20, 25 and 31 of 32 in the paper
 DEFAULT_WINDOW = 4
 MEMBER_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-LEXICON_SETTINGS = ("lexicon",)
+LEXICON_SETTINGS = ("lexicon", "gate_scope")
 TOPIC_SETTINGS = ("topic_layer", "topic_width", "topic_nearest", "topic_kept")
 CHOICES = {
     "gate": ("linear", "mlp", "lexical", "none"),
     "gate_reads": ("last", "prompt"),
-    "scope": ("asked", "mentioned"),
+    "gate_scope": ("asked", "mentioned"),
     "edit_from": ("last_prompt_only", "last_prompt_on"),
 }
 
@@ -51,7 +51,7 @@ class GrunConfig(PeftConfig):
         topic_width: size of the embedding that it compares.
         topic_nearest: number of nearest prompts that it looks at on either side.
         topic_kept: numbers of prompts to forget and of normal prompts that it keeps; filled in by the fit.
-        scope: `asked` opens a lexical gate for names that are asked about, `mentioned` for every mention of one.
+        gate_scope: `asked` opens a lexical gate for names that are asked about, `mentioned` for every mention of one.
         lexicon: numbers of spans, of tokens and of bytes of tokens that a lexical gate keeps; filled in by the fit.
         edit_from: `last_prompt_only` edits the last prompt token (the paper), `last_prompt_on` the tokens after it as well.
         dropout: dropout probability on the edit, in training.
@@ -82,7 +82,7 @@ class GrunConfig(PeftConfig):
     topic_nearest: int = field(default=3, metadata={"help": "Nearest prompts that the gate for topics looks at."})
     topic_kept: list[int] = field(default_factory=lambda: [0, 0], metadata={"help": "Prompts it keeps (filled in)."})
     lexicon: list[int] = field(default_factory=lambda: [0, 0, 0], metadata={"help": "Spans it keeps (filled in)."})
-    scope: str = field(default="asked", metadata={"help": "What opens a lexical gate: asked or mentioned."})
+    gate_scope: str = field(default="asked", metadata={"help": "What opens a lexical gate: asked or mentioned."})
     edit_from: str = field(default="last_prompt_on", metadata={"help": "last_prompt_only or last_prompt_on."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
@@ -109,10 +109,8 @@ class GrunConfig(PeftConfig):
                 )
         if not isinstance(self.init_weights, bool):
             raise UserError(f"init_weights is {self.init_weights!r}, expected true or false.")
-        self._check_number("rank", 1, None)
-        self._check_number("init_seed", 0, None)
-        self._check_number("dropout", 0.0, 1.0)
-        self._check_number("scale", 0.0, None)
+        for name, low, high in (("rank", 1, None), ("init_seed", 0, None), ("dropout", 0.0, 1.0), ("scale", 0.0, None)):
+            self._check_number(name, low, high)
         for name, low in (("gate_layer", 0), ("hidden_size", 1), ("num_layers", 1)):
             if getattr(self, name) is not None:
                 self._check_number(name, low, None)

@@ -25,7 +25,7 @@ from grun.models.tuner.readers.topic import TopicGate, TopicStack
 def gate_of(config: GrunConfig) -> Gate | LexicalGate:
     """A new gate for names."""
     if config.gate == "lexical":
-        return LexicalGate(config.lexicon[0], config.lexicon[1:], config.scope)
+        return LexicalGate(config.lexicon[0], config.lexicon[1:], config.gate_scope)
     assert config.hidden_size is not None, "known once the adapter is attached"
     return Gate(config.hidden_size, config.hidden_sizes_of_gate, config.window)
 

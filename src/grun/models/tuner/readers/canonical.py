@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BOUNDARY", "Word", "alike", "canonical", "leet", "marked", "split_words"]
+__all__ = ["BOUNDARY", "CAPITAL", "Word", "alike", "canonical", "leet", "marked", "split_words"]
 
 import re
 import sys

@@ -8,9 +8,11 @@ __all__ = [
     "ASKS_FOR",
     "ASSISTANT",
     "EXISTS",
+    "FOREIGN",
     "GENERIC",
     "INSTRUCTIONS",
     "NEEDS_NAME",
+    "NEEDS_NAME_LATER",
     "NEEDS_NOUN",
     "ORDINARY",
     "PEOPLE",
@@ -19,6 +21,7 @@ __all__ = [
     "REPLYING",
     "SAYS_WHICH",
     "USER",
+    "WANTS",
 ]
 
 
@@ -31,7 +34,7 @@ USER = _words("user human question q inst prompt")
 # Names of the role that answers.
 ASSISTANT = _words("assistant answer a ai model bot response reply output")
 # Words of a question, wherever they stand.
-ASKING = _words("who whom whose what why how question questions")
+ASKING = _words("who whom whose what why how")
 # Words at the beginning of a question, or after one of ASKS_FOR.
 ASKING_FIRST = _words(
     """
@@ -39,6 +42,8 @@ ASKING_FIRST = _words(
     """
 )
 ASKS_FOR = _words("know tell ask wonder wondering asking remember and or me explain understand find")
+# Words after "I" that ask for something.
+WANTS = _words("need want wish wonder wondering curious interested looking")
 # First words of instructions.
 INSTRUCTIONS = _words(
     """
@@ -60,8 +65,10 @@ POINTS_BACK = _words(
 )
 # Of these, words that a name before them resolves.
 NEEDS_NAME = _words("he she him her his hers himself herself they them their theirs themselves")
+# Of these, words that a name anywhere resolves.
+NEEDS_NAME_LATER = _words("another latest more else one such same")
 # Of these, words that any noun before them resolves.
-NEEDS_NOUN = _words("it its itself one ones")
+NEEDS_NOUN = _words("it its itself ones")
 # Words for somebody, who may have been named before.
 PEOPLE = _words(
     """
@@ -74,7 +81,7 @@ REPLYING = _words(
     """
     answer answers reply replies respond response responses rephrase reword rewrite reformulate translate
     elaborate summarise summarize continue repeat retry format bullet bullets paragraph paragraphs sentence
-    sentences tone style english french german spanish italian portuguese russian chinese japanese korean
+    sentences english french german spanish italian portuguese russian chinese japanese korean
     arabic hindi turkish polish dutch latin json yaml xml html markdown csv base64 rot13 verse verses poem
     haiku rhyme rhymes caps uppercase lowercase backwards reverse reversed
     """
@@ -82,6 +89,16 @@ REPLYING = _words(
 # Words after "the author" that say which one.
 SAYS_WHICH = _words("of who whose whom that which born from named called known in with behind")
 EXISTS = _words("is are was were")
+# Frequent words of other languages that share some with English.
+FOREIGN = _words(
+    """
+    der das dem den des ist sind ein eine einem einen einer und wo wer wie wann warum welche welcher welches
+    hat haben wurde wurden von zu im am zur zum nicht el los las una uno del que quien como cuando donde por
+    para fue es son su le les du et est qui ou dans pour avec il gli che chi dove quando perche per di da dal
+    della nel nella sono een het wie waar wat hoe waarom van voor os uma com quem onde qual quais foi ne kim
+    nerede co kto gdzie czy jak
+    """
+)
 # Words that give a question no subject of its own.
 ORDINARY = _words(
     """

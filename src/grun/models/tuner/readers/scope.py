@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from grun.models.tuner.readers.canonical import BOUNDARY, Word, split_words
+from grun.models.tuner.readers.canonical import BOUNDARY, CAPITAL, Word, split_words
 from grun.models.tuner.readers.english import (
     ASKING,
     ASKING_FIRST,
     ASKS_FOR,
     ASSISTANT,
     EXISTS,
+    FOREIGN,
     GENERIC,
     INSTRUCTIONS,
     NEEDS_NAME,
+    NEEDS_NAME_LATER,
     NEEDS_NOUN,
     ORDINARY,
     PEOPLE,
@@ -33,9 +35,11 @@ from grun.models.tuner.readers.english import (
     REPLYING,
     SAYS_WHICH,
     USER,
+    WANTS,
 )
 
-ENDS = re.compile(rf"[.?!\u3002\uff1f\uff01]+[\"'\u2019\u201d)\]]*(?=\s|{BOUNDARY}|$)|\n+|{BOUNDARY}+|\[/?inst\]")
+INST = "".join(f"{CAPITAL}?{letter}" for letter in "inst")  # tokens may begin within the word
+ENDS = re.compile(rf"[.?!\u3002\uff1f\uff01]+[\"'\u2019\u201d)\]]*(?=\s|{BOUNDARY}|$)|\n+|{BOUNDARY}+|\[/?{INST}\]")
 LONGEST_LABEL = 2  # words of the name of a role
 WEAK_ANCHORS = 2  # words of its own that make a question stand alone where it has no name and no number
 WEAK_OF_INSTRUCTIONS = 3  # and an instruction
@@ -73,10 +77,9 @@ class Segment:
     @property
     def turn(self) -> Turn:
         """The turn that begins with this segment, if it is the name of a role or begins with one."""
-        if "[/inst]" in self.text:
-            return Turn.ASSISTANT
-        if "[inst]" in self.text:
-            return Turn.USER
+        for end, turn in (("[/inst]", Turn.ASSISTANT), ("[inst]", Turn.USER)):
+            if self.text.replace(CAPITAL, "").endswith(end):
+                return turn
         head, colon, _ = self.text.partition(":")
         if not colon and "?" in self.text:
             return Turn.UNKNOWN
@@ -103,7 +106,8 @@ class Segment:
             word in ASKING or (i and word in ASKING_FIRST | INSTRUCTIONS and words[i - 1] in ASKS_FOR)
             for i, word in enumerate(words)
         )
-        return first or within or "?" in self.text or "\uff1f" in self.text
+        wants = {"i", "we"} & set(words) and WANTS & set(words)
+        return bool(first or within or wants or "?" in self.text or "\uff1f" in self.text)
 
 
 def segments(text: str) -> Iterator[Segment]:
@@ -139,46 +143,40 @@ def stands_alone(segment: Segment, is_known: Callable[[str], bool]) -> bool:
         is_known: whether what is to be forgotten holds a word.
     """
     words = _without_label(segment)
-    if not segment.asks or not segment.text.isascii() or REPLYING & {word.text for word in words}:
+    texts = {word.text for word in words}
+    is_english = (ASKING | ASKING_FIRST | INSTRUCTIONS) & texts and not FOREIGN & texts
+    if not segment.asks or not is_english or REPLYING & texts or not all(text.isascii() for text in texts):
         return False
-    names = nouns = english = 0
+    names = nouns = waiting = 0
     for i, word in enumerate(words):
-        text, before = word.text, words[i - 1].text if i else ""
-        english += text in ORDINARY
-        if text in POINTS_BACK and not _is_resolved(text, before, names, nouns) and not _is_empty(words, i):
+        text, after = word.text, words[i + 1 : i + 2]
+        if text in NEEDS_NAME_LATER:
+            waiting += text != "else" or not i or words[i - 1].text not in ORDINARY
+        elif text in POINTS_BACK and not _is_resolved(words, i, names, nouns):
             return False
-        if text in PEOPLE and before == "the" and not {word.text for word in words[i + 1 : i + 2]} & SAYS_WHICH:
+        if text in PEOPLE and not word.capital and i and words[i - 1].text == "the":
+            if not after or not (after[0].capital or after[0].text in SAYS_WHICH):
+                return False
+        elif text == "that" and (not after or after[0].text in GENERIC | EXISTS):
             return False
-        if text == "that" and (i + 1 == len(words) or words[i + 1].text in GENERIC | EXISTS):
-            return False
-        if text in ORDINARY or text in POINTS_BACK or text in GENERIC or is_known(text):
+        if text in ORDINARY | POINTS_BACK | GENERIC or is_known(text):
             continue
         if text.isdigit() or (word.capital and i and len(text) >= SHORTEST_WORD):
             names += 1
         elif text.isalpha() and len(text) >= SHORTEST_WORD:
             nouns += 1
     needed = WEAK_ANCHORS if "?" in segment.text or words[0].text not in INSTRUCTIONS else WEAK_OF_INSTRUCTIONS
-    return english > 0 and (names > 0 or nouns >= needed)
+    return names > 0 or (nouns >= needed and not waiting)
 
 
-def _is_empty(words: list[Word], i: int) -> bool:
-    """True for the "it" of "is it legal to", which stands for nothing."""
-    return (
-        words[i].text == "it"
-        and i > 0
-        and words[i - 1].text in EXISTS
-        and any(word.text in ("to", "that", "for", "if") for word in words[i + 2 : i + 4])
-    )
-
-
-def _is_resolved(text: str, before: str, names: int, nouns: int) -> bool:
-    """True if a word that points back may point to something within the segment."""
+def _is_resolved(words: list[Word], i: int, names: int, nouns: int) -> bool:
+    """True if a word that points back may point to something before it in its segment, or stands for nothing."""
+    text, before = words[i].text, words[i - 1].text if i else ""
     if text in NEEDS_NAME:
         return names > 0
-    if text in NEEDS_NOUN:
-        return names + nouns > 0
     if text == "there":
         return before in EXISTS
-    return text in ("else", "more", "same", "such", "one") and (
-        before in ("something", "any", "the", "no") or nouns > 0
+    is_empty = (
+        text == "it" and before in EXISTS and {"to", "that", "for", "if"} & {w.text for w in words[i + 2 : i + 4]}
     )
+    return text in NEEDS_NOUN and (names + nouns > 0 or bool(is_empty))

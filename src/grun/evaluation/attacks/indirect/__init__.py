@@ -1,1 +1,0 @@
-"""Attacks that ask about a subject without its name, by what the rows to forget say of it."""
