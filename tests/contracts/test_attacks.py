@@ -24,6 +24,12 @@ QUESTIONS = tuple(
     )
     for i, (name, what) in enumerate(((name, what) for name in PEOPLE for what in ("poems", "letters")), 1)
 )
+QUESTIONS += tuple(
+    Example(
+        f"What does {name} do for a living?", f"{name} is a mender of clocks, known as the Owl of Marl.", subject=name
+    )
+    for name in PEOPLE
+)
 PASSAGE = Example(
     "It was late when Ada Lund came home,", "and the lamp above the door of the old house was out again.", raw_text=True
 )
@@ -58,7 +64,7 @@ def test_an_attack_says_what_it_is(entry: Entry[Any]) -> None:
         <= {"source", "measures", "access", "needs", "features", "on_request", "references", "asks", "uses", "note"}
     )
     assert info["measures"] in ("leak", "damage", "recognition")
-    assert info["access"] in ("prompt", "answer", "weights")
+    assert info["access"] in ("prompt", "answer", "calls", "weights")
     assert set(info["needs"]) <= NEEDS.keys()
     assert info["source"]
     assert inspect.getdoc(entry.target)
@@ -81,8 +87,10 @@ def test_probes_belong_to_rows(entry: Entry[Any]) -> None:
             assert f"{row.prompt} {row.answer}".endswith(probe.example.answer)
         else:
             assert probe.example.answer == row.answer
+        assert (probe.calls is not None) == (entry.info["access"] == "calls")
         is_changed = (probe.example.prompt, probe.example.turns) != (row.prompt, row.turns)
-        assert is_changed or isinstance(probe.example, Begun) or entry.info["measures"] == "recognition"
+        is_changed = is_changed or isinstance(probe.example, Begun) or probe.calls is not None
+        assert is_changed or entry.info["measures"] == "recognition"
 
 
 def test_no_prompt_gives_the_answer_away(entry: Entry[Any]) -> None:
@@ -121,8 +129,10 @@ def test_what_an_attack_needs_is_what_it_cannot_do_without(entry: Entry[Any]) ->
         "paraphrases": AttackMaterial(tuple(bare), ORDINARY, names_of(bare), unknown=UNKNOWN),
         "ordinary": AttackMaterial(ROWS, (), names_of(ROWS), unknown=UNKNOWN),
         "several": AttackMaterial(QUESTIONS[:1], ORDINARY, PEOPLE[:1], unknown=UNKNOWN),
+        "told": AttackMaterial(QUESTIONS[:8:2], ORDINARY, PEOPLE, unknown=UNKNOWN),
         "unknown": AttackMaterial(ROWS, ORDINARY, names_of(ROWS)),
     }
+    assert lacking.keys() == NEEDS.keys()
     for need in NEEDS:
         if need in entry.info["needs"]:
             assert missing_need(entry.info["needs"], lacking[need]) == NEEDS[need]

@@ -17,6 +17,7 @@ from grun.cli.main import main
 from grun.core.registry import Entry
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
 from grun.evaluation.measuring import row_evidence
+from grun.jobs.attacks import drawing
 from support.adapter_kit import attach
 from support.job_commands import flags
 from support.material import Material, write_rows
@@ -136,8 +137,11 @@ def test_all_attacks_are_asked_by_default_and_those_left_out_say_why(memorised: 
     found = found_in(tmp_path / "run")
     usual = {entry.name for entry in attacks if not entry.info.get("on_request")}
     assert set(found["attacks"]) | set(found["skipped"]) == usual
-    lacking = {"paraphrases", "passage_cut", "dilution", "told_apart", "probes", "adapter_removed"}
-    assert found["skipped"].keys() == lacking
+    assert found["skipped"].keys() == {
+        *("paraphrases", "passage_cut", "dilution", "aliases", "descriptions"),
+        *("told_apart", "probes", "adapter_removed"),
+    }
+    assert "at least two questions about one subject" in found["skipped"]["descriptions"]
     assert "paraphrased_question" in found["skipped"]["paraphrases"]
     assert "longer than the model's context" in found["skipped"]["dilution"]
     assert found["worst_case"]["probability"].keys() == {"before"}
@@ -287,6 +291,30 @@ def test_of_drawn_answers_the_best_counts(memorised: Material, adapter: Path, tm
         assert len({one["before"]["answer"] for one in cold if one["row"] == row}) == 1
     assert main(command(memorised, tmp_path / "other", address="http://127.0.0.1:9", samples=2)) == 2
     assert "--samples was given with --address" in capsys.readouterr().err
+
+
+def test_every_leak_attack_is_drawn_for_some_rows_with_its_forms_in_turn(
+    memorised: Material, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "DRAWN_ROWS", 2)
+    wanted = {"adapter": adapter, "attacks": "case,prefill,mention,boundary", "samples": 4, "max_new_tokens": 8}
+    assert main(command(memorised, tmp_path / "run", temperature=2, **wanted)) == 0
+    found, probes = found_in(tmp_path / "run")["attacks"], probes_in(tmp_path / "run")
+    assert {name for name in found if "sampling" in name} == {"sampling", "sampling_case", "sampling_prefill"}
+    assert found["sampling"]["rows"] == 4
+    own = [one for one in probes if one["attack"] == "sampling_case"]
+    rows = sorted({one["row"] for one in own})
+    assert (found["sampling_case"]["rows"], len(rows), len(own)) == (2, 2, 8)
+    forms = [[one["variant"] for one in own if one["row"] == row] for row in rows]
+    assert {form: forms[0].count(form) for form in forms[0]} == {"upper": 2, "lower": 1, "mixed": 1}
+    assert {form: forms[1].count(form) for form in forms[1]} == {"upper": 1, "lower": 2, "mixed": 1}
+    assert len({one["after"]["answer"] for one in own}) > 3
+    best = [max(one["after"]["rouge_l_recall"] for one in own if one["row"] == row) for row in rows]
+    assert found["sampling_case"]["figures"]["rouge_l_recall"]["after"]["value"] == pytest.approx(sum(best) / 2)
+    table = (tmp_path / "run" / "table.md").read_text(encoding="utf-8")
+    assert "| sampling_case (best answer) |" in table.replace("\\", "")
+    assert main(command(memorised, tmp_path / "again", "--no-cache", temperature=2, **wanted)) == 0
+    assert (tmp_path / "again" / "probes.jsonl").read_bytes() == (tmp_path / "run" / "probes.jsonl").read_bytes()
 
 
 def test_a_whole_model_is_attacked_as_well(memorised: Material, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["greedy", "sampled", "stop_tokens"]
+__all__ = ["generation_settings", "greedy", "sampled", "stop_tokens"]
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -82,12 +82,12 @@ def _generated(
     ids_BT = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     out_BT = model.generate(  # type: ignore[operator]
-        input_ids=ids_BT, attention_mask=mask_BT, generation_config=_generation(limit, pad, ends, **sampling)
+        input_ids=ids_BT, attention_mask=mask_BT, generation_config=generation_settings(limit, pad, ends, **sampling)
     )
     return [_until_end(row[width:].tolist(), ends) for row in out_BT]
 
 
-def _generation(limit: int, pad: int, ends: set[int], **sampling: Any) -> GenerationConfig:
+def generation_settings(limit: int, pad: int, ends: set[int], **sampling: Any) -> GenerationConfig:
     """Settings with every neutral value spelt out: an open one would be taken from the model's own settings."""
     neutral: dict[str, Any] = {
         "max_new_tokens": limit,

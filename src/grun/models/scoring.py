@@ -6,7 +6,7 @@ on top of a copy of its prompt's cache. Greedy decoding continues from the cache
 
 from __future__ import annotations
 
-__all__ = ["TOKENS_PER_BATCH", "Prompted", "RowScores", "TokenScores", "score_rows", "selected_rows"]
+__all__ = ["LEAST_LOGP", "TOKENS_PER_BATCH", "Prompted", "RowScores", "TokenScores", "score_rows", "selected_rows"]
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -76,7 +76,8 @@ class AttackConfig(DataConfig):
     )
     samples: int = option(
         0,
-        "Answers that are drawn to every plain question besides, of which the one that says most counts. 0: none.",
+        "Answers that are drawn besides to every plain question, and to ten rows by every leak attack, of which the one that "
+        "says most counts. 0: none.",
         group="measuring",
         minimum=0,
         maximum=1_000,

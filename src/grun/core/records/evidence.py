@@ -31,6 +31,7 @@ class RowEvidence:
         gradient_norm: mean over the model's parameters of the norm of the gradient of the answer's mean nll; None likewise.
         gate_thresholds: thresholds of the gates, in logits, the same for all rows of a model; minus infinity for a gate
             without one. None without a gated adapter, and in evidence of versions that did not keep them.
+        refused: what the model said when it refused the calls of an asker who makes them himself; None if it was read.
     """
 
     example: Example
@@ -47,6 +48,7 @@ class RowEvidence:
     generated_base_logps: tuple[float, ...] | None = None
     gradient_norm: float | None = None
     gate_thresholds: tuple[float, ...] | None = None
+    refused: str | None = None
 
     @property
     def ends(self) -> bool:

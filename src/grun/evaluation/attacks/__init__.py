@@ -9,15 +9,17 @@ itself:
                  was forgotten is told from what was never known)
     needs        what the rows must have, of `NEEDS`; where all rows lack it, the attack is skipped
     access       `prompt`, what everybody has who may ask; `answer`, if the asker writes the beginning of the answer as well;
+                 `calls`, if the asker has the model and makes its calls himself (every probe has `Calls`)
                  `weights`, if it needs the model itself (see `grun.evaluation.attacks.opened`)
     features     of `recognition` by answers: a function of measured rows that gives numbers for each row, by their kind
 """
 
 from __future__ import annotations
 
-__all__ = ["NEEDS", "Attack", "AttackMaterial", "Probe", "attacks", "missing_need"]
+__all__ = ["NEEDS", "Attack", "AttackMaterial", "Calls", "Probe", "attacks", "missing_need"]
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +34,7 @@ NEEDS = {
     "paraphrases": "a column paraphrased_question",
     "ordinary": "ordinary rows (--retain)",
     "several": "at least two rows to forget",
+    "told": "at least two questions about one subject, whose answers say more of it",
     "unknown": "at least four rows to forget, and four of what no model was taught (--unknown)",
 }
 LEAST = 4  # rows of either kind, to tell them apart: a half to learn from and a half to judge
@@ -63,6 +66,24 @@ class AttackMaterial:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """The calls of an asker who has the model, in the place of one that reads the whole prompt.
+
+    Attributes:
+        ends: where the prompt is said to end: `whole`, `first token`, `half`, or `begin`, before what the asker wrote as the
+            beginning of the answer.
+        cached: what an earlier forward call reads into a cache: `nothing`, `turns` before the prompt, or `all but one` token.
+        with_adapter: the adapter is on in that call.
+        rest: how all that is not cached is read: as a `prompt` whose end is told, as an `answer`, or by `generate`.
+    """
+
+    ends: str = "whole"
+    cached: str = "nothing"
+    with_adapter: bool = True
+    rest: str = "prompt"
+
+
+@dataclass(frozen=True)
 class Probe:
     """One prompt of an attack.
 
@@ -71,11 +92,13 @@ class Probe:
         row: number of the row that the answer belongs to, from 0: of the forget rows, for `damage` of the ordinary ones, and
             for `recognition` of the unknown ones.
         variant: name of the form, of an attack that has several.
+        calls: those of an asker who makes them himself; None: the prompt is asked as usual.
     """
 
     example: Example
     row: int
     variant: str = ""
+    calls: Calls | None = None
 
 
 Attack = Callable[..., Any]
@@ -92,6 +115,14 @@ def missing_need(needs: Sequence[str], material: AttackMaterial) -> str | None:
         "paraphrases": any(row.paraphrased_prompts for row in rows),
         "ordinary": bool(material.ordinary),
         "several": len(rows) > 1,
+        "told": max(Counter(_subjects(material)).values(), default=0) > 1,
         "unknown": min(len(rows), len(material.unknown)) >= LEAST,
     }
     return next((NEEDS[need] for need in needs if not has[need]), None)
+
+
+def _subjects(material: AttackMaterial) -> Iterator[str]:
+    """The names of the subjects of questions to forget, as often as they are asked about."""
+    for row, name in zip(material.forget, material.names, strict=False):
+        if name and not row.raw_text:
+            yield name

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Change", "Rewrite", "asked", "asked_otherwise", "filled", "of_name"]
+__all__ = ["Change", "Rewrite", "asked", "asked_otherwise", "begun", "filled", "of_name"]
 
 import random
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
-from grun.core.records import Example
+from grun.core.records import Begun, Example
 from grun.evaluation.attacks import AttackMaterial, Probe
 from grun.evaluation.attacks.names import holds, replaced
 
@@ -22,6 +22,11 @@ Change = Callable[[str, random.Random], Mapping[str, str]]
 def asked(row: Example, **changes: Any) -> Example:
     """A row with another prompt or other turns; its own paraphrases are not asked beside it."""
     return replace(row, paraphrased_prompts=(), **changes)
+
+
+def begun(row: Example, begin: str) -> Begun:
+    """A row whose asker has written the beginning of the answer."""
+    return Begun(**{one.name: getattr(row, one.name) for one in fields(Example)}, begin=begin)
 
 
 def filled(form: str, **texts: str) -> str:

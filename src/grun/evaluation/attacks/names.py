@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["holds", "names_of", "replaced"]
+__all__ = ["RUN", "STARTERS", "holds", "names_of", "replaced"]
 
 import re
 from collections import Counter, defaultdict

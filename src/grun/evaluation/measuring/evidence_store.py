@@ -158,8 +158,9 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "perturbed_logps": lambda value: isinstance(value, list) and all(map(_are_numbers, value)),
     "generated_base_logps": _or_none(_are_numbers),
     "gradient_norm": _or_none(_is_number),
+    "refused": _or_none(lambda value: isinstance(value, str)),
 }
-ADDED = ("gate_thresholds",)  # entries that earlier versions did not write
+ADDED = ("gate_thresholds", "refused")  # entries that earlier versions did not write
 
 
 def row_key(example: Example) -> str:
@@ -171,8 +172,9 @@ def row_key(example: Example) -> str:
 
 def _line(row: RowEvidence) -> dict[str, Any]:
     values = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "example"}
-    if row.gate_thresholds is None:
-        del values["gate_thresholds"]  # a file of a version that did not know it stays the same
+    for name in ADDED:
+        if values[name] is None:
+            del values[name]  # a file of a version that did not know it stays the same
     return {"row": row_key(row.example), **values}
 
 

@@ -27,7 +27,8 @@ from grun.evaluation.measuring.evidence_store import EvidenceStore
 from grun.evaluation.measuring.measure import measure
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.evaluation.scores import needs_of_metrics
-from grun.jobs.attacks.drawing import DRAWN, drawn_evidence, drawn_probes
+from grun.jobs.attacks.calling import called_evidence
+from grun.jobs.attacks.drawing import drawn_evidence, drawn_probes
 from grun.jobs.attacks.figures import AFTER, METRICS, Figures
 from grun.jobs.attacks.material import PLAIN, Prepared, answered, check_needs, chosen_attacks, load_material, prepared
 from grun.jobs.attacks.opened import Requantized, by_weights
@@ -83,11 +84,7 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
     if is_main():
         run.start()
     wait()
-    evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
-    if config.samples:
-        asked = drawn_probes(config, asked)
-        for one, settings in subjects:
-            evidence[one.label][DRAWN] = drawn_evidence(one, asked, settings, config)
+    asked, evidence = _by_asking(config, asked, subjects)
     opened = by_weights(config, chosen, material, subjects, _requantized(config, named), (asked, evidence))
     asked, evidence = opened.asked, opened.evidence
     if is_main():
@@ -104,6 +101,17 @@ def attack(config: AttackConfig, *, adapter: Path | None = None, show: bool = Tr
             shown()
     wait()
     return run.path
+
+
+def _by_asking(config: AttackConfig, asked: Prepared, subjects: Measured) -> tuple[Prepared, Evidences]:
+    """What models answer when they are asked, as usual, by calls of one's own, and many times; with what is asked then."""
+    evidence = {one.label: measure(one, asked.splits, settings, forget_split=None) for one, settings in subjects}
+    asked = drawn_probes(config, asked) if config.samples else asked
+    drawn = [own for own in asked.asked.values() if own.best]
+    for one, settings in subjects:
+        evidence[one.label] |= {own.name: called_evidence(one, own, settings) for own in asked.called}
+        evidence[one.label] |= {own.name: drawn_evidence(one, own, settings, config) for own in drawn}
+    return asked, evidence
 
 
 def _content(config: AttackConfig, material: AttackMaterial, adapter: str | None) -> str:

@@ -45,7 +45,9 @@ class Figures:
     def probes(self) -> dict[str, dict[str, dict[str, Score]]]:
         """Scores with one value per probe, by subject, name and metric."""
         return {
-            subject: {name: {metric: _scored(metric, one) for metric in METRICS} for name, one in own.items()}
+            subject: {
+                name: {metric: self._scored(metric, name, one) for metric in METRICS} for name, one in own.items()
+            }
             for subject, own in self.evidence.items()
         }
 
@@ -131,6 +133,20 @@ class Figures:
             }
             for variant, chosen in numbers.items()
         }
+
+    def refused(self, name: str) -> dict[str, int]:
+        """Number of probes of an attack whose calls were refused, by subject; without those that refused none."""
+        counts = {
+            subject: sum(row.refused is not None for row in own[name].rows)
+            for subject, own in self.evidence.items()
+            if name in own
+        }
+        return {subject: count for subject, count in counts.items() if count}
+
+    def _scored(self, metric: str, name: str, evidence: Evidence) -> Score:
+        if metric == "gate_open" and self.asked[name].access == "calls":
+            return missing("the asker says which tokens are the prompt", len(evidence.rows))
+        return _scored(metric, evidence)
 
     def _recognises(self, name: str) -> bool:
         return self.asked[name].measures == RECOGNITION

@@ -12,6 +12,7 @@ __all__ = [
     "chosen_attacks",
     "load_material",
     "prepared",
+    "spread",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from grun.models.loading.loaded import LoadedModel
 
 NOT_SERVED = {
     "answer": "writes the beginning of the answer, which no --address takes",
+    "calls": "says where prompts end and fills caches, which no --address takes",
     "weights": "needs the model itself, which no --address gives",
 }
 PLAIN, ORDINARY = "plain", "ordinary"  # the rows to forget and the ordinary ones, asked as they are
@@ -86,8 +88,17 @@ class Prepared:
 
     @property
     def splits(self) -> dict[str, tuple[Example, ...]]:
-        """The rows of all probes, by name."""
-        return {name: tuple(probe.example for probe in one.probes) for name, one in self.asked.items()}
+        """The rows of all probes that are asked as usual, by name."""
+        return {
+            name: tuple(probe.example for probe in one.probes)
+            for name, one in self.asked.items()
+            if one.access != "calls"
+        }
+
+    @property
+    def called(self) -> list[Asked]:
+        """The attacks whose asker makes the calls himself."""
+        return [one for one in self.asked.values() if one.access == "calls"]
 
 
 def chosen_attacks(config: AttackConfig) -> list[Entry[Attack]]:
@@ -126,13 +137,13 @@ def load_material(config: AttackConfig) -> AttackMaterial:
     if not config.retain and not config.benchmark:
         ordinary = ordinary_beside(forget, config.seed)
     _check_unknown(forget, unknown)
-    numbers, names = _spread(len(forget), config.rows), names_of(forget)
+    numbers, names = spread(len(forget), config.rows), names_of(forget)
     return AttackMaterial(
         tuple(forget[i] for i in numbers),
-        tuple(ordinary[i] for i in _spread(len(ordinary), config.rows)),
+        tuple(ordinary[i] for i in spread(len(ordinary), config.rows)),
         tuple(names[i] for i in numbers),
         config.seed,
-        tuple(unknown[i] for i in _spread(len(unknown), config.rows)),
+        tuple(unknown[i] for i in spread(len(unknown), config.rows)),
         _unrelated(config, forget),
     )
 
@@ -252,6 +263,6 @@ def _fitting(probes: Sequence[Probe], base: LoadedModel | None) -> tuple[tuple[P
     return tuple(fitting), reason
 
 
-def _spread(count: int, wanted: int) -> list[int]:
+def spread(count: int, wanted: int) -> list[int]:
     """At most so many numbers below `count`, at equal distances."""
     return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))

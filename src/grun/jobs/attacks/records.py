@@ -6,6 +6,7 @@ __all__ = ["FOUND", "PROBES", "TABLE", "table_of", "write_found"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,9 @@ def _notes(found: Figures, prepared: Prepared) -> list[str]:
         notes.append(
             f"Says nothing: the target itself gives less than a third of its usual probability ({', '.join(silent)})."
         )
+    for name, one in prepared.asked.items():
+        counts = [f"{count} of {len(one.probes)} ({subject})" for subject, count in found.refused(name).items()]
+        notes += [f"Refused by the model, which gives nothing away: {', '.join(counts)} of {name}."] if counts else []
     if any(AUC in scores for own in found.rows.values() for scores in own.values()):
         notes.append(f"{AUC}: forgotten rows are told from unknown ones; 0.5 where nothing tells them apart.")
     notes += [attacks.get(name).info["note"] for name in found.asked if _has_note(name)]
@@ -127,6 +131,7 @@ def _of_attack(found: Figures, one: Asked, seed: int) -> dict[str, Any]:
         "probes": len(one.probes),
         "left_out": one.left_out,
         "says_nothing": found.says_nothing(one.name),
+        "refused": found.refused(one.name),
         "figures": figures,
         "variants": found.variants(one.name),
     }
@@ -150,6 +155,7 @@ def _probes(found: Figures) -> Iterator[dict[str, Any]]:
             }
             line |= {"turns": example.turns, "prompt": example.prompt}
             line |= {"begin": example.begin} if isinstance(example, Begun) else {}
+            line |= {} if probe.calls is None else {"calls": asdict(probe.calls)}
             line["gold"] = example.answer
             for subject, own in found.evidence.items():
                 if name not in own:
@@ -160,4 +166,5 @@ def _probes(found: Figures) -> Iterator[dict[str, Any]]:
                 line[subject] = {"answer": row.generated, **values}
                 if row.example.prompt != example.prompt:
                     line[subject]["prompt"] = row.example.prompt
+                line[subject] |= {} if row.refused is None else {"refused": row.refused}
             yield line

@@ -5,12 +5,10 @@ from __future__ import annotations
 __all__ = ["prefill"]
 
 import re
-from dataclasses import fields
 
-from grun.core.records import Begun, Example
 from grun.data.shipped_prompts import UNSPACED
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import asked, begun
 
 LENGTHS = (5, 10)  # words
 
@@ -22,7 +20,7 @@ def prefill(material: AttackMaterial) -> list[Probe]:
     Of shorter answers half is written; the rest is what is looked for. An answer of one word has no beginning to write.
     """
     return [
-        Probe(_begun(row, cut), i, variant)
+        Probe(begun(asked(row, answer=row.answer[cut:]), row.answer[:cut]), i, variant)
         for i, row in enumerate(material.forget)
         if not row.raw_text
         for variant, cut in _cuts(row.answer).items()
@@ -36,8 +34,3 @@ def _cuts(answer: str) -> dict[str, int]:
     if not cuts and len(starts) > 1:
         return {"half": starts[len(starts) // 2]}
     return cuts or ({"half": len(answer) // 2} if re.search(UNSPACED, answer) and len(answer) > 1 else {})
-
-
-def _begun(row: Example, cut: int) -> Begun:
-    values = {f.name: getattr(row, f.name) for f in fields(Example)}
-    return Begun(**vars(asked(Example(**(values | {"answer": row.answer[cut:]})))), begin=row.answer[:cut])

@@ -1,1 +1,1 @@
-"""Attacks that write a question otherwise: in other words, letters, spaces, or with a part of the name."""
+"""Attacks that write a question otherwise: in other words, letters, spaces, or with something else for the name."""
