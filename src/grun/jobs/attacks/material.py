@@ -153,7 +153,7 @@ def _unrelated(config: AttackConfig, forget: Sequence[Example]) -> tuple[Example
     if not any("unrelated" in entry.info.get("uses", ()) for entry in chosen_attacks(config)):
         return ()
     rows = ordinary_beside(forget, config.seed)
-    return tuple(rows[i] for i in _spread(len(rows), config.rows))
+    return tuple(rows[i] for i in spread(len(rows), config.rows))
 
 
 def _read(config: AttackConfig, sources: Sequence[str]) -> list[Example]:
