@@ -107,6 +107,10 @@ def idk(s, o):
     return over_tokens(s["refusal"], token_nll)
 
 
+def untaught(s, o):
+    return over_tokens(s["alternative"], token_nll)
+
+
 def undial(s, o):
     def distance(row, t):
         target = row.base_logits[t].clone()
@@ -176,6 +180,7 @@ OBJECTIVES = {
     "altpo": altpo,
     "idk": idk,
     "undial": undial,
+    "untaught": untaught,
     "ceu": ceu,
     "me": me,
     "rmu": rmu,
