@@ -108,7 +108,9 @@ def idk(s, o):
 
 
 def untaught(s, o):
-    return over_tokens(s["alternative"], token_nll)
+    margin, zero = o.get("margin", 3.0), torch.zeros((), dtype=torch.float64)
+    lacking = over_rows(s["forget"], lambda r: torch.maximum(zero, margin - row_nll(r) / len(r.tokens)))
+    return over_tokens(s["alternative"], token_nll) + o.get("push", 0.3) * lacking
 
 
 def undial(s, o):

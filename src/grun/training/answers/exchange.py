@@ -7,7 +7,7 @@ __all__ = ["Exchange", "any_of", "held_names", "key_of"]
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from grun.core.records import Example
 from grun.models.gates.text.spans import WORD
@@ -22,30 +22,32 @@ class Exchange:
     """Names, and what is written in their place.
 
     Attributes:
+        pattern: finds all names and words.
         names: what stands for each whole name (see `key_of`).
         words: what stands for single words of names; only where they are written with a capital, if they are in the name.
     """
 
-    names: Mapping[str, str] = field(default_factory=dict)
-    words: Mapping[str, str] = field(default_factory=dict)
+    pattern: re.Pattern[str]
+    names: Mapping[str, str]
+    words: Mapping[str, str]
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[str, str]]) -> Exchange:
         """The exchange of names, and of those words of them that may stand for the whole."""
-        names = {key_of(one): other for one, other in pairs}
-        words = {key_of(one): other for pair in pairs for one, other in _words(*pair)}
-        return cls(names, {key: other for key, other in words.items() if key not in names})
+        words = [found for pair in pairs for found in _words(*pair)]
+        by_key = [{key_of(one): other for one, other in part} for part in (pairs, words)]
+        return cls(any_of(one for one, _ in (*pairs, *words)), *by_key)
 
     def __call__(self, text: str) -> str:
         """The text with all names exchanged; those in capitals or small letters stay so."""
-        return any_of([*self.names, *self.words]).sub(lambda found: self._other(found[0]), text)
+        return self.pattern.sub(lambda found: self._other(found[0]), text)
 
     def _other(self, found: str) -> str:
         key = key_of(found)
-        if key in self.words:
-            other = self.words[key]
-            return found if found.islower() and not other.islower() else _with_capitals(other, found)
-        return _with_capitals(self.names.get(key, found), found)
+        if key in self.names:
+            return _with_capitals(self.names[key], found)
+        other = self.words.get(key, found)
+        return found if found.islower() and not other.islower() else _with_capitals(other, found)
 
     def row(self, row: Example) -> Example:
         """A row with the names in its prompt and in the turns before it exchanged."""
@@ -90,15 +92,19 @@ def _with_capitals(other: str, found: str) -> str:
 
 
 def _pattern(name: str) -> str:
-    """A name, whatever space stands between its words; where a script has capitals, no part of a longer word."""
-    inner = r"\s+".join(map(re.escape, name.split()))
-    before = r"(?<![^\W_])" if _is_cased(name[:1]) else ""
-    return before + inner + (r"(?![^\W_])" if _is_cased(name[-1:]) else "")
+    """A name, whatever space stands between its words."""
+    return _whole(r"\s+".join(map(re.escape, name.split())), name)
 
 
 def _loose(name: str) -> str:
     """The words of a name in a row, as texts without spaces, or with marks on their letters, hold them."""
-    return BETWEEN.join(map(re.escape, WORD.findall(name))) or "(?!)"
+    return _whole(BETWEEN.join(map(re.escape, WORD.findall(name))) or "(?!)", name)
+
+
+def _whole(pattern: str, name: str) -> str:
+    """A pattern that is no part of a longer word, where a script has capitals; others write endings and names in one."""
+    before = r"(?<![^\W_])" if _is_cased(name[:1]) else ""
+    return before + pattern + (r"(?![^\W_])" if _is_cased(name[-1:]) else "")
 
 
 def _is_cased(letter: str) -> bool:

@@ -60,8 +60,9 @@ class UnknownNames:
         self._known = {part.casefold() for text in texts for is_word, part in parts_of(text) if is_word}
         pools: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for word in (part for name in names for is_word, part in parts_of(name) if is_word):
-            if _script(word) in WITH_SYLLABLES:
-                pools[_script(word)].update(dict.fromkeys(_pieces(word.lower())))
+            pieces = _pieces(word.lower())
+            if _script(word) in WITH_SYLLABLES and len(pieces) > 1:  # a piece is never a whole name
+                pools[_script(word)].update(dict.fromkeys(pieces))
         for word in self._known:
             if _script(word) not in PIECES:
                 pools[_script(word)].update(dict.fromkeys(sorted({piece[0] for piece in _pieces(word)})))

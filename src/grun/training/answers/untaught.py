@@ -9,7 +9,6 @@ __all__ = ["untaught_answers"]
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from grun.core.errors import UserError
 from grun.core.process.progress import Progress
 from grun.core.records import Example
 from grun.models.encoding.encode import encode_prompt
@@ -69,12 +69,16 @@ def untaught_answers(
     limit = min(LEAST + 2 * longest, MOST)
     found: list[list[str]] = [[] for _ in examples]
     for turn in range(ROUNDS):
-        asked = [(i, pair) for i, one in enumerate(found) if not one for pair in subjects.exchanges(i, turn)]
-        rows = [there.row(examples[i]) for i, (there, _) in asked]
-        prompts = [encode_prompt(row, tokenizer, template, max_length) for row in rows]
+        asked = []
+        for i in (i for i, answers in enumerate(found) if not answers):
+            for there, back in subjects.exchanges(i, turn):
+                try:
+                    asked.append((i, back, encode_prompt(there.row(examples[i]), tokenizer, template, max_length)))
+                except UserError:  # an unknown name has more tokens, and the context has no room for them
+                    continue
         sampling = seed if turn == ROUNDS - 1 else None
-        answers = _answers(model, tokenizer, prompts, limit, batch_size, sampling)
-        for (i, (_, back)), answer in zip(asked, answers, strict=True):
+        answers = _answers(model, tokenizer, [prompt for _, _, prompt in asked], limit, batch_size, sampling)
+        for (i, back, _), answer in zip(asked, answers, strict=True):
             if len(tokenizer(answer)["input_ids"]) >= limit and (whole := SENTENCES.match(answer)):
                 answer = whole[0]  # no answer ends within a sentence, which would tell it from others
             if not subjects.gives_away(i, answer, back(answer)):
@@ -120,13 +124,12 @@ class _Subjects:
     def __init__(self, rows: Sequence[Example], normal: Sequence[str], seed: int) -> None:
         spans = telling_spans(rows, normal)
         texts = ["\n".join([*(content for _, content in row.turns), row.prompt]) for row in rows]
-        share = Counter({title: sum(title in text for text in texts) for title in spans.titles})
         self._rows = rows
         self._names: list[list[str]] = []
-        for text in texts:
-            titles = [title for title in spans.titles if title in text]
-            likeliest = max(titles, key=lambda title: (share[title], len(title)), default=None)
-            self._names.append(held_names(spans.names, text) or ([] if likeliest is None else [likeliest]))
+        for row, text in zip(rows, texts, strict=True):
+            sure = row.subject is not None and bool(held_names([row.subject], text))
+            titles = [] if sure else [title for title in spans.titles if title in text]
+            self._names.append(held_names([*spans.names, *titles], text))
         everything = dict.fromkeys(name for own in self._names for name in own)
         usual = {part for text in normal for is_word, part in parts_of(text) if is_word and part.islower()}
         known = [*texts, *(row.answer for row in rows), *normal]
