@@ -39,6 +39,7 @@ ORDER = (
     "training.loss",
     "training.forward_engines.prefix",
     "training.forward_engines",
+    "training.answers",
     "training",
     "evaluation.attacks",
     "evaluation.attacks.wording",

@@ -107,6 +107,12 @@ def idk(s, o):
     return over_tokens(s["refusal"], token_nll)
 
 
+def untaught(s, o):
+    margin, zero = o.get("margin", 3.0), torch.zeros((), dtype=torch.float64)
+    lacking = over_rows(s["forget"], lambda r: torch.maximum(zero, margin - row_nll(r) / len(r.tokens)))
+    return over_tokens(s["alternative"], token_nll) + o.get("push", 0.3) * lacking
+
+
 def undial(s, o):
     def distance(row, t):
         target = row.base_logits[t].clone()
@@ -176,6 +182,7 @@ OBJECTIVES = {
     "altpo": altpo,
     "idk": idk,
     "undial": undial,
+    "untaught": untaught,
     "ceu": ceu,
     "me": me,
     "rmu": rmu,

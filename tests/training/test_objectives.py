@@ -21,6 +21,7 @@ OPTIONS: dict[str, tuple[dict[str, float], ...]] = {
     "wga": ({}, {"beta": 0.3}),
     "satimp": ({}, {"beta1": 1.5, "beta2": 0.5}),
     "undial": ({}, {"beta": 2.0}),
+    "untaught": ({}, {"margin": 2.0, "push": 1.5}),
     "rmu": ({}, {"coefficient": 3.0}),
 }
 

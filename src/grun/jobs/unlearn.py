@@ -24,7 +24,7 @@ from grun.core.storage.atomic_files import atomic_directory
 from grun.core.storage.claims import claims_output, keeps
 from grun.core.storage.directories.disk import check_room
 from grun.core.storage.run_directory import FEATURES, RunDirectory
-from grun.jobs.inputs.alternatives import keep_alternatives, with_alternatives
+from grun.jobs.inputs.alternatives import FROM_MODEL, keep_alternatives, with_alternatives
 from grun.jobs.inputs.expansion.expand import topic_rows
 from grun.jobs.inputs.kept_gates import GATES, kept_gates
 from grun.jobs.inputs.own_answers import with_own_answers, worth_answering
@@ -33,13 +33,14 @@ from grun.jobs.inputs.unlearning import (
     OtherAnswers,
     UnlearningRows,
     check_gates,
+    filled,
     fits_gates,
     load_unlearning_rows,
     open_run,
     other_answers,
     say_kept,
 )
-from grun.models.adaptations import adaptations, with_presets
+from grun.models.adaptations import adaptations
 from grun.models.encoding.chunking import chunk_running_text
 from grun.models.encoding.encode import Encoded
 from grun.models.forward import adapters_off
@@ -167,7 +168,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
         TrainingDiverged: if a loss or gradient is not finite; the last good state is kept.
         Interrupted: if the user stopped the run; its state is kept.
     """
-    config = with_presets(config)
+    config = filled(config)
     recipe = recipe_of(config)
     adaptations.get(config.adapt).info.get("check", lambda config: None)(config)
     parsed_settings(config.trainer)
@@ -195,7 +196,7 @@ def unlearn(config: UnlearnConfig, callbacks: Sequence[TrainerCallback] = (), to
         run.start()
         if config.topic is not None:
             keep_topic(expand(), run.path)
-        if config.alternatives == "generate":
+        if "alternative" in recipe.sides and config.alternatives in FROM_MODEL:
             keep_alternatives(run, job.examples["forget"])
     wait()
     facts = _trained(job, target, callbacks)
@@ -259,8 +260,8 @@ def _prepared(
         )
         for kind, part in data.parts.items()
     }
-    if "alternative" in recipe.sides and config.alternatives == "generate":
-        examples["forget"] = with_alternatives(config, rows, model, examples["forget"], run)
+    if "alternative" in recipe.sides and config.alternatives in FROM_MODEL:
+        examples["forget"] = with_alternatives(config, rows, model, examples, run)
     forget = examples["forget"]
     encoded = {kind: rows.encode(part) for kind, part in examples.items()}
     arguments = unlearning_arguments(config, run, len(forget), model.device)

@@ -31,7 +31,7 @@ from grun.core.storage.stored_records import mapping_in
 from grun.jobs.calibrate import say
 from grun.jobs.inputs.calibration import calibration_prompts, unseen
 from grun.jobs.inputs.expansion.expand import topic_rows
-from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
+from grun.jobs.inputs.unlearning import filled, load_unlearning_rows, usual_settings
 from grun.jobs.unlearn import unlearn
 from grun.models.adaptations import NO_TOPICS, with_presets
 from grun.models.gates.calibration import calibrated, learnt_places, logits_of_prompts
@@ -165,7 +165,7 @@ def _work(ledger: LedgerState, job: UnlearnConfig, data: str) -> Path:
     work = ledger.work(hashlib.sha256(key.encode()).hexdigest()[:16])
     if work.exists():
         return work
-    wanted, usual = with_presets(job), usual_settings(job)  # an older version, with fewer settings, had another key
+    wanted, usual = filled(job), usual_settings(job)  # an older version, with fewer settings, had another key
     others = sorted(work.parent.glob("*"))
     return next((one for one in others if holds_run(one, wanted, "unlearn", data=data, usual=usual)), work)
 

@@ -108,12 +108,12 @@ class UnlearnConfig(TrainConfig):
         group="method",
         form="path",
     )
-    alternatives: str = option(
-        "column",
-        "Alternative answers (altpo): column (alternative_answers of your file), perturbed (TOFU's), or generate (the model "
-        "makes them up).",
+    alternatives: str | None = option(
+        None,
+        "Alternative answers (altpo, untaught): column (alternative_answers of your file), perturbed (TOFU's), generate (the "
+        "model makes them up), or unknown (the model's about names that nobody has). Default: column; untaught: unknown.",
         group="method",
-        choices=("column", "perturbed", "generate"),
+        choices=("column", "perturbed", "generate", "unknown"),
     )
     objective_options: dict[str, str] = option(
         {}, "Keyword arguments of the objective, as name=value (beta=0.1).", group="method"

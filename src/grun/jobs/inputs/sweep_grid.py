@@ -26,8 +26,7 @@ from grun.core.storage.run_directory import settings_difference
 from grun.core.storage.stored_records import mapping_in
 from grun.evaluation.report.sweep_table import Finished
 from grun.jobs.inputs.first_checks import check_evaluation, check_unlearning
-from grun.jobs.inputs.unlearning import load_unlearning_rows, usual_settings
-from grun.models.adaptations import with_presets
+from grun.jobs.inputs.unlearning import filled, load_unlearning_rows, usual_settings
 
 OWN = ("output", "overwrite")  # settings of a run that the sweep sets itself
 UNNAMED = "evaluation"  # output of settings that have no directory yet
@@ -67,7 +66,7 @@ class Cell:
             return False
         jobs: dict[str, tuple[JobConfig, JobConfig | None]] = {"evaluation": (self.evaluate, None)}
         if self.unlearn is not None:
-            jobs["unlearn"] = with_presets(self.unlearn), usual_settings(self.unlearn)
+            jobs["unlearn"] = filled(self.unlearn), usual_settings(self.unlearn)
         for name, (job, usual) in jobs.items():
             was = mapping_in(self.folder / name / "settings.json", ANEW)
             changed = settings_difference(was, job, usual)

@@ -6,6 +6,7 @@ __all__ = [
     "check_gates",
     "OtherAnswers",
     "UnlearningRows",
+    "filled",
     "fits_gates",
     "load_unlearning_rows",
     "open_run",
@@ -34,8 +35,10 @@ from grun.data.content import decoded, read_content
 from grun.data.examples import check_disjoint, read_examples
 from grun.data.refusals import Refusals
 from grun.data.shipped_prompts import clashing, drawn_rows, ordinary_rows
+from grun.jobs.inputs.alternatives import FROM_MODEL
 from grun.jobs.inputs.topic_files import TopicRows, read_topic
 from grun.models.adaptations import NO_TOPICS, with_presets
+from grun.training.objectives import objectives
 
 logger = logging.getLogger("grun")
 OtherAnswers = Callable[[Example], Sequence[str]]
@@ -66,13 +69,24 @@ class UnlearningRows:
         return {name: rows for name, rows in vars(self).items() if rows or name != "neighbours"}
 
 
+def filled(config: UnlearnConfig) -> UnlearnConfig:
+    """The configuration, with all that was left open filled in: from the preset, and from what the objective declares.
+
+    Raises:
+        UserError: for an unknown preset, adaptation or objective, or a setting that the adaptation does not have.
+    """
+    if config.alternatives is None:
+        config = replace(config, alternatives=objectives.get(config.objective).info.get("alternatives", "column"))
+    return with_presets(config)
+
+
 def usual_settings(config: UnlearnConfig) -> UnlearnConfig:
     """The settings of a run where nothing but the adaptation and the preset is given.
 
     A run of an older version had these values of all settings that were added since; before there was a patience, no run
     stopped early, and before there were gates for topics, no adapter had one.
     """
-    usual = replace(with_presets(UnlearnConfig(adapt=config.adapt, preset=config.preset)), patience=None)
+    usual = replace(filled(UnlearnConfig(adapt=config.adapt, preset=config.preset)), patience=None)
     return usual if usual.topic_layer is None else replace(usual, topic_layer=NO_TOPICS)
 
 
@@ -226,8 +240,8 @@ def other_answers(config: UnlearnConfig, sides: Collection[str], forget: Sequenc
         found["refusal"] = _refusals(config, forget)
     elif config.refusals is not None:
         raise UserError(f"--refusals was given, but objective '{config.objective}' uses none; dpo and idk do.")
-    if "alternative" in sides and config.alternatives == "generate":
-        found["alternative"] = lambda row: row.alternative_answers  # made up once the model is there
+    if "alternative" in sides and config.alternatives in FROM_MODEL:
+        found["alternative"] = lambda row: row.alternative_answers  # the model is asked once it is there
     elif "alternative" in sides:
         column = "perturbed_answers" if config.alternatives == "perturbed" else "alternative_answers"
         lacking = [row for row in forget if not getattr(row, column)]

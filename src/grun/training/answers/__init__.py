@@ -1,0 +1,1 @@
+"""Other answers that the model itself gives, for objectives that teach one."""
