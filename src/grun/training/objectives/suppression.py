@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["idk"]
+__all__ = ["idk", "idk_deep"]
 
 from torch import Tensor
 
@@ -18,3 +18,25 @@ def idk(signals: Signals) -> Tensor:
     for every row and pass.
     """
     return signals.refusal.mean_nll
+
+
+@objectives.register(
+    "idk_deep",
+    paper="TOFU (arXiv 2401.06121), section 4.1; deep alignment after Qi et al. 2024 (arXiv 2406.05946)",
+    needs=("refusal.logps", "forget.logps"),
+    retain="ce",
+    above={"push": 0.0},
+)
+def idk_deep(signals: Signals, *, margin: float = 5.0, push: float = 0.3) -> Tensor:
+    """Answer forget prompts with a refusal, and go on with no beginning of the true answer either.
+
+    `mean nll(refusal) + push * mean_t max(0, margin - nll_t)`, the second mean over the tokens of the true answer, each after the
+    true ones before it. `idk` alone teaches nothing of what follows a beginning that somebody supplies.
+
+    Args:
+        signals: log-probabilities of refusals and answers.
+        margin: nats per token from which on a token of the true answer counts as forgotten.
+        push: weight of the second term, above 0.
+    """
+    lacking_N = (margin + signals.forget.logps_N).relu()
+    return signals.refusal.mean_nll + push * lacking_N.mean()
