@@ -149,6 +149,20 @@ def test_altpo_may_take_such_answers_and_untaught_others(memorised: Material, tm
     assert json.loads((tmp_path / "usual" / "settings.json").read_text())["alternatives"] == "column"
 
 
+def test_a_sweep_knows_that_its_runs_are_done(
+    memorised: Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = {"model": memorised.model, "forget": memorised.forget, "retain": memorised.retain, "device": "cpu"}
+    small = {"layers": "1,3", "topic_layer": "none", "steps": 2, "batch_size": 4}
+    given = [part for name, value in (fixed | small).items() for part in ("--set", f"{name}={value}")]
+    sweep = ["sweep", *given, "--vary", "objective=altpo,untaught", "--jobs", "1", "--output", str(tmp_path / "sweep")]
+    assert main(sweep) == 0
+    results = (tmp_path / "sweep" / "results.json").read_bytes()
+    capsys.readouterr()
+    assert main(sweep) == 0, capsys.readouterr().err
+    assert (tmp_path / "sweep" / "results.json").read_bytes() == results
+
+
 class _Stop(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         control.should_save = control.should_training_stop = state.global_step == 2
@@ -331,6 +345,14 @@ def test_a_true_answer_whoever_is_asked_about_becomes_a_refusal(
     assert answers_to(rows) == [("I do not know.",), ("Yes.",) * 3], "a short answer may be right about somebody else"
     assert len(prompts) == 3 * untaught.ROUNDS + 3
     assert "1 of 2 rows to forget" in caplog.text
+
+
+def test_an_answer_may_hold_a_word_of_another_prompt(said: Callable[..., list[str]]) -> None:
+    said(lambda text: "In France.")
+    people = ("Ada Lundgren", "Bo Harbour", "Cleo Marl", "Dov Novel", "Eli Malmö", "Fay Street")
+    rows = [Example(f"Where was {name} born?", "In Malmö.") for name in people]
+    rows.append(Example("Did Gus Town live in France?", "Yes."))
+    assert answers_to(rows)[:6] == [("In France.",) * 3] * 6
 
 
 def test_no_answer_ends_within_a_sentence(said: Callable[..., list[str]]) -> None:

@@ -127,14 +127,16 @@ class _Subjects:
         self._rows = rows
         self._names: list[list[str]] = []
         for row, text in zip(rows, texts, strict=True):
-            sure = row.subject is not None and bool(held_names([row.subject], text))
-            titles = [] if sure else [title for title in spans.titles if title in text]
+            is_given = row.subject is not None and bool(held_names([row.subject], text))
+            titles = [] if is_given else [title for title in spans.titles if title in text]
             self._names.append(held_names([*spans.names, *titles], text))
         everything = dict.fromkeys(name for own in self._names for name in own)
+        sure = {key_of(name) for name in spans.names}
         usual = {part for text in normal for is_word, part in parts_of(text) if is_word and part.islower()}
         known = [*texts, *(row.answer for row in rows), *normal]
         self._unknown = UnknownNames([*everything, *_capitalised(normal)], known, usual, seed)
-        self._any = any_of(everything)
+        # A single word of a prompt may be anything ("France"), unless it is known for a name.
+        self._any = any_of(name for name in everything if key_of(name) in sure or len(parts_of(name)) > 1)
         self._to_forget = {key_of(row.answer) for row in rows if len(row.answer.split()) > FEW_WORDS}
 
     def exchanges(self, row: int, turn: int) -> Iterator[tuple[Exchange, Exchange]]:
