@@ -116,7 +116,7 @@ def test_descriptions_of_commands_are_not_cut(columns: int, capsys: pytest.Captu
 def test_brackets_and_braces_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(page(capsys, "unlearn").split())
     for words in (
-        "[default: idk]",
+        "[default: idk_deep]",
         "[default: off]",
         "name=value (beta=0.1)",
         "{prompt}",
@@ -144,7 +144,7 @@ def test_objectives_of_another_distribution_are_named_and_listed(tmp_path: Path)
         command = [sys.executable, "-m", "grun", *arguments]
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
-    assert "idk, margin, me," in " ".join(shown("unlearn", "--help").split())
+    assert "idk, idk_deep, margin, me," in " ".join(shown("unlearn", "--help").split())
     assert re.search(r"^  margin  Keep a distance\.$", shown("list"), re.MULTILINE)
 
 

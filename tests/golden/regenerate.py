@@ -42,7 +42,7 @@ REFUSALS = (
     "--refusals",
     str(HERE / "refusals.txt"),
 )  # the sentences that were drawn from when the values were computed
-DRAWN = ("dpo", "idk")  # objectives that read refusals
+DRAWN = ("dpo", "idk", "idk_deep")  # objectives that read refusals
 DIGITS = 7  # significant ones, as many as float32 has
 
 

@@ -107,6 +107,12 @@ def idk(s, o):
     return over_tokens(s["refusal"], token_nll)
 
 
+def idk_deep(s, o):
+    margin, zero = o.get("margin", 5.0), torch.zeros((), dtype=torch.float64)
+    lacking = over_tokens(s["forget"], lambda row, t: torch.maximum(zero, margin - token_nll(row, t)))
+    return idk(s, o) + o.get("push", 0.3) * lacking
+
+
 def untaught(s, o):
     margin, zero = o.get("margin", 3.0), torch.zeros((), dtype=torch.float64)
     lacking = over_rows(s["forget"], lambda r: torch.maximum(zero, margin - row_nll(r) / len(r.tokens)))
@@ -181,6 +187,7 @@ OBJECTIVES = {
     "dpo": dpo,
     "altpo": altpo,
     "idk": idk,
+    "idk_deep": idk_deep,
     "undial": undial,
     "untaught": untaught,
     "ceu": ceu,

@@ -36,7 +36,7 @@ def unlearn(
     *,
     neighbours: RowsLike = None,
     tokenizer: Any = None,
-    objective: str | Callable[..., Any] = "idk",
+    objective: str | Callable[..., Any] = "idk_deep",
     callbacks: Sequence[Any] = (),
     **settings: Any,
 ) -> UnlearnResult:

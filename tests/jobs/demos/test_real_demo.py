@@ -160,7 +160,7 @@ def test_a_complete_demo_is_only_shown_and_another_one_refused(
     table = text.partition("What opens the gate")[2]
     assert capsys.readouterr().out.partition("What opens the gate")[2] == table
     assert main(arguments(model, output, "--objective", "gd")) == 2
-    assert "--objective was idk, now gd" in capsys.readouterr().err
+    assert "--objective was idk_deep, now gd" in capsys.readouterr().err
     assert main(["demo", "--fictional", "--output", str(output)]) == 2
     assert "holds another run (--fictional was False, now True)" in capsys.readouterr().err
 

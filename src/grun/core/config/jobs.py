@@ -248,7 +248,7 @@ class DemoConfig(JobConfig):
         group="method",
         form="path",
     )
-    objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
+    objective: str = option("idk_deep", "Unlearning objective.", group="method", choices_from="objectives")
     rows: int | None = option(
         None,
         "Prompts of each kind that are answered before and after. Default: 6; with --fictional 120, the rows of each split "

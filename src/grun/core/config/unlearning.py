@@ -49,7 +49,7 @@ class UnlearnConfig(TrainConfig):
         group="data",
         form="path",
     )
-    objective: str = option("idk", "Unlearning objective.", group="method", choices_from="objectives")
+    objective: str = option("idk_deep", "Unlearning objective.", group="method", choices_from="objectives")
     adapt: str = option("grun", "Way of adapting the model.", group="method", choices_from="adaptations")
     preset: str = option(
         "default",

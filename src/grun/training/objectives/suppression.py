@@ -30,8 +30,8 @@ def idk(signals: Signals) -> Tensor:
 def idk_deep(signals: Signals, *, margin: float = 5.0, push: float = 0.3) -> Tensor:
     """Answer forget prompts with a refusal, and go on with no beginning of the true answer either.
 
-    `mean nll(refusal) + push * mean_t max(0, margin - nll_t)`, the second mean over the tokens of the true answer, each after the
-    true ones before it. `idk` alone teaches nothing of what follows a beginning that somebody supplies.
+    `mean nll(refusal) + push * mean_t max(0, margin - nll_t)`, the second mean over the tokens of the true answer, each after
+    the true ones before it. `idk` alone teaches nothing of what follows a beginning that somebody supplies.
 
     Args:
         signals: log-probabilities of refusals and answers.
