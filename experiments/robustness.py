@@ -1,9 +1,9 @@
-"""Attacks on what was forgotten: full fine-tuning, LoRA, GRUN as published, with a learnt gate, and with one that reads text.
+"""Attacks on what was forgotten: full fine-tuning, LoRA, GRUN as published, our default before, and our default now.
 
     python experiments/robustness.py --output runs/robustness [--data-dir "$GRUN_TOFU_DIR"] [--tables-only]
 
-Trains a target model per seed (`topics` has a real one, SmolLM2), unlearns in every way with the same objective, and attacks
-each with `grun attack`. Writes `docs/results/robustness.json` and `.md` from everything that is there. Every part is a run
+Trains a target model per seed (`topics` has a real one, SmolLM2), unlearns in every way, and attacks each with `grun attack`. The
+default before has a learnt gate and the objective `idk`, as the others have; the default now a gate that reads text and `idk_deep`. Writes `docs/results/robustness.json` and `.md` from everything that is there. Every part is a run
 directory of its own: killed and started again it continues where it stopped.
 """
 
@@ -30,7 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"adapt": "lora"},
     "grun (paper)": {"preset": "paper"},
     "grun, learnt gate": {"gate": "mlp"},
-    "grun": {},
+    "grun": {"objective": "idk_deep"},
 }
 SEEDS = {"fictional": (0, 1, 2), "tofu": (0, 1, 2), "topics": (0,)}
 OPTIONS: dict[str, dict[str, str]] = {"fictional": {}, "tofu": {"retain_rows": "400"}, "topics": {"topic": "beethoven"}}
@@ -39,6 +39,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "tofu": {"hidden_size": 256, "layers": 5, "learning_rate": 1.5e-3, "epochs": 24.0, "stop_loss": 0.06},
 }
 ROWS = {"fictional": 40, "tofu": 40, "topics": 12}
+# What an attack is judged by after unlearning, and what is shown of the target.
+FIGURES = {"leak": ("probability", "probability"), "damage": ("kept", "probability"), "recognition": ("AUC", "AUC")}
 LONGEST_ANSWER = {"fictional": 32, "tofu": 48, "topics": 24}  # tokens
 
 
@@ -68,7 +70,7 @@ def one(output: Path, data_dir: str | None, part: tuple[str, int, str]) -> dict[
         model = str(finetune(target))
     run = folder_of(output, part)
     settings: dict[str, Any] = {"output": str(run), "model": model, "objective": OBJECTIVE, "seed": seed}
-    adapted = unlearn(UnlearnConfig(**settings, **shared, **WAYS[way]))
+    adapted = unlearn(UnlearnConfig(**settings | shared | WAYS[way]))
     attacked = attack(
         AttackConfig(
             output=str(folder_of(output, part, "-attacked")),
@@ -124,12 +126,13 @@ def table(name: str, found: dict[tuple[str, int, str], dict[str, Any]]) -> str:
     lines = [["attack", "target", *ways], ["---"] * (2 + len(ways))]
     for attacked in dict.fromkeys(key for rows in own.values() for key in rows):
         having = {part: rows[attacked] for part, rows in own.items() if attacked in rows}
-        damage = next(iter(having.values())).get("measures") == "damage"
-        target = cell([value(row, "probability", "before") for part, row in having.items() if part[2] == ways[0]])
-        line = [f"{attacked} (kept)" if damage else attacked, target]
+        measures = next((row["measures"] for row in having.values() if "measures" in row), "leak")
+        figure, before = FIGURES[measures]
+        target = cell([value(row, before, "before") for part, row in having.items() if part[2] == ways[0]])
+        line = [f"{attacked} ({figure})" if measures != "leak" else attacked, target]
         for way in ways:
             rows = [row for part, row in having.items() if part[2] == way]
-            figures = cell([value(row, "kept" if damage else "probability") for row in rows])
+            figures = cell([value(row, figure) for row in rows])
             gates = cell([value(row, "gate_open") for row in rows])
             line.append(figures if gates == "–" else f"{figures} (open {gates})")
         lines.append(line)
@@ -153,7 +156,8 @@ def main() -> None:
             {"data": data, "seed": seed, "way": way, **brief(record, given.output)}
             for (data, seed, way), record in found.items()
         ]
-        text = f"Objective {OBJECTIVE}. Probability of the true answers, of damage the share that is kept.\n\n"
+        text = f"Objective {OBJECTIVE}, of grun {WAYS['grun']['objective']}. Probability of the true answers, of damage the "
+        text += "share that is kept, of recognition the area under the ROC curve.\n\n"
         write_results(
             "robustness", runs, text + "\n".join(table(name, found) for name in dict.fromkeys(p[0] for p in found))
         )
