@@ -2,9 +2,10 @@
 
     python experiments/robustness.py --output runs/robustness [--data-dir "$GRUN_TOFU_DIR"] [--tables-only]
 
-Trains a target model per seed (`topics` has a real one, SmolLM2), unlearns in every way, and attacks each with `grun attack`. The
-default before has a learnt gate and the objective `idk`, as the others have; the default now a gate that reads text and `idk_deep`. Writes `docs/results/robustness.json` and `.md` from everything that is there. Every part is a run
-directory of its own: killed and started again it continues where it stopped.
+Trains a target model per seed (`topics` has a real one, SmolLM2), unlearns in every way, and attacks each with `grun attack`.
+The default before has a learnt gate and the objective `idk`, which full fine-tuning, LoRA and the published setting have as
+well; the default now has a gate that reads text and `idk_deep`. Writes `docs/results/robustness.json` and `.md` from
+everything that is there. Every part is a run directory of its own: killed and started again it continues where it stopped.
 """
 
 from __future__ import annotations
