@@ -145,7 +145,7 @@ def test_objectives_of_another_distribution_are_named_and_listed(tmp_path: Path)
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     assert "idk, idk_deep, margin, me," in " ".join(shown("unlearn", "--help").split())
-    assert re.search(r"^  margin  Keep a distance\.$", shown("list"), re.MULTILINE)
+    assert re.search(r"^  margin +Keep a distance\.$", shown("list"), re.MULTILINE)
 
 
 def test_neither_help_nor_the_list_waits_for_torch() -> None:

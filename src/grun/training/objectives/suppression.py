@@ -39,4 +39,4 @@ def idk_deep(signals: Signals, *, margin: float = 5.0, push: float = 0.3) -> Ten
         push: weight of the second term, above 0.
     """
     lacking_N = (margin + signals.forget.logps_N).relu()
-    return signals.refusal.mean_nll + push * lacking_N.mean()
+    return signals.refusal.mean_nll + push * signals.forget.mean(lacking_N)
