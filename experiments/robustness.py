@@ -33,6 +33,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "grun, learnt gate": {"gate": "mlp"},
     "grun": {"objective": "idk_deep"},
 }
+LOOKED_AT = 0  # seed whose rows were looked at when the default was changed
+CHOSEN = (
+    f"What was looked at: seed {LOOKED_AT} of `fictional` and `tofu` when `idk_deep` was made the default (its margin and push are the "
+    "first that were tried) and when being mentioned was told from being asked about; the words for that were chosen with TOFU's "
+    "retain questions, which are the same for all seeds. Versions before had been attacked on all three seeds of `fictional`."
+)
+IN_SHORT = ("after_turn", "mention", "mixed", "worst case", "ordinary questions")
 SEEDS = {"fictional": (0, 1, 2), "tofu": (0, 1, 2), "topics": (0,)}
 OPTIONS: dict[str, dict[str, str]] = {"fictional": {}, "tofu": {"retain_rows": "400"}, "topics": {"topic": "beethoven"}}
 TARGETS: dict[str, dict[str, Any]] = {
@@ -120,9 +127,24 @@ def cell(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.3f}" + (f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else "")
 
 
-def table(name: str, found: dict[tuple[str, int, str], dict[str, Any]]) -> str:
+def tables(found: dict[tuple[str, int, str], dict[str, Any]]) -> str:
+    """All attacks by data, and some of them without the seed that was looked at."""
+    written = []
+    for name in dict.fromkeys(part[0] for part in found):
+        own = {part: rows_of(record) for part, record in found.items() if part[0] == name}
+        written.append(f"## `{name}`\n\n{table(own)}")
+        short = {
+            part: {attack: row for attack, row in rows.items() if attack in IN_SHORT}
+            for part, rows in own.items()
+            if part[1] != LOOKED_AT
+        }
+        if short:
+            written.append(f"## `{name}`, without seed {LOOKED_AT}\n\n{table(short)}")
+    return "\n".join(written)
+
+
+def table(own: dict[tuple[str, int, str], dict[str, dict[str, Any]]]) -> str:
     """One line per attack: the target, then for every way the share of open gates and the probability or what is kept."""
-    own = {part: rows_of(record) for part, record in found.items() if part[0] == name}
     ways = list(dict.fromkeys(part[2] for part in own))
     lines = [["attack", "target", *ways], ["---"] * (2 + len(ways))]
     for attacked in dict.fromkeys(key for rows in own.values() for key in rows):
@@ -137,7 +159,7 @@ def table(name: str, found: dict[tuple[str, int, str], dict[str, Any]]) -> str:
             gates = cell([value(row, "gate_open") for row in rows])
             line.append(figures if gates == "–" else f"{figures} (open {gates})")
         lines.append(line)
-    return f"## `{name}`\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
@@ -159,9 +181,8 @@ def main() -> None:
         ]
         text = f"Objective {OBJECTIVE}, of grun {WAYS['grun']['objective']}. Probability of the true answers, of damage the "
         text += "share that is kept, of recognition the area under the ROC curve.\n\n"
-        write_results(
-            "robustness", runs, text + "\n".join(table(name, found) for name in dict.fromkeys(p[0] for p in found))
-        )
+        text += f"{CHOSEN}\n\n"
+        write_results("robustness", runs, text + tables(found))
 
 
 if __name__ == "__main__":
