@@ -55,20 +55,21 @@ INSTRUCTIONS = _words(
 )
 # Words before those.
 POLITE = _words("please now then and so also but first next kindly just ok okay")
-# Words that stand for something said before, or may.
-POINTS_BACK = _words(
-    """
-    this these those former latter above previous earlier aforementioned said same such again further instead
-    mentioned another latest himself herself themselves itself he she him her his hers they them their theirs
-    it its one ones there thing more else
-    """
-)
-# Of these, words that a name before them resolves.
+# Words that stand for somebody whose name is before them in a sentence, or else was said before it.
 NEEDS_NAME = _words("he she him her his hers himself herself they them their theirs themselves")
-# Of these, words that a name anywhere resolves.
+# The same of words whose name may stand anywhere in the sentence.
 NEEDS_NAME_LATER = _words("another latest more else one such same")
-# Of these, words that any noun before them resolves.
+# The same of words for any noun before them.
 NEEDS_NOUN = _words("it its itself ones")
+# All words that stand for something said before, or may.
+POINTS_BACK = (
+    NEEDS_NAME
+    | NEEDS_NAME_LATER
+    | NEEDS_NOUN
+    | _words(
+        "this these those former latter above previous earlier aforementioned said again further instead mentioned there thing"
+    )
+)
 # Words for somebody, who may have been named before.
 PEOPLE = _words(
     """

@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from grun.models.tuner.readers.canonical import Word, marked, split_words
 from grun.models.tuner.readers.scope import Segment, Turn, segments, stands_alone
@@ -72,7 +73,7 @@ class Progress:
             text = _Text.of(tokens, self.tail, new[:prompt])
             found = text.evidence(table, whole=True)
             self._settle(text, found)
-            logits = self._running(text.by_token([(word, total) for word, total, _ in found]))
+            logits = self._running(text.by_token(found))
             self.logit = logits[-1] = _logit(self._in_scope(text, table, mentions))
         if prompt < len(new):
             self.asked, self.unsettled = max(self.asked, self.unsettled), 0.0
@@ -80,7 +81,7 @@ class Progress:
             found = text.evidence(table, whole=False)
             self._settle(text, [])
             self.asked = max([self.asked, *(total for _, total, _ in found)])
-            logits += self._running(text.by_token([(word, total) for word, total, _ in found]))
+            logits += self._running(text.by_token(found))
             self.logit = logits[-1]
         self.tail = [*self.tail, *new][-TAIL:]
         return logits
@@ -173,10 +174,10 @@ class _Text:
         values = table.evidence_by_kind(words, begin, whole=whole)
         return [(word, *value) for word, value in zip(words[begin:], values, strict=True) if any(value)]
 
-    def by_token(self, evidence: Sequence[tuple[Word, float]]) -> list[float]:
-        """The evidence of words at the new tokens with which they end."""
+    def by_token(self, evidence: Sequence[tuple[Word, float, float]]) -> list[float]:
+        """The evidence of words, as of `evidence`, at the new tokens with which they end."""
         found = [0.0] * (len(self.ends) - self.first)
-        for word, value in evidence:
+        for word, value, _ in evidence:
             at = bisect_left(self.ends, word.end + (word.end < len(self.text)))  # the token that ends it, or the text
             if at >= self.first:
                 found[at - self.first] = max(found[at - self.first], value)
@@ -185,6 +186,12 @@ class _Text:
 
 def _logit(evidence: float) -> float:
     return SHARPNESS * (evidence - 1.0) + OPEN_LOGIT
+
+
+@lru_cache(maxsize=1 << 16)
+def _marked_token(text: str) -> str:
+    """`marked`, kept for every token: in decoding the same ones are read again at each step."""
+    return marked(text)
 
 
 def _pieces(tokens: Sequence[bytes], ids: Sequence[int]) -> list[str]:
@@ -197,5 +204,5 @@ def _pieces(tokens: Sequence[bytes], ids: Sequence[int]) -> list[str]:
         except UnicodeDecodeError as error:
             cut = error.start if error.end == len(rest) and len(rest) - error.start < 4 else len(rest)
             text, rest = rest[:cut].decode(errors="replace"), rest[cut:]
-        found.append(marked(text))
+        found.append(_marked_token(text))
     return found

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 from grun.models.tuner.readers.canonical import BOUNDARY, CAPITAL, Word, split_words
 from grun.models.tuner.readers.english import (
@@ -40,6 +41,9 @@ from grun.models.tuner.readers.english import (
 
 INST = "".join(f"{CAPITAL}?{letter}" for letter in "inst")  # tokens may begin within the word
 ENDS = re.compile(rf"[.?!\u3002\uff1f\uff01]+[\"'\u2019\u201d)\]]*(?=\s|{BOUNDARY}|$)|\n+|{BOUNDARY}+|\[/?{INST}\]")
+BEGINS = ASKING_FIRST | INSTRUCTIONS
+ENGLISH = ASKING | BEGINS  # one of them, at least, stands in an English question
+SAYS_LITTLE = ORDINARY | POINTS_BACK | GENERIC
 LONGEST_LABEL = 2  # words of the name of a role
 WEAK_ANCHORS = 2  # words of its own that make a question stand alone where it has no name and no number
 WEAK_OF_INSTRUCTIONS = 3  # and an instruction
@@ -69,12 +73,12 @@ class Segment:
     ended: bool
     text: str
 
-    @property
+    @cached_property
     def words(self) -> list[Word]:
         """Words of the segment, without those that stand for special tokens."""
         return [word for word in split_words(self.text) if word.text != BOUNDARY]
 
-    @property
+    @cached_property
     def turn(self) -> Turn:
         """The turn that begins with this segment, if it is the name of a role or begins with one."""
         for end, turn in (("[/inst]", Turn.ASSISTANT), ("[inst]", Turn.USER)):
@@ -101,10 +105,9 @@ class Segment:
             words = words[1:]
         if not words:
             return False
-        first = words[0] in ASKING_FIRST | INSTRUCTIONS
+        first = words[0] in BEGINS
         within = any(
-            word in ASKING or (i and word in ASKING_FIRST | INSTRUCTIONS and words[i - 1] in ASKS_FOR)
-            for i, word in enumerate(words)
+            word in ASKING or (i and word in BEGINS and words[i - 1] in ASKS_FOR) for i, word in enumerate(words)
         )
         wants = {"i", "we"} & set(words) and WANTS & set(words)
         return bool(first or within or wants or "?" in self.text or "\uff1f" in self.text)
@@ -116,12 +119,8 @@ def segments(text: str) -> Iterator[Segment]:
     for found in ENDS.finditer(text):
         end = found.end()
         if end > start:
-            yield Segment(
-                start,
-                end,
-                found.group() != "" and not (end == len(text) and found.group()[0] in ".?!"),
-                text[start:end],
-            )
+            ended = end < len(text) or found.group()[0] not in ".?!"  # "3." may become "3.5"
+            yield Segment(start, end, ended, text[start:end])
         start = end
     if start < len(text):
         yield Segment(start, len(text), False, text[start:])
@@ -144,7 +143,7 @@ def stands_alone(segment: Segment, is_known: Callable[[str], bool]) -> bool:
     """
     words = _without_label(segment)
     texts = {word.text for word in words}
-    is_english = (ASKING | ASKING_FIRST | INSTRUCTIONS) & texts and not FOREIGN & texts
+    is_english = ENGLISH & texts and not FOREIGN & texts
     if not segment.asks or not is_english or REPLYING & texts or not all(text.isascii() for text in texts):
         return False
     names = nouns = waiting = 0
@@ -159,7 +158,7 @@ def stands_alone(segment: Segment, is_known: Callable[[str], bool]) -> bool:
                 return False
         elif text == "that" and (not after or after[0].text in GENERIC | EXISTS):
             return False
-        if text in ORDINARY | POINTS_BACK | GENERIC or is_known(text):
+        if text in SAYS_LITTLE or is_known(text):
             continue
         if text.isdigit() or (word.capital and i and len(text) >= SHORTEST_WORD):
             names += 1
