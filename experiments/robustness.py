@@ -35,8 +35,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 LOOKED_AT = 0  # seed whose rows were looked at when the default was changed
 CHOSEN = (
-    f"What was looked at: seed {LOOKED_AT} of `fictional` and `tofu` when `idk_deep` was made the default (its margin and push "
-    "are the first that were tried) and when being mentioned was told from being asked about; the words for that were "
+    f"What was looked at: seed {LOOKED_AT} of `fictional` and `tofu` when `idk_deep` was made the default (its margin and "
+    "push are the first that were tried) and when being mentioned was told from being asked about; the words for that were "
     "chosen with TOFU's retain questions, which are the same for all seeds. Versions before had been attacked on all "
     "three seeds of `fictional`."
 )
