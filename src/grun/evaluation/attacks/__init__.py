@@ -11,7 +11,8 @@ itself:
     access       `prompt`, what everybody has who may ask; `answer`, if the asker writes the beginning of the answer as well;
                  `calls`, if the asker has the model and makes its calls himself (every probe has `Calls`)
                  `weights`, if it needs the model itself (see `grun.evaluation.attacks.opened`)
-    features     of `recognition` by answers: a function of measured rows that gives numbers for each row, by their kind
+    features     of `recognition` by answers: a function that gives numbers for each row, by their kind, from measured rows and
+                 the log-probabilities of their answers (None where they are not known)
 """
 
 from __future__ import annotations

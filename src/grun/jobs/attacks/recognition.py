@@ -44,15 +44,15 @@ def told_apart(
             forgotten, unknown = own[PLAIN].rows, own[name].rows
             if min(len(forgotten), len(unknown)) >= LEAST:
                 rows = [*forgotten, *unknown]
-                likely = _under(*pairs[subject], rows) if subject in pairs else rows
+                logps = _own_logps(*pairs[subject], rows) if subject in pairs else None
                 examples = [row.example for row in rows]
                 split = len(forgotten)
-                found[subject][name] = separated(features(likely), examples[:split], examples[split:], seed)
+                found[subject][name] = separated(features(rows, logps), examples[:split], examples[split:], seed)
     return found
 
 
-def _under(subject: Subject, settings: MeasureSettings, rows: Sequence[RowEvidence]) -> list[RowEvidence]:
-    """Rows with the log-probabilities of their answers under a model."""
+def _own_logps(subject: Subject, settings: MeasureSettings, rows: Sequence[RowEvidence]) -> list[tuple[float, ...]]:
+    """Log-probabilities of the answers to rows under the model that gave them."""
     prompted = []
     for row in rows:
         answered = replace(row.example, answer=row.generated or "")
@@ -67,4 +67,4 @@ def _under(subject: Subject, settings: MeasureSettings, rows: Sequence[RowEviden
             tokens_per_batch=settings.tokens_per_batch,
             with_gates=False,
         )
-    return [replace(row, generated_base_logps=one.answers[0].logps) for row, one in zip(rows, scored, strict=True)]
+    return [one.answers[0].logps for one in scored]

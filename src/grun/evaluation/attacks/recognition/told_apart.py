@@ -19,15 +19,20 @@ LENGTHS = (1, 2, 3, 4)  # characters of an n-gram
 BUCKETS = 2048  # that n-grams are counted in, by their hash
 
 
-def _features(rows: Sequence[RowEvidence]) -> Features:
-    """Numbers of the answers to rows, by their kind."""
+def _features(rows: Sequence[RowEvidence], logps: Sequence[Sequence[float]] | None) -> Features:
+    """Numbers of the answers to rows, by their kind.
+
+    Args:
+        rows: with their answers.
+        logps: of the tokens of each answer under the model that gave it; None if they are not known.
+    """
     answers = [row.generated or "" for row in rows]
     found = {
         "length": np.array([[math.log1p(len(answer)), math.log1p(len(answer.split()))] for answer in answers]),
         "n-grams": np.stack([_ngrams(answer) for answer in answers]),
     }
-    if all(row.generated_base_logps is not None for row in rows):
-        found["log-probability"] = np.stack([_of_logps(row.generated_base_logps or (0.0,)) for row in rows])
+    if logps is not None:
+        found["log-probability"] = np.stack([_of_logps(own or (0.0,)) for own in logps])
     return found
 
 
