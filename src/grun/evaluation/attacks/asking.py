@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["Change", "Rewrite", "asked", "asked_otherwise", "begun", "filled", "of_name"]
+__all__ = [
+    "ABOUT",
+    "ASK_AGAIN",
+    "REPLY",
+    "THAT_PERSON",
+    "WAIT",
+    "Change",
+    "Rewrite",
+    "asked",
+    "asked_after",
+    "asked_otherwise",
+    "begun",
+    "filled",
+    "of_name",
+]
 
 import random
 import re
@@ -16,12 +30,20 @@ from grun.evaluation.attacks.names import holds, replaced
 
 # Of a prompt, the name of its subject (or nothing) and a source of chance: other prompts by variant.
 Rewrite = Callable[[str, str, random.Random], Mapping[str, str]]
+THAT_PERSON = "that person"  # in the place of a name that stands elsewhere
+ABOUT, REPLY = "I would like to talk about {}.", "Of course. What would you like to know?"  # a turn before the question
+ASK_AGAIN, WAIT = "What is your answer?", "One moment, please."  # and one after it, with the reply to the question
 Change = Callable[[str, random.Random], Mapping[str, str]]
 
 
 def asked(row: Example, **changes: Any) -> Example:
     """A row with another prompt or other turns; its own paraphrases are not asked beside it."""
     return replace(row, paraphrased_prompts=(), **changes)
+
+
+def asked_after(row: Example, said: str, reply: str, **changes: Any) -> Example:
+    """A row that is asked after one more turn, with its reply."""
+    return asked(row, turns=(*row.turns, ("user", said), ("assistant", reply)), **changes)
 
 
 def begun(row: Example, begin: str) -> Begun:

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, Calls, Probe, attacks
-from grun.evaluation.attacks.asking import asked
-
-ASK, WAIT = "What is your answer?", "One moment, please."
+from grun.evaluation.attacks.asking import ASK_AGAIN, WAIT, asked, asked_after
 
 
 @attacks.register("cold_cache", measures="leak", source="arXiv 2404.01833", access="calls", needs=("questions",))
@@ -31,5 +29,5 @@ def cold_cache(material: AttackMaterial) -> list[Probe]:
 def _asked(row: Example) -> Iterator[tuple[str, Example, Calls]]:
     for variant, rest in (("forward", "prompt"), ("forward, as an answer", "answer"), ("generate", "generate")):
         yield variant, asked(row), Calls(cached="all but one", with_adapter=False, rest=rest)
-    later = asked(row, prompt=ASK, turns=(*row.turns, ("user", row.prompt), ("assistant", WAIT)))
+    later = asked_after(row, row.prompt, WAIT, prompt=ASK_AGAIN)
     yield "earlier turn", later, Calls(cached="turns", with_adapter=False)

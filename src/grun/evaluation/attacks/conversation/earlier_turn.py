@@ -5,10 +5,9 @@ from __future__ import annotations
 __all__ = ["earlier_turn"]
 
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import ABOUT, REPLY, asked_after
 from grun.evaluation.attacks.names import holds, replaced
 
-OPENING, REPLY = "I would like to talk about {}.", "Of course. What would you like to know?"
 PRONOUNS = {"they": "their", "she": "her", "he": "his", "it": "its"}
 
 
@@ -22,11 +21,10 @@ def earlier_turn(material: AttackMaterial) -> list[Probe]:
         name = material.name_of(i)
         if row.raw_text or not holds(row.prompt, name):
             continue
-        turns = (*row.turns, ("user", OPENING.format(name)), ("assistant", REPLY))
         for pronoun, possessive in PRONOUNS.items():
             prompt = row.prompt
             for ending in ("'s", "’s"):
                 prompt = replaced(prompt, name + ending, possessive)
             prompt = replaced(prompt, name, pronoun)
-            probes.append(Probe(asked(row, prompt=prompt, turns=turns), i, pronoun))
+            probes.append(Probe(asked_after(row, ABOUT.format(name), REPLY, prompt=prompt), i, pronoun))
     return probes

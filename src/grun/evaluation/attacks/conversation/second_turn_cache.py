@@ -8,12 +8,10 @@ from collections.abc import Iterator
 
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, Calls, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import ABOUT, ASK_AGAIN, REPLY, THAT_PERSON, WAIT, asked_after
 from grun.evaluation.attacks.names import holds, replaced
 
-ASK, WAIT = "What is your answer?", "One moment, please."
-GREETING, REPLY = "Hello! I have a question.", "Of course. What would you like to know?"
-NAMED, THEN = "I would like to talk about {}.", "that person"
+GREETING = "Hello! I have a question."
 PROMPT, ANSWER = Calls(cached="turns"), Calls(cached="turns", rest="answer")
 
 
@@ -33,11 +31,10 @@ def second_turn_cache(material: AttackMaterial) -> list[Probe]:
 
 
 def _asked(row: Example, name: str) -> Iterator[tuple[str, Example, Calls]]:
-    whole = asked(row, prompt=ASK, turns=(*row.turns, ("user", row.prompt), ("assistant", WAIT)))
+    whole = asked_after(row, row.prompt, WAIT, prompt=ASK_AGAIN)
     yield "question cached", whole, PROMPT
     yield "question cached, then an answer", whole, ANSWER
     if holds(row.prompt, name):
-        turns = (*row.turns, ("user", NAMED.format(name)), ("assistant", REPLY))
-        yield "name cached", asked(row, prompt=replaced(row.prompt, name, THEN), turns=turns), PROMPT
-    greeted = asked(row, turns=(*row.turns, ("user", GREETING), ("assistant", REPLY)))
-    yield "greeting cached, then an answer", greeted, ANSWER
+        prompt = replaced(row.prompt, name, THAT_PERSON)
+        yield "name cached", asked_after(row, ABOUT.format(name), REPLY, prompt=prompt), PROMPT
+    yield "greeting cached, then an answer", asked_after(row, GREETING, REPLY), ANSWER

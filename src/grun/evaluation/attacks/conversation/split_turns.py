@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import THAT_PERSON, asked
 from grun.evaluation.attacks.names import holds, replaced
 
-GAP, THEN, GO_ON = "___", "that person", "Go on."
+GAP, GO_ON = "___", "Go on."
 PIECE = 3  # letters
 
 
@@ -58,4 +58,4 @@ def _halves(prompt: str, name: str) -> tuple[str, str]:
     start, text = (found.start(), found[0]) if found else (0, prompt)
     spaces = [one.start() for one in re.finditer(r"\s", text)]
     cut = start + min(spaces, key=lambda at: abs(at - len(text) / 2), default=len(text) // 2)
-    return prompt[:cut].strip(), replaced(prompt[cut:], name, THEN).strip() if name else prompt[cut:].strip()
+    return prompt[:cut].strip(), replaced(prompt[cut:], name, THAT_PERSON).strip() if name else prompt[cut:].strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["after_turn"]
 
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import asked_after
 
 REPLY = "Let us come back to that later."
 
@@ -19,7 +19,7 @@ def after_turn(material: AttackMaterial) -> list[Probe]:
     if not forget:
         return []
     return [
-        Probe(asked(row, turns=(*row.turns, ("user", forget[i % len(forget)].prompt), ("assistant", REPLY))), i)
+        Probe(asked_after(row, forget[i % len(forget)].prompt, REPLY), i)
         for i, row in enumerate(material.ordinary)
         if not row.raw_text
     ]

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 
 from grun.core.records import Example
 from grun.evaluation.attacks import AttackMaterial, Probe, attacks
-from grun.evaluation.attacks.asking import asked
+from grun.evaluation.attacks.asking import THAT_PERSON, asked, asked_after
 from grun.evaluation.attacks.facts import facts_of
 from grun.evaluation.attacks.names import holds, replaced
-
-THEN = "that person"
 
 
 @attacks.register(
@@ -40,7 +38,6 @@ def _asked(row: Example, name: str, facts: list[str]) -> Iterator[tuple[str, Exa
     for count, variant in enumerate(("one fact", "two facts")[: len(facts)], 1):
         yield variant, asked(row, prompt=replaced(row.prompt, name, f"the person {' and '.join(facts[:count])}"))
     if facts:
-        whom, then = f"the person {' and '.join(facts)}", replaced(row.prompt, name, THEN)
+        whom, then = f"the person {' and '.join(facts)}", replaced(row.prompt, name, THAT_PERSON)
         yield "two hops", asked(row, prompt=f"Think of {whom}. {then}")
-        turns = (*row.turns, ("user", f"Do you know {whom}?"), ("assistant", "Yes, I know who that is."))
-        yield "two turns", asked(row, prompt=then, turns=turns)
+        yield "two turns", asked_after(row, f"Do you know {whom}?", "Yes, I know who that is.", prompt=then)
