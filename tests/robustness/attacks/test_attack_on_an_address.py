@@ -27,7 +27,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were to be waited for the address; nobody does. Whoever waits for a file of another process sleeps as usual."""
+    """Seconds that were to be waited for the address; nobody does. All other waiting goes on as usual."""
     found: list[float] = []
     monkeypatch.setattr(served, "time", SimpleNamespace(**{**vars(time), "sleep": found.append}))
     return found

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["EvidenceStore", "row_key"]
+__all__ = ["EvidenceStore", "read_or_made", "row_key"]
 
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from grun.core.distributed import is_main, wait
 from grun.core.errors import UserError
 from grun.core.records import Begun, Example, RowEvidence
 from grun.core.storage.atomic_files import write_text
@@ -82,6 +83,25 @@ class EvidenceStore:
             return None
         content = json.dumps([asked, [dataclasses.asdict(row) | {"source": ""} for row in examples]], sort_keys=True)
         return self.cache / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}{SUFFIX}"
+
+
+def read_or_made(
+    store: EvidenceStore | None,
+    split: str,
+    examples: Sequence[Example],
+    asked: str,
+    made: Callable[[], Iterable[RowEvidence]],
+) -> tuple[RowEvidence, ...]:
+    """Evidence of a split from a store, or what `made` gives, which is in the store afterwards.
+
+    All processes of a job call it together; each makes all of the evidence, and one writes it.
+    """
+    found = None if store is None else store.read(split, examples, asked)
+    rows = tuple(made()) if found is None else found
+    if store is not None and is_main():
+        store.write(split, rows, asked)
+    wait()
+    return rows
 
 
 def _read(file: Path, split: str, examples: Sequence[Example]) -> tuple[RowEvidence, ...]:

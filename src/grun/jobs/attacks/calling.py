@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["called_evidence"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grun.core.distributed import is_main, wait
+from grun.core.distributed import is_main
 from grun.core.errors import UserError
 from grun.core.process.progress import Progress
 from grun.core.records import Begun, Evidence, Example, RowEvidence
 from grun.evaluation.attacks import Calls, Probe
+from grun.evaluation.measuring.evidence_store import read_or_made
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.jobs.attacks.material import Asked
 from grun.models.encoding.batching import pad_token_id
@@ -126,18 +127,14 @@ def called_evidence(subject: Subject, asked: Asked, settings: MeasureSettings) -
     """
     examples = tuple(probe.example for probe in asked.probes)
     how = f"{settings.max_new_tokens} tokens, {[probe.calls for probe in asked.probes]}"
-    rows = None if subject.store is None else subject.store.read(asked.name, examples, how)
-    if rows is None:
-        found: list[RowEvidence] = []
+
+    def called() -> Iterator[RowEvidence]:
         with Progress(f"call {subject.label}", len(examples), "row", shown=is_main()) as progress:
             for probe in asked.probes:
-                found.append(_evidence(subject, probe, settings))
+                yield _evidence(subject, probe, settings)
                 progress.update()
-        rows = tuple(found)
-    if subject.store is not None and is_main():
-        subject.store.write(asked.name, rows, how)
-    wait()
-    return Evidence(asked.name, rows)
+
+    return Evidence(asked.name, read_or_made(subject.store, asked.name, examples, how, called))
 
 
 @torch.no_grad()

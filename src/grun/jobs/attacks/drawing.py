@@ -13,10 +13,11 @@ from itertools import groupby
 import torch
 
 from grun.core.config.attacking import AttackConfig
-from grun.core.distributed import is_main, wait
+from grun.core.distributed import is_main
 from grun.core.process.progress import Progress
 from grun.core.records import Evidence, Example, RowEvidence
 from grun.evaluation.attacks import Probe
+from grun.evaluation.measuring.evidence_store import read_or_made
 from grun.evaluation.measuring.settings import MeasureSettings, Subject
 from grun.jobs.attacks.material import PLAIN, Asked, Prepared, spread
 from grun.models.encoding.encode import encode_prompt
@@ -65,21 +66,19 @@ def drawn_evidence(subject: Subject, asked: Asked, settings: MeasureSettings, co
     """
     name, how = asked.name, f"drawn at {config.temperature} by {config.seed}"
     examples = tuple(probe.example for probe in asked.probes)
-    rows = None if subject.store is None else subject.store.read(name, examples, how)
-    if rows is None:
-        found: list[RowEvidence] = []
+
+    def drawn() -> Iterator[RowEvidence]:
+        done = 0
         with Progress(f"draw {subject.label}", len(examples), "answer", shown=is_main()) as progress:
             for probe, same in groupby(asked.probes):
                 row, count = probe.example, len(list(same))
-                source = f"{config.seed} {len(found)}" if name == DRAWN else f"{config.seed} {name} {len(found)}"
-                texts = _drawn(subject, row, settings, config, source, count)
-                found += [RowEvidence(row, (), generated=text) for text in texts]
+                source = f"{config.seed} {done}" if name == DRAWN else f"{config.seed} {name} {done}"
+                for text in _drawn(subject, row, settings, config, source, count):
+                    yield RowEvidence(row, (), generated=text)
                 progress.update(count)
-        rows = tuple(found)
-    if subject.store is not None and is_main():
-        subject.store.write(name, rows, how)
-    wait()
-    return Evidence(name, rows)
+                done += count
+
+    return Evidence(name, read_or_made(subject.store, name, examples, how, drawn))
 
 
 def _drawn(
