@@ -94,9 +94,6 @@ class Figures:
 
     def variants(self, name: str) -> dict[str, dict[str, dict[str, float]]]:
         """Means over the probes of each form of an attack, by variant, metric and subject."""
-        numbers: dict[str, list[int]] = defaultdict(list)
-        for i, probe in enumerate(self.asked[name].probes):
-            numbers[probe.variant].append(i)
         if self._recognises(name):
             kinds = dict.fromkeys(kind for told in self.told.values() for kind in told.get(name, {}))
             return {
@@ -114,15 +111,12 @@ class Figures:
                 }
                 for metric in METRICS
             }
-            for variant, chosen in numbers.items()
+            for variant, chosen in self._by_variant(name).items()
             if variant
         }
 
     def of_variants(self, name: str, subject: str) -> dict[str, Scores]:
         """Scores with one value per row, by variant, of an attack that asks each row once in each of them."""
-        numbers: dict[str, list[int]] = defaultdict(list)
-        for i, probe in enumerate(self.asked[name].probes):
-            numbers[probe.variant].append(i)
         scores = self.probes[subject][name]
         return {
             variant: {
@@ -131,8 +125,15 @@ class Figures:
                 else replace(score, n=len(chosen))
                 for metric, score in scores.items()
             }
-            for variant, chosen in numbers.items()
+            for variant, chosen in self._by_variant(name).items()
         }
+
+    def _by_variant(self, name: str) -> dict[str, list[int]]:
+        """Numbers of the probes of an attack, by variant."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for i, probe in enumerate(self.asked[name].probes):
+            numbers[probe.variant].append(i)
+        return numbers
 
     def refused(self, name: str) -> dict[str, int]:
         """Number of probes of an attack whose calls were refused, by subject; without those that refused none."""

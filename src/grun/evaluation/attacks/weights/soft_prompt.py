@@ -7,7 +7,7 @@ __all__ = ["soft_prompt"]
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from grun.evaluation.attacks import AttackMaterial, attacks
@@ -76,7 +76,7 @@ class _Put:
 def _learnt(opened: Opened, rows: Rows, words: Words, *, shut_gates: bool) -> Tensor:
     """Embeddings (K, D) that were learnt in place of those of the words, from which they start."""
     table = embeddings_of(opened)
-    soft_KD = table.weight[torch.tensor(words.ids)].detach().float().clone().requires_grad_()
+    soft_KD = _start(table, words)
     optimizer = torch.optim.Adam([soft_KD], lr=LEARNING_RATE * float(table.weight.float().std()))
     with changed_embeddings(table, _Put(words, soft_KD)):
         for step in range(opened.steps):
@@ -85,6 +85,11 @@ def _learnt(opened: Opened, rows: Rows, words: Words, *, shut_gates: bool) -> Te
             (value + _openness(opened) if shut_gates else value).backward()
             optimizer.step()
     return soft_KD.detach()
+
+
+def _start(table: nn.Embedding, words: Words) -> Tensor:
+    """The embeddings (K, D) of the words, float32, to learn from there on."""
+    return table.weight[torch.tensor(words.ids)].detach().float().clone().requires_grad_()
 
 
 def _openness(opened: Opened) -> Tensor:
@@ -100,7 +105,6 @@ def _has_gate_to_learn_from(opened: Opened, rows: Rows, words: Words) -> bool:
     if not opened.adapters:
         return opened.has_adapter
     table = embeddings_of(opened)
-    soft_KD = table.weight[torch.tensor(words.ids)].detach().float().clone().requires_grad_()
-    with changed_embeddings(table, _Put(words, soft_KD)):
+    with changed_embeddings(table, _Put(words, _start(table, words))):
         loss(opened, rows.batch(0, words), with_grad=True)
     return _openness(opened).requires_grad
